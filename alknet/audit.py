@@ -1,0 +1,334 @@
+"""The audit log: JSON lines, each holding the hash of the line before it.
+
+A line says what was attempted, by whom, and what was decided; an allowed act has an *intent* line before it
+and an *outcome* line after it. Because each line carries the BLAKE3 hash of the one before (`prev`), a line that
+is changed, removed, inserted or moved breaks the chain; the sequence number and hash of the last line are also
+kept in the node's state, so that a cut-off tail shows. What it cannot show, and `verify` says so: a daemon user
+that rewrites the whole log and the state together.
+
+A line is in the kernel's hands when `write` returns: it survives a killed process, not a power cut.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from blake3 import blake3
+
+from alknet.clock import Clock
+from alknet.errors import AuditError
+from alknet.state import AuditHead, StateStore
+
+__all__ = ["AuditFile", "AuditSink", "MemoryAudit", "Report", "audit_files", "line_hash", "read_lines", "verify"]
+
+log = logging.getLogger("alknet.audit")
+
+GENESIS: Final = "0" * 64
+"""`prev` of the first line."""
+RESUMED: Final = b'"action":"audit/resume"'
+UNRECORDED: Final = b'"action":"audit/unrecorded"'
+_COUNT: Final = re.compile(rb'"count":(\d{1,9})')
+STOPPED: Final = b'"action":"node/stop"'
+MAX_LINE_BYTES: Final = 16 * 1024
+MAX_VALUE_BYTES: Final = 1024
+"""A text in a line is cut so that it takes about so many bytes there; the cut is marked."""
+MAX_FILE_BYTES: Final = 64 * 1024 * 1024
+"""A file that reaches this is set aside under the number of its last line, and a new one begun."""
+HEAD_DELAY_S: Final = 0.05
+"""The newest line reaches the state store at most this much later, so that a burst costs one write."""
+
+Record = Mapping[str, Any]
+
+
+class AuditSink(Protocol):
+    """Where audit records go."""
+
+    def write(self, record: Record) -> None:
+        """Append one record; raises `AuditError` and leaves the log as it was when that fails."""
+
+    def close(self) -> None:
+        """Record the end and give the files back; idempotent."""
+
+
+class MemoryAudit:
+    """Keeps the records in a list; for tests and for embedding. Set `failing` to refuse them."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        self.failing = False
+
+    def write(self, record: Record) -> None:
+        if self.failing:
+            raise AuditError("this audit sink was told to fail")
+        self.records.append(record)
+
+    def close(self) -> None:
+        pass
+
+
+def line_hash(line: bytes) -> str:
+    """The hash that the next line carries; `line` without its newline."""
+    return blake3(line).hexdigest()
+
+
+def audit_files(directory: Path) -> list[Path]:
+    """The log's files, oldest first."""
+    aside = sorted(directory.glob("audit-*.jsonl"))
+    current = directory / "audit.jsonl"
+    return [*aside, current] if current.exists() else aside
+
+
+class AuditFile:
+    """The log in a directory; one node at a time writes it.
+
+    `call_later` is an event loop's; without one the state store is told at every line.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        state: StateStore,
+        clock: Clock,
+        *,
+        call_later: Callable[[float, Callable[[], None]], Any] | None = None,
+    ) -> None:
+        self._state = state
+        self._clock = clock
+        self._call_later = call_later
+        self._flush_due = False
+        self._path = directory / "audit.jsonl"
+        self._fd = -1
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self._open()
+            self._seq, self._prev = self._resume(directory)
+        except OSError as exc:
+            raise AuditError(f"{self._path}: the audit log cannot be opened: {exc.strerror}") from exc
+        # The next line moves the recorded head on, so only a line can tell for good what was found now.
+        head = state.audit_head()
+        if self._seq and head is None:
+            log.error("the node's state knows of no audit line: state.db was removed or replaced")
+            self.write({"surface": "audit", "action": "audit/resume", "outcome": "the state knew of no line"})
+        elif head is not None and self._seq > head[0]:
+            count = self._seq - head[0]
+            self.write({"surface": "audit", "action": "audit/unrecorded", "outcome": "found", "count": count})
+
+    def write(self, record: Record) -> None:
+        if self._fd < 0:
+            raise AuditError("the audit log is closed")
+        seq = self._seq + 1
+        time = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds")
+        body = {"seq": seq, "time": time.replace("+00:00", "Z")}
+        body |= {key: _clip(value) for key, value in record.items() if value is not None}
+        body["prev"] = self._prev
+        line = json.dumps(body, separators=(",", ":")).encode("ascii")
+        if len(line) > MAX_LINE_BYTES:
+            raise AuditError(f"an audit line of {len(line)} bytes is over the limit of {MAX_LINE_BYTES}")
+        self._append(line + b"\n")
+        self._seq, self._prev = seq, line_hash(line)
+        self._record_head()
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._flush_head()
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._fd = os.open(self._path, flags, 0o600)
+        self._size = os.fstat(self._fd).st_size
+
+    def _append(self, data: bytes) -> None:
+        if self._size >= MAX_FILE_BYTES:
+            self._rotate()
+        try:
+            written = os.write(self._fd, data)
+            if written != len(data):
+                raise OSError(f"only {written} of {len(data)} bytes were taken: is the disk full?")
+        except OSError as exc:
+            # Take back what may have got there, or the next line would be glued to half a line.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+            raise AuditError(f"{self._path}: cannot be written: {exc.strerror or exc}") from exc
+        self._size += len(data)
+
+    def _rotate(self) -> None:
+        full = self._fd
+        try:
+            # Absent when the try before this one got no further; `_fd` still is the full file then.
+            with contextlib.suppress(FileNotFoundError):
+                self._path.rename(self._path.with_name(f"audit-{self._seq:012d}.jsonl"))
+            self._open()
+        except OSError as exc:
+            raise AuditError(f"{self._path}: cannot be set aside: {exc.strerror}") from exc
+        os.close(full)
+
+    def _resume(self, directory: Path) -> AuditHead:
+        """Where the chain goes on: after the last whole line, or after the recorded head if that is further.
+
+        Half a line (the machine lost power) is cut off. A log that is shorter than the recorded head, or that
+        ends in another line than the recorded one, stays visibly so: the next line continues behind the head, and
+        that it does not fit is there for `verify` to find.
+        """
+        found: AuditHead = (0, GENESIS)
+        torn = 0
+        for path in reversed(audit_files(directory)):
+            tail = _last_line(path)
+            if path == self._path and tail.torn > MAX_LINE_BYTES:
+                log.error("%s: ends in something that is no audit line; see 'alknet audit verify'", path)
+                self._size += os.write(self._fd, b"\n")  # kept, but not glued to the next line
+            elif path == self._path and tail.torn:
+                torn = tail.torn
+                os.ftruncate(self._fd, self._size - torn)
+                self._size -= torn
+            if tail.line:
+                links = _links(tail.line)
+                if links is None:
+                    log.error("%s: the last line is damaged; see 'alknet audit verify'", path)
+                    continue
+                found = (links[0], line_hash(tail.line))
+                break
+        head = self._state.audit_head()
+        if head is not None and head[0] > found[0]:
+            log.error(
+                "the audit log ends at line %d but %d were written; see 'alknet audit verify'",
+                found[0],
+                head[0],
+            )
+            found = head
+        elif head is not None and head[0] == found[0] and head != found:
+            log.error("line %d of the audit log is not the one that was written; see 'alknet audit verify'", head[0])
+            found = head
+        if torn:
+            log.warning("the audit log ended in half a line of %d bytes, which was cut off", torn)
+        return found
+
+    def _record_head(self) -> None:
+        if self._call_later is None:
+            self._flush_head()
+        elif not self._flush_due:
+            self._flush_due = True
+            self._call_later(HEAD_DELAY_S, self._flush_head)
+
+    def _flush_head(self) -> None:
+        self._flush_due = False
+        if self._fd >= 0 and self._seq:
+            try:
+                self._state.set_audit_head((self._seq, self._prev))
+            except Exception as exc:  # any database's error: the line itself is written, so go on
+                log.error("the head of the audit log could not be recorded: %s", exc)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tail:
+    line: bytes
+    torn: int
+
+
+def _last_line(path: Path) -> _Tail:
+    """The last whole line of a file, and how many bytes of half a line follow it."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 2 * MAX_LINE_BYTES))
+        data = file.read()
+    whole, newline, rest = data.rpartition(b"\n")
+    return _Tail(whole.rpartition(b"\n")[2], len(rest)) if newline else _Tail(b"", len(rest))
+
+
+def _links(line: bytes) -> tuple[int, str] | None:
+    """`seq` and `prev` of a line; None for what is no audit line, whatever else it is."""
+    try:
+        body = json.loads(line)
+        return int(body["seq"]), str(body["prev"])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _clip(value: Any) -> Any:
+    if not isinstance(value, str) or (size := _encoded_size(value)) <= MAX_VALUE_BYTES:
+        return value
+    kept = value
+    while size > MAX_VALUE_BYTES:
+        kept = kept[: max(len(kept) * MAX_VALUE_BYTES // size, 1)] if len(kept) > 1 else ""
+        size = _encoded_size(kept)
+    return f"{kept}… ({len(value)} characters)"
+
+
+def _encoded_size(text: str) -> int:
+    """The bytes that `text` takes in a line, without its quotes."""
+    return len(json.dumps(text)) - 2
+
+
+# --- reading ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` found. `problems` is empty when every line is in its place."""
+
+    lines: int
+    problems: tuple[str, ...]
+    unrecorded: int = 0
+    """Lines behind the recorded head: written in the last moment of a run that was killed, or just now."""
+
+
+def read_lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
+    """(file, line number in it, line without newline) of the whole log, oldest first, bounded in memory."""
+    for path in audit_files(directory):
+        with path.open("rb") as file:
+            number = 0
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                yield path, number, line
+
+
+def verify(directory: Path, head: AuditHead | None, *, max_problems: int = 20) -> Report:
+    """Follow the chain from the first line to the recorded head and name what does not fit."""
+    problems: list[str] = []
+    seq, prev, count, at_head, ended = 0, GENESIS, 0, None, False
+    unrecorded = 0
+    for path, number, raw in read_lines(directory):
+        count += 1
+        where = f"{path.name} line {number}"
+        line = raw.removesuffix(b"\n")
+        if line is raw:
+            problems.append(f"{where}: is cut short or too long")
+        links = _links(line)
+        if links is None:
+            problems.append(f"{where}: is not an audit line")
+        line_seq, line_prev = links or (seq + 1, "")
+        if line_seq != seq + 1:
+            gap = "lines are missing" if line_seq > seq + 1 else "it is out of order or doubled"
+            problems.append(f"{where}: has number {line_seq} where {seq + 1} was expected: {gap}")
+        elif links and line_prev != prev:
+            problems.append(f"{where}: does not fit the line before it: one of the two was changed")
+        seq, prev = line_seq, line_hash(line)
+        if UNRECORDED in line and (found := _COUNT.search(line)):
+            unrecorded += int(found[1])
+        if RESUMED in line:
+            problems.append(f"{where}: the node's state had been removed or replaced before this line was written")
+        if head is not None and seq == head[0]:
+            at_head, ended = prev, STOPPED in line
+        if len(problems) >= max_problems:
+            problems.append("(more may follow)")
+            break
+    if head is not None and len(problems) < max_problems:
+        if at_head is None:
+            problems.append(f"the log ends at line {seq}, but {head[0]} were written: its end was cut off")
+        elif at_head != head[1]:
+            problems.append(f"line {head[0]} is not the one that was recorded: it was changed")
+        elif ended and seq > head[0]:
+            problems.append(f"{seq - head[0]} lines stand behind the end of the last run: no node wrote them")
+    elif head is None and count:
+        problems.append("the node's state knows of no audit line: state.db was removed or replaced")
+    if head is not None:
+        unrecorded += max(0, seq - head[0])
+    return Report(count, tuple(problems), unrecorded)

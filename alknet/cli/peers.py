@@ -1,0 +1,239 @@
+"""``peer``: the files of ``peers.d``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alknet.cli.app import Invocation, pass_invocation
+from alknet.cli.client import ask_node, node_is_running
+from alknet.cli.output import print_json, print_table
+from alknet.errors import AlknetError, ConfigError, InvalidInputError, NotFoundError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from alknet.config.home import Home
+
+__all__ = ["peer"]
+
+
+@click.group()
+def peer() -> None:
+    """Known remote identities: who may enter, with which key, and what they may do."""
+
+
+@peer.command()
+@click.argument("name")
+@click.option("--key", multiple=True, metavar="FILE|LINE", help="Public key: a .pub file or its line.")
+@click.option("--scope", multiple=True, metavar="S", help="Scope to grant, such as ssh:exec.")
+@click.option("--role", multiple=True, metavar="R", help="Role to grant, from [roles].")
+@click.option("--user", metavar="USER", help="Operating-system user that its sessions run as.")
+@click.option("--as-daemon", is_flag=True, help="Let its sessions run as the node's own user.")
+@click.option("--address", multiple=True, metavar="HOST:PORT", help="Where to reach it.")
+@click.option("--host-key", metavar="FILE|LINE", help="The SSH host key that it must prove.")
+@pass_invocation
+def add(
+    invocation: Invocation,
+    name: str,
+    key: tuple[str, ...],
+    scope: tuple[str, ...],
+    role: tuple[str, ...],
+    user: str | None,
+    as_daemon: bool,
+    address: tuple[str, ...],
+    host_key: str | None,
+) -> None:
+    """Add the peer NAME."""
+    from alknet.config.create import peer_text
+
+    home = invocation.home
+    _known_peers(home)  # a configuration that is wrong already is said before anything is written
+    if home.peer(name).exists():
+        raise UsageError(
+            f"there is a peer {name!r} already",
+            hint=f"edit {home.peer(name)}, or remove it with 'alknet peer remove {name}'",
+        )
+    values: dict[str, Any] = {}
+    if key:
+        values["keys"] = [_key_line(text) for text in key]
+    if scope:
+        values["scopes"] = list(scope)
+    if role:
+        values["roles"] = list(role)
+    if address:
+        values["addresses"] = list(address)
+    if host_key is not None:
+        values["host_key"] = _key_line(host_key)
+    ssh: dict[str, Any] = {"user": user} if user else {}
+    if as_daemon:
+        ssh["as_daemon"] = True
+    if ssh:
+        values["ssh"] = ssh
+    _write(invocation, name, peer_text(values))
+    _report(invocation, name, "added")
+
+
+@peer.command("list")
+@pass_invocation
+def list_peers(invocation: Invocation) -> None:
+    """All peers of the configuration on disk."""
+    peers = _known_peers(invocation.home)
+    if invocation.json:
+        print_json([p.model_dump(mode="json") for p in peers])
+        return
+    print_table(
+        ("PEER", "NAME", "STATE", "KEYS", "SCOPES", "ROLES", "RUNS AS"),
+        [
+            (
+                p.id,
+                p.display_name,
+                "enabled" if p.enabled else "disabled",
+                len(p.keys),
+                " ".join(p.scopes),
+                " ".join(p.roles),
+                p.ssh.user or ("the node's user" if p.ssh.as_daemon else ""),
+            )
+            for p in peers
+        ],
+        empty="no peers",
+    )
+
+
+@peer.command()
+@click.argument("name")
+@pass_invocation
+def show(invocation: Invocation, name: str) -> None:
+    """Everything about one peer."""
+    found = next((p for p in _known_peers(invocation.home) if p.id == name), None)
+    if found is None:
+        raise NotFoundError(f"there is no peer {name!r}")
+    body = found.model_dump(mode="json", exclude_none=True)
+    body["fingerprints"] = [key.fingerprint for key in found.keys]
+    if invocation.json:
+        print_json(body)
+    else:
+        from alknet.config.create import peer_text
+
+        click.echo(peer_text(body), nl=False)
+
+
+@peer.command()
+@click.argument("name")
+@pass_invocation
+def disable(invocation: Invocation, name: str) -> None:
+    """Refuse the peer everywhere from now on, live connections included."""
+    _set_enabled(invocation, name, False)
+
+
+@peer.command()
+@click.argument("name")
+@pass_invocation
+def enable(invocation: Invocation, name: str) -> None:
+    """Let the peer in again."""
+    _set_enabled(invocation, name, True)
+
+
+@peer.command()
+@click.argument("name")
+@pass_invocation
+def remove(invocation: Invocation, name: str) -> None:
+    """Forget the peer; its connections end."""
+    _write(invocation, name, None)
+    _report(invocation, name, "removed")
+
+
+def _known_peers(home: "Home") -> Any:
+    from alknet.config.load import load
+
+    return load(home).peers
+
+
+def _set_enabled(invocation: Invocation, name: str, enabled: bool) -> None:
+    import tomlkit
+
+    _known_peers(invocation.home)  # says what is wrong with a file before it is edited
+    document = tomlkit.parse(_peer_file(invocation, name).read_text(encoding="utf-8"))
+    document["enabled"] = enabled
+    _write(invocation, name, tomlkit.dumps(document))
+    _report(invocation, name, "enabled" if enabled else "disabled")
+
+
+def _peer_file(invocation: Invocation, name: str) -> Path:
+    path: Path = invocation.home.peer(name)
+    if not path.exists():
+        where = "it stands in alknet.toml; edit that" if _is_inline(invocation, name) else ""
+        raise NotFoundError(f"there is no {path}", hint=where or "'alknet peer list' shows the peers")
+    return path
+
+
+def _is_inline(invocation: Invocation, name: str) -> bool:
+    return any(p.id == name for p in _known_peers(invocation.home))
+
+
+def _write(invocation: Invocation, name: str, text: str | None) -> None:
+    """Replace (or remove, for None) a peer's file. If the whole configuration would then be wrong, or the running
+    node refuses it, the old file comes back."""
+    from alknet.config.home import write_atomically
+    from alknet.config.load import load
+    from alknet.config.model import PEER_ID
+
+    if not PEER_ID.match(name):
+        raise InvalidInputError(f"{name!r} is no peer id: 1 to 63 of a-z, 0-9 and -, not starting with -")
+    home = invocation.home
+    path = home.peer(name)
+    if text is None:
+        _peer_file(invocation, name)
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    running = node_is_running(home)
+    if running:
+        try:
+            ask_node(invocation, "node/can", {"peer": "owner", "action": "node/reload"})  # connect first, then write
+        except UnavailableError as exc:
+            # An operator must be able to take a right away from a node that is too busy to answer: it watches the file.
+            click.echo(f"the node does not answer ({exc}); it is left to notice the file", err=True)
+            running = False
+    home.peers.mkdir(mode=0o700, exist_ok=True)
+    _put(path, text)
+    try:
+        load(home)
+        if running:
+            ask_node(invocation, "node/reload")
+    except AlknetError as exc:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            write_atomically(path, before)
+        if isinstance(exc, ConfigError):
+            raise InvalidInputError(f"nothing was changed: {exc}") from None
+        raise
+
+
+def _put(path: Path, text: str | None) -> None:
+    from alknet.config.home import write_atomically
+
+    if text is None:
+        path.unlink()
+    else:
+        write_atomically(path, text)
+
+
+def _key_line(text: str) -> str:
+    """A public key given as a file's name or as the line itself."""
+    from alknet.keys import PublicKey
+
+    if " " not in text.strip():
+        try:
+            text = Path(text).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise NotFoundError(f"{text}: cannot be read as a public key file: {exc}") from None
+    try:
+        return str(PublicKey.parse(text))
+    except InvalidInputError as exc:
+        raise InvalidInputError(f"the key {exc}") from None
+
+
+def _report(invocation: Invocation, name: str, what: str) -> None:
+    running = node_is_running(invocation.home)
+    if invocation.json:
+        print_json({"peer": name, "done": what, "live": running})
+    else:
+        click.echo(f"{name} {what}" + (", in force now" if running else ""))

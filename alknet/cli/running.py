@@ -1,0 +1,128 @@
+"""``status``, ``sessions`` and ``can``: questions to the running node."""
+
+import click
+
+from alknet.cli.app import Invocation, pass_invocation
+from alknet.cli.client import ask_node, node_is_running
+from alknet.cli.output import print_json, print_table
+from alknet.errors import NotFoundError
+
+__all__ = ["can", "sessions", "status"]
+
+DENIED = 3
+
+
+@click.command()
+@pass_invocation
+def status(invocation: Invocation) -> None:
+    """The running node: what it listens on, who is connected, which peers it knows."""
+    answer = ask_node(invocation, "node/status")
+    if invocation.json:
+        print_json(answer)
+        return
+    node = answer["node"]
+    click.echo(f"node       {node['name']} (alknet {node['version']}, process {node['pid']}, user {node['user']})")
+    click.echo(f"home       {node['home']}")
+    click.echo(f"revision   {node['revision']}")
+    click.echo(f"listening  {', '.join(x['address'] for x in answer['listeners'])}")
+    click.echo(f"strangers  {answer['strangers']} not logged in")
+    for what in ("refused", "unserved"):
+        if answer[what]:
+            click.echo(f"{what:<10} {', '.join(f'{k} {v}' for k, v in answer[what].items())}")
+    click.echo()
+    _print_connections(answer["connections"])
+    click.echo()
+    print_table(
+        ("PEER", "STATE", "CONNECTIONS"),
+        [(p["id"], "enabled" if p["enabled"] else "disabled", p["connections"]) for p in answer["peers"]],
+        empty="no peers",
+    )
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def sessions(context: click.Context) -> None:
+    """Live connections; end one."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_sessions)
+
+
+@sessions.command("list")
+@pass_invocation
+def list_sessions(invocation: Invocation) -> None:
+    """Live connections, oldest first; without the one that asks."""
+    connections = ask_node(invocation, "node/sessions")
+    if invocation.json:
+        print_json(connections)
+    else:
+        _print_connections(connections)
+
+
+@sessions.command("kill")
+@click.argument("id")
+@pass_invocation
+def kill(invocation: Invocation, id: str) -> None:
+    """End the connection ID; what runs on it is hung up."""
+    ended = ask_node(invocation, "node/kill", {"id": id})
+    if invocation.json:
+        print_json(ended)
+    else:
+        click.echo(f"ended {ended['id']} of {ended['peer'] or 'a stranger'}")
+
+
+@click.command()
+@click.argument("peer")
+@click.argument("action")
+@click.argument("resource", required=False)
+@pass_invocation
+def can(invocation: Invocation, peer: str, action: str, resource: str | None) -> int:
+    """May PEER do ACTION (on RESOURCE)? Exits 0 for yes and 3 for no.
+
+    \b
+    alknet can alice ssh/shell
+    alknet can ci ssh/exec 'git-upload-pack /srv/project'
+
+    The running node answers; without one, the configuration on disk does.
+    """
+    if node_is_running(invocation.home):
+        values = {"peer": peer, "action": action, "resource": resource}
+        answer = ask_node(invocation, "node/can", values)
+    else:
+        answer = _can_offline(invocation, peer, action, resource)
+    if invocation.json:
+        print_json(answer)
+    else:
+        click.echo(f"{'yes' if answer['allowed'] else 'no'}: {answer['reason']}")
+        suffix = f"  ({answer['denial_id']})" if answer["denial_id"] else ""
+        click.echo(f"rule: {answer['rule']}{suffix}")
+        if answer["note"]:
+            click.echo(f"note: {answer['note']}")
+    return 0 if answer["allowed"] else DENIED
+
+
+def _can_offline(invocation: Invocation, peer: str, action: str, resource: str | None) -> dict[str, object]:
+    from alknet.access import Context, Identity, authorize
+    from alknet.clock import SystemClock
+    from alknet.config.load import load
+    from alknet.config.policy import build_policy, daemon_user
+    from alknet.control import can as describe
+    from alknet.state import SqliteState
+
+    home = invocation.home
+    settings = load(home)
+    state = SqliteState(home.state)
+    policy = build_policy(settings, denial_key=state.denial_key(), daemon=daemon_user())
+    state.close()
+    if peer not in policy.peers:
+        raise NotFoundError(f"there is no peer {peer!r}")
+    identity = Identity(peer, frozenset(policy.peers[peer].scopes), "question")
+    context = Context(policy, SystemClock().wall())
+    return describe(authorize(identity, action, resource, context), policy, peer, action)
+
+
+def _print_connections(connections: list[dict[str, str]]) -> None:
+    print_table(
+        ("ID", "PEER", "TRANSPORT", "ALPN", "SINCE", "REMOTE"),
+        [(c["id"], c["peer"], c["transport"], c["alpn"], c["since"], c["remote"]) for c in connections],
+        empty="no connections",
+    )

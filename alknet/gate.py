@@ -1,0 +1,120 @@
+"""How a door asks the access decision: one call that decides and writes the audit log.
+
+A door never calls :func:`alknet.access.authorize` itself. It calls :meth:`Gate.ask`, acts only if the answer's
+`decision` is a yes, and says how the act ended with :meth:`Act.done`.
+"""
+
+import logging
+import os
+from typing import Any, Final
+
+from alknet.access import Context, Decision, Identity, Policy, authorize, deny
+from alknet.audit import AuditSink
+from alknet.clock import Clock
+from alknet.errors import AuditError
+
+__all__ = ["Act", "Gate"]
+
+log = logging.getLogger("alknet.audit")
+
+RULE_AUDIT: Final = "audit.required"
+RULE_CREDENTIAL: Final = "credential:removed"
+RULE_CHANGED: Final = "session:changed"
+
+
+class Gate:
+    """The current policy, the audit log and the clock, as every door sees them.
+
+    A reload replaces `policy`; whoever holds live things then calls :meth:`still` for each of them.
+    """
+
+    def __init__(self, policy: Policy, audit: AuditSink, clock: Clock, *, audit_required: bool = False) -> None:
+        self.policy = policy
+        self.clock = clock
+        self.audit_required = audit_required
+        self._audit = audit
+
+    def ask(
+        self,
+        identity: Identity | None,
+        action: str,
+        resource: str | None = None,
+        *,
+        surface: str,
+        **facts: Any,
+    ) -> "Act":
+        """Decide, and write the intent (or the denial) before anything is done.
+
+        The credential is looked up again, so that an identity that was kept for a while brings no old rights along.
+        `facts` (remote, connection, via, …) go into the audit line as they are. When the line cannot be
+        written the act is refused if `audit.required`, and otherwise allowed with an error in the log.
+        """
+        decision = self.peek(None, action, resource) if identity is None else self.still(identity, action, resource)
+        record = {
+            "surface": surface,
+            "peer": None if identity is None else identity.id,
+            "action": action,
+            "resource": resource,
+            "decision": "allow" if decision else "deny",
+            "rule": decision.rule,
+            "denial_id": decision.denial_id,
+            "request_id": "req_" + os.urandom(8).hex(),
+            **facts,
+        }
+        act = Act(self, decision, record)
+        phase = {"phase": "intent"} if decision else {"phase": "outcome", "outcome": "denied"}
+        if not self.note(record | phase) and decision and self.audit_required:
+            reason = "the audit log cannot be written, and this node acts only on the record"
+            act.refuse(deny(identity, action, resource, self.policy, RULE_AUDIT, reason))
+        return act
+
+    def peek(self, identity: Identity | None, action: str, resource: str | None) -> Decision:
+        """The decision alone, for questions (`alknet can`) and for live things after a reload."""
+        return authorize(identity, action, resource, Context(self.policy, self.clock.wall()))
+
+    def still(self, identity: Identity, action: str, resource: str | None) -> Decision:
+        """Whether what was allowed before is allowed under the current policy, credential included."""
+        renewed = self.policy.renew(identity)
+        if renewed is None and identity.id in self.policy.peers:
+            reason = f"the credential no longer belongs to peer {identity.id!r}"
+            return deny(identity, action, resource, self.policy, RULE_CREDENTIAL, reason)
+        return self.peek(renewed or identity, action, resource)
+
+    def changed(self, identity: Identity, action: str, resource: str | None) -> Decision:
+        """The denial of a live thing that is still allowed, but would now be done in another way."""
+        reason = f"the settings of peer {identity.id!r} changed, and this would now be run otherwise"
+        return deny(identity, action, resource, self.policy, RULE_CHANGED, reason)
+
+    def note(self, record: dict[str, Any]) -> bool:
+        """Write one audit record as it is; False (and an error in the log) when that fails."""
+        try:
+            self._audit.write(record)
+        except AuditError as exc:
+            log.error("audit line lost: %s", exc)
+            return False
+        return True
+
+
+class Act:
+    """One attempted act: its decision, and the way to report how it ended."""
+
+    def __init__(self, gate: Gate, decision: Decision, record: dict[str, Any]) -> None:
+        self.decision = decision
+        self.request_id: str = record["request_id"]
+        self._gate = gate
+        self._record = record
+        self._started = gate.clock.monotonic()
+        self._over = not decision
+
+    def refuse(self, denial: Decision) -> None:
+        """Turn the act down after all, before it has begun."""
+        self.decision = denial
+        self._over = True
+
+    def done(self, outcome: str, **facts: Any) -> None:
+        """Write the outcome line, once; later calls and calls on a denied act do nothing."""
+        if self._over:
+            return
+        self._over = True
+        elapsed_ms = round((self._gate.clock.monotonic() - self._started) * 1000, 3)
+        self._gate.note(self._record | facts | {"phase": "outcome", "outcome": outcome, "duration_ms": elapsed_ms})

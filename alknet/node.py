@@ -1,0 +1,270 @@
+"""A node: the parts of alknet put together, started in order and stopped in the reverse order."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from alknet._version import __version__
+from alknet.access import DaemonUser, Policy
+from alknet.alpn.admission import Admission, AdmissionLimits
+from alknet.alpn.first_byte import Opening
+from alknet.alpn.port import Port, plain
+from alknet.alpn.router import Router
+from alknet.alpn.streams import Connection
+from alknet.audit import AuditFile
+from alknet.clock import Clock, SystemClock
+from alknet.config.addresses import ListenAddress
+from alknet.config.home import Home, check_not_writable_by_others
+from alknet.config.load import load
+from alknet.config.model import Settings
+from alknet.config.policy import build_policy, daemon_user
+from alknet.config.watch import watch
+from alknet.control import SUBSYSTEM, Control
+from alknet.errors import AuditError, ConfigError, StartupError
+from alknet.gate import Gate
+from alknet.keys import check_private
+from alknet.lock import HomeLock
+from alknet.logs import event
+from alknet.notify import notify, notify_reloading
+from alknet.reload import Reloader, Report
+from alknet.ssh.handler import ALPN as SSH_ALPN
+from alknet.ssh.handler import SshHandler, SshSettings
+from alknet.ssh.options import load_host_key
+from alknet.state import SqliteState
+from alknet.tasks import Tasks
+
+__all__ = ["Node"]
+
+log = logging.getLogger("alknet.node")
+
+ANSWER_FIRST_S: Final = 0.05
+EXPIRY_CHECK_S: Final = 1.0
+"""How often the node looks whether somebody's access has expired."""
+
+
+class Node:
+    """One node on one home. Use as ``async with Node(home) as node: await node.wait_stopped()``."""
+
+    def __init__(self, home: Home, *, listen: tuple[ListenAddress, ...] = (), clock: Clock | None = None) -> None:
+        self.home = home
+        self._listen = listen
+        self._clock = clock or SystemClock()
+        self._tasks = Tasks("node")
+        self._stop = asyncio.Event()
+        self._stopped = False
+        self._undo = contextlib.ExitStack()
+        self._daemon: DaemonUser = daemon_user()
+
+    async def __aenter__(self) -> "Node":
+        try:
+            self._assemble()
+            self._start()
+        except BaseException:
+            self._undo.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    def _assemble(self) -> None:
+        """Build every part; nothing is reachable yet."""
+        home = self.home
+        settings = load(home)
+        for directory in (home.keys, home.audit):
+            if directory.exists():
+                check_not_writable_by_others(directory)
+        for key in (home.node_key, home.host_key, home.owner_key):
+            if not key.exists():
+                raise ConfigError(f"{key}: is missing", hint="'alknet init' makes what a home lacks")
+            check_private(key)
+        host_key = load_host_key(home.host_key)
+        self._lock = HomeLock(home.lock)
+        self._undo.callback(self._lock.release)
+        self._state = SqliteState(home.state)
+        self._undo.callback(self._state.close)
+        loop = asyncio.get_running_loop()
+        try:
+            audit = AuditFile(home.audit, self._state, self._clock, call_later=loop.call_later)
+        except AuditError as exc:
+            raise StartupError(str(exc), hint=f"check the disk, and the owner and mode of {home.audit}") from exc
+        self._undo.callback(audit.close)
+        self._denial_key = self._state.denial_key()
+        self.gate = Gate(self._policy(settings), audit, self._clock)
+        self._admission = Admission(AdmissionLimits())
+        self._ssh = SshHandler(
+            self.gate,
+            host_key,
+            SshSettings(),
+            subsystems={SUBSYSTEM: Control(self)},
+            on_login_failed=lambda host: self._admission.failed_login(host, loop.time()),
+        )
+        self.router = Router([self._ssh])
+        self._port = Port(self._admission, {Opening.SSH: plain(SSH_ALPN, self.router)})
+        self._reloader = Reloader(home, settings, self._apply)
+        self._apply(settings)
+
+    def _start(self) -> None:
+        settings = self._reloader.running
+        self._undo.callback(self._port.stop_accepting)
+        for address in self._listen or settings.node.listen:
+            self._port.listen(address.hosts(), address.port)
+        self._lock.publish(tuple((a.host, a.port) for a in self._port.addresses))
+        self._tasks.start(self._watch_files(), name="watch")
+        self._tasks.start(self._watch_expiry(), name="expiry")
+        self.gate.note({"surface": "node", "action": "node/start", "outcome": "ok", "version": __version__})
+        log.info(event("listening", addresses=",".join(map(str, self._port.addresses))))
+
+    @property
+    def name(self) -> str:
+        return self._reloader.running.node.name or os.uname().nodename
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(map(str, self._port.addresses))
+
+    # --- running ----------------------------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Serve until SIGINT or SIGTERM, then stop; returns how many connections had to be cut."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup_received)
+        notify("READY=1")
+        await self._stop.wait()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # The second Ctrl-C must not wait for the drain.
+            loop.add_signal_handler(number, os._exit, 128 + number)
+        return await self.stop()
+
+    async def stop(self) -> int:
+        """Stop in order; idempotent. Returns how many connections were cut at the drain deadline."""
+        if self._stopped:
+            return 0
+        self._stopped = True
+        notify("STOPPING=1")
+        self._port.stop_accepting()
+        deadline = asyncio.get_running_loop().time() + self._reloader.running.node.drain_timeout
+        cut = await self.router.shutdown(deadline)
+        self._stop.set()
+        await self._tasks.aclose()
+        self.gate.note({"surface": "node", "action": "node/stop", "outcome": "ok", "cut": cut})
+        self._undo.close()
+        return cut
+
+    def status(self, *, leave_out: str | None = None) -> dict[str, Any]:
+        """What `alknet status --json` prints."""
+        policy = self.gate.policy
+        live = [c for c in self.router.connections if c.identity and c.id != leave_out]
+        count: dict[str, int] = {}
+        for connection in live:
+            assert connection.identity is not None
+            count[connection.identity.id] = count.get(connection.identity.id, 0) + 1
+        return {
+            "node": {
+                "name": self.name,
+                "version": __version__,
+                "pid": os.getpid(),
+                "user": self._daemon.name,
+                "home": str(self.home.path),
+                "revision": policy.revision,
+            },
+            "listeners": [{"address": a, "transport": "tcp"} for a in self.addresses],
+            "connections": [_describe(connection) for connection in live],
+            "peers": [
+                {"id": p.id, "enabled": p.enabled, "connections": count.get(p.id, 0)} for p in policy.peers.values()
+            ],
+            "strangers": self._admission.half_open,
+            "refused": dict(self._admission.refused),
+            "unserved": dict(self._port.unserved),
+        }
+
+    # --- changing ---------------------------------------------------------------------------------------------
+
+    async def reload(self, cause: str) -> Report:
+        """Read the configuration again; see `Reloader.reload`."""
+        record = {"surface": "config", "action": "config/reload", "cause": cause}
+        self.gate.note(record | {"phase": "intent"})
+        record["phase"] = "outcome"
+        notify_reloading()
+        try:
+            report = await self._reloader.reload(cause)
+        except ConfigError as exc:
+            self.gate.note(record | {"outcome": f"refused: {exc}"})
+            raise
+        finally:
+            notify("READY=1")
+        changed = list(report.changed)[:50]
+        self.gate.note(record | {"outcome": "ok", "changed": changed, "revision": self.gate.policy.revision})
+        return report
+
+    def _apply(self, settings: Settings) -> None:
+        """Swap `settings` in and end what they forbid. Builds first, assigns last, and does not wait.
+
+        The new policy decides at once; live things that it forbids end a moment later, so that whoever asked for the
+        reload has its answer first.
+        """
+        policy = self._policy(settings)
+        limits = settings.limits
+        self._admission.limits = AdmissionLimits(
+            limits.connections,
+            limits.connections_per_address,
+            limits.half_open,
+            limits.failed_logins_per_address,
+        )
+        self._ssh.settings = SshSettings(
+            login_grace_s=limits.login_grace,
+            auth_attempts=limits.auth_attempts,
+            channels_per_connection=limits.channels_per_connection,
+            connections_per_peer=limits.connections_per_peer,
+            env_allow=settings.ssh.env_allow,
+        )
+        self.gate.audit_required = settings.audit.required
+        self.gate.policy = policy
+        asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self.router.recheck)
+
+    def _policy(self, settings: Settings) -> Policy:
+        return build_policy(settings, denial_key=self._denial_key, daemon=self._daemon)
+
+    def _hangup_received(self) -> None:
+        self._tasks.start(self._reload_quietly("SIGHUP"), name="reload")
+
+    async def _reload_quietly(self, cause: str) -> None:
+        try:
+            await self.reload(cause)
+        except ConfigError:
+            pass  # logged and audited where it was found
+        except Exception:
+            log.exception(event("reload failed", cause=cause))  # and the next change is watched for all the same
+
+    async def _watch_files(self) -> None:
+        async for _ in watch(self.home, self._stop):
+            await self._reload_quietly("file changed")
+
+    async def _watch_expiry(self) -> None:
+        checked = self._clock.wall()
+        while True:
+            await asyncio.sleep(EXPIRY_CHECK_S)
+            now = self._clock.wall()
+            expiry = self.gate.policy.next_expiry(checked)
+            if expiry is not None and expiry <= now:
+                self.router.recheck()
+            checked = now
+
+
+def _describe(connection: Connection) -> dict[str, Any]:
+    assert connection.identity is not None
+    since = datetime.fromtimestamp(connection.since, UTC).isoformat(timespec="milliseconds")
+    return {
+        "id": connection.id,
+        "peer": connection.identity.id,
+        "transport": connection.transport,
+        "alpn": connection.alpn,
+        "since": since.replace("+00:00", "Z"),
+        "remote": None if connection.remote is None else str(connection.remote),
+    }

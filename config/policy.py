@@ -1,0 +1,46 @@
+"""From settings to the access policy that every door asks."""
+
+import os
+import pwd
+
+from alknet.access import DaemonUser, Peer, Policy, SshRights
+from alknet.config.load import revision
+from alknet.config.model import PeerEntry, Settings
+
+__all__ = ["build_policy", "daemon_user"]
+
+
+def daemon_user() -> DaemonUser:
+    """The operating-system user of this process."""
+    uid = os.geteuid()
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    return DaemonUser(name, is_root=uid == 0)
+
+
+def build_policy(settings: Settings, *, denial_key: bytes, daemon: DaemonUser) -> Policy:
+    """The immutable snapshot for `settings`."""
+    return Policy(
+        peers={entry.id: _peer(entry, settings) for entry in settings.peers},
+        revision=revision(settings),
+        denial_key=denial_key,
+        daemon=daemon,
+        exec_enabled=settings.ssh.exec,
+        shell_enabled=settings.ssh.shell,
+    )
+
+
+def _peer(entry: PeerEntry, settings: Settings) -> Peer:
+    scopes = {scope: f"role {role}" for role in entry.roles for scope in settings.roles[role].scopes} | dict.fromkeys(
+        entry.scopes, "own"
+    )
+    return Peer(
+        id=entry.id,
+        scopes=scopes,
+        keys=tuple(key.fingerprint for key in entry.keys),
+        enabled=entry.enabled,
+        expires_at=None if entry.expires_at is None else entry.expires_at.timestamp(),
+        ssh=SshRights(**entry.ssh.model_dump()),
+    )

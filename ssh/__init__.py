@@ -1,0 +1,10 @@
+"""SSH: the door for stock clients, and the client behind ``alknet ssh``.
+
+Promise: nobody gets further than their login without a decision of the gate; a refusal says why and carries its
+denial id; what a session runs ends with its connection. Built on asyncssh, whose connection objects take any byte
+stream that :mod:`alknet.alpn` carries. May import :mod:`alknet.alpn` and leaf modules, never :mod:`alknet.call`.
+
+Start with :mod:`alknet.ssh.handler` (the door), then :mod:`alknet.ssh.connection` (login, limits),
+:mod:`alknet.ssh.session` (one channel), :mod:`alknet.ssh.plan` and :mod:`alknet.ssh.runas` (what is run, as whom),
+:mod:`alknet.ssh.child` (running it), :mod:`alknet.ssh.client`.
+"""

@@ -1,0 +1,107 @@
+"""The SSH door: serves the ALPN ``alknet/ssh`` on every carrier."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import asyncssh
+
+from alknet.access import Identity
+from alknet.alpn.streams import Connection, Stream
+from alknet.gate import Gate
+from alknet.ssh.child import Child
+from alknet.ssh.connection import SshConnection
+from alknet.ssh.options import server_options
+from alknet.tasks import Tasks
+
+__all__ = ["ALPN", "SshHandler", "SshSettings", "Subsystem"]
+
+ALPN: Final = "alknet/ssh"
+SHUTDOWN_GRACE_S: Final = 0.5
+"""Between SIGHUP and SIGKILL when the node itself stops."""
+
+Subsystem = Callable[[Stream, Identity, Connection], Awaitable[int]]
+"""A part of the node that is reached as an SSH subsystem. It asks its own decisions and returns an exit status."""
+
+
+@dataclass(frozen=True, slots=True)
+class SshSettings:
+    """What the configuration says about SSH connections; see `config.model` for the meaning."""
+
+    login_grace_s: float = 30.0
+    auth_attempts: int = 10
+    channels_per_connection: int = 64
+    connections_per_peer: int = 256
+    env_allow: tuple[str, ...] = ("LANG", "LC_*")
+
+
+class SshHandler:
+    """Serves SSH. `settings` may be replaced while it runs; `on_login_failed` hears of hosts that failed to log in."""
+
+    alpns = (ALPN,)
+
+    def __init__(
+        self,
+        gate: Gate,
+        host_key: asyncssh.SSHKey,
+        settings: SshSettings,
+        *,
+        subsystems: Mapping[str, Subsystem],
+        on_login_failed: Callable[[str], None] | None = None,
+    ) -> None:
+        self.gate = gate
+        self.settings = settings
+        self.subsystems = subsystems
+        self.tasks = Tasks("ssh")
+        self._options = server_options(host_key)
+        self._on_login_failed = on_login_failed
+        self._connections: set[SshConnection] = set()
+        self._hung_up: set[Child] = set()
+
+    async def handle(self, connection: Connection) -> None:
+        stream = await connection.accept_stream()
+        ssh = SshConnection(self, connection, self._options)
+        self._connections.add(ssh)
+        connection.polite_close = ssh.end
+        try:
+            await stream.attach(ssh)
+            await ssh.wait_closed()
+            await ssh.wait_gone()
+        finally:
+            self._connections.discard(ssh)
+
+    def recheck(self) -> None:
+        for connection in tuple(self._connections):
+            connection.recheck()
+
+    def connections_of(self, peer_id: str) -> int:
+        """How many logged-in connections a peer has."""
+        return sum(c.connection.identity is not None and c.connection.identity.id == peer_id for c in self._connections)
+
+    def login_failed(self, host: str | None) -> None:
+        if host is not None and self._on_login_failed is not None:
+            self._on_login_failed(host)
+
+    def hang_up(self, child: Child, *, terminal_closed: bool) -> None:
+        """End a process group whose session is over, and remember it until it has ended."""
+        self._hung_up = {other for other in self._hung_up if other.is_running} | {child}
+        child.hang_up(terminal_closed=terminal_closed)
+
+    async def shutdown(self, deadline: float) -> None:
+        """Refuse new sessions, let running ones finish until `deadline`, disconnect everybody, end what still runs."""
+        await asyncio.gather(*(self._drain(connection, deadline) for connection in self._connections))
+        children = [child for child in self._hung_up if child.is_running]
+        async with asyncio.TaskGroup() as group:
+            for child in children:
+                group.create_task(child.wait_ended(timeout_s=SHUTDOWN_GRACE_S))
+        await self.tasks.aclose()
+
+    async def _drain(self, connection: SshConnection, deadline: float) -> None:
+        connection.is_draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await connection.idle.wait()
+        connection.end("the node is shutting down")
+        await connection.wait_closed()

@@ -1,0 +1,400 @@
+"""One session channel: what was asked, the decision, and the process behind it.
+
+Output flows from descriptor to channel only while both the channel's window and the connection have room; input flows
+to the process only as it reads. The exit status is sent after the process has ended *and* its output has.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncssh
+from asyncssh.constants import EXTENDED_DATA_STDERR
+
+from alknet.access import Decision, SshRights
+from alknet.errors import AlknetError
+from alknet.gate import Act
+from alknet.logs import event
+from alknet.ssh.channel import SessionChannel
+from alknet.ssh.channel_stream import ChannelStream
+from alknet.ssh.child import Child, start_child
+from alknet.ssh.descriptors import Sink, Source
+from alknet.ssh.plan import Kind, Plan, Request, make_plan
+from alknet.ssh.runas import ClientEnvironment, environment, run_as
+from alknet.ssh.terminal import Terminal, TerminalSize, open_terminal, set_size
+
+if TYPE_CHECKING:
+    from alknet.ssh.connection import SshConnection
+
+__all__ = ["Session"]
+
+log = logging.getLogger("alknet.ssh")
+
+EXIT_DENIED: Final = 3
+EXIT_NOT_EXECUTABLE: Final = 126
+EXIT_NOT_FOUND: Final = 127
+BREAK_OFF_GRACE_S: Final = 1.0
+"""What a channel that is broken off gets to send its last line."""
+SIGNALS: Final = {
+    name: getattr(signal, f"SIG{name}")
+    for name in (
+        "ABRT", "ALRM", "CONT", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "STOP",
+        "TERM", "TSTP", "USR1", "USR2", "WINCH",
+    )
+}  # fmt: skip
+"""What a client may send to its process group (RFC 4254 section 6.9, and the ones of job control)."""
+
+
+class Session(asyncssh.SSHServerSession[bytes]):
+    """A session of a logged-in peer."""
+
+    def __init__(self, connection: "SshConnection") -> None:
+        self._connection = connection
+        self._gate = connection.handler.gate
+        self._channel: SessionChannel | None = None
+        self._request: Request | None = None
+        self._plan: Plan | None = None
+        self._act: Act | None = None
+        self.env = ClientEnvironment(connection.handler.settings.env_allow)
+        self._term: str | None = None
+        self._size: TerminalSize = (0, 0, 0, 0)
+        self._modes: dict[int, int] = {}
+        self._terminal: Terminal | None = None
+        self._slave = -1
+        self._child: Child | None = None
+        self._stdin: Sink | None = None
+        self._sources: list[Source] = []
+        self._stream: ChannelStream | None = None
+        self._status: int | None = None
+        self._channel_paused = False
+        self._is_over = False
+
+    # --- what the client asks for -----------------------------------------------------------------------------
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        assert isinstance(chan, SessionChannel)
+        self._channel = chan
+        self._connection.session_began(self)
+
+    def pty_requested(self, term_type: str | None, term_size: TerminalSize, term_modes: Mapping[int, int]) -> bool:
+        if "\0" in (term_type or ""):
+            return False
+        self._term, self._size, self._modes = term_type or "dumb", term_size, dict(term_modes)
+        return True
+
+    def shell_requested(self) -> bool:
+        return self._ask(Request(Kind.SHELL))
+
+    def exec_requested(self, command: str) -> bool:
+        return "\0" not in command and self._ask(Request(Kind.EXEC, command))
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        return self._ask(Request(Kind.SUBSYSTEM, subsystem))
+
+    def _ask(self, request: Request) -> bool:
+        """Take the request, or fail it where even a refusal on stderr would be misplaced."""
+        if self._is_over or self._connection.is_ending or self._connection.is_draining:
+            return False
+        self._request = request
+        self._plan = plan = self._make_plan()
+        name = plan.subsystem
+        if name is not None and name not in self._connection.handler.subsystems:
+            log.info(event("no such subsystem", peer=self._connection.identity.id, subsystem=name))
+            return False
+        return True
+
+    def _make_plan(self) -> Plan:
+        assert self._request is not None
+        peer = self._gate.policy.peers.get(self._connection.identity.id)
+        # A peer that has just been removed has no rights left; the decision says so.
+        return make_plan(self._request, SshRights() if peer is None else peer.ssh)
+
+    def _facts(self) -> dict[str, Any]:
+        connection = self._connection
+        return {
+            "surface": "ssh",
+            "connection": connection.connection.id,
+            "remote": connection.remote_host,
+        }
+
+    # --- running it -------------------------------------------------------------------------------------------
+
+    def session_started(self) -> None:
+        plan = self._plan
+        assert plan is not None
+        if plan.subsystem is not None:
+            self._start_subsystem(plan.subsystem)
+            return
+        assert plan.action is not None
+        act = self._gate.ask(
+            self._connection.identity,
+            plan.action,
+            plan.resource,
+            **self._facts(),
+            terminal=self._term is not None or None,
+        )
+        if not act.decision:
+            self._say(f"alknet: refused: {act.decision}")
+            self._exit(EXIT_DENIED)
+            self._connection.session_denied()
+            return
+        self._act = act
+        try:
+            self._start_process(plan)
+        except (OSError, ValueError, AlknetError) as exc:
+            self._could_not_start(plan, exc)
+        except Exception as exc:
+            log.exception(event("session failed to start", peer=self._connection.identity.id))
+            self._could_not_start(plan, exc)
+
+    def _start_subsystem(self, name: str) -> None:
+        """A part of the node speaks on the channel; it asks its own decisions."""
+        assert self._channel is not None
+        self._stream = stream = ChannelStream(self._channel)
+        handler = self._connection.handler
+        handler.tasks.start(self._serve_subsystem(name, stream), name=f"subsystem-{name}")
+
+    async def _serve_subsystem(self, name: str, stream: ChannelStream) -> None:
+        connection = self._connection
+        serve = connection.handler.subsystems[name]
+        try:
+            status = await serve(stream, connection.identity, connection.connection)
+        except AlknetError as exc:
+            log.info(event("subsystem ended", name=name, reason=exc))
+            status = exc.exit_code
+        except Exception:
+            log.exception(event("subsystem failed", name=name))
+            status = 1
+        self._exit(status)
+        if status == EXIT_DENIED:
+            connection.session_denied()
+
+    def _start_process(self, plan: Plan) -> None:
+        user = run_as(plan.user, shell=plan.shell)
+        connection = self._connection
+        if self._term is not None:
+            owner = user.uid if user.change else None
+            self._terminal = open_terminal(self._size, self._modes, owner=owner)
+            self._slave = self._terminal.slave
+        env = environment(
+            user,
+            peer=connection.identity.id,
+            connection=connection.connection.id,
+            remote=connection.connection.remote,
+            local=connection.connection.local,
+            from_client=self.env.variables,
+            term=self._term,
+            tty=None if self._terminal is None else self._terminal.path,
+            original_command=plan.original,
+        )
+        if plan.words is not None:
+            argv = list(plan.words)
+        elif plan.script is not None:
+            argv = [user.shell, "-c", plan.script]
+        else:
+            argv = [user.shell, "-l"]
+        self._child, pipes = start_child(argv, user=user, env=env, terminal=self._terminal, on_exit=self._child_exited)
+        self._stdin = Sink(pipes.stdin, self._input_drained)
+        self._sources = [Source(pipes.stdout, self._send, self._source_ended)]
+        if pipes.stderr is not None:
+            self._sources.append(Source(pipes.stderr, self._send_stderr, self._source_ended))
+        self._resume_sources()
+
+    def _could_not_start(self, plan: Plan, exc: Exception) -> None:
+        self._close_slave()
+        if self._terminal is not None:
+            os.close(self._terminal.master)
+        what = plan.words[0] if plan.words else plan.shell or "the shell"
+        why = exc.strerror if isinstance(exc, OSError) else str(exc)
+        self._say(f"alknet: cannot run {what}: {why}")
+        not_found = isinstance(exc, OSError) and exc.errno == errno.ENOENT
+        status = EXIT_NOT_FOUND if not_found else EXIT_NOT_EXECUTABLE
+        self._done(f"not started: {why}")
+        self._exit(status)
+
+    # --- output -----------------------------------------------------------------------------------------------
+
+    def _send(self, data: bytes, datatype: int | None = None) -> None:
+        if self._channel is not None and not self._channel.is_closing():
+            self._channel.write(data, datatype)
+
+    def _send_stderr(self, data: bytes) -> None:
+        self._send(data, EXTENDED_DATA_STDERR)
+
+    def _source_ended(self) -> None:
+        self._maybe_finish()
+
+    def pause_writing(self) -> None:
+        self._channel_paused = True
+        self._pause_sources()
+
+    def resume_writing(self) -> None:
+        self._channel_paused = False
+        self._resume_sources()
+
+    def connection_paused(self) -> None:
+        """The connection as a whole has no room."""
+        self._pause_sources()
+
+    def connection_resumed(self) -> None:
+        self._resume_sources()
+
+    def _pause_sources(self) -> None:
+        for source in self._sources:
+            source.pause()
+        if self._stream is not None:
+            self._stream.pause_writing()
+
+    def _resume_sources(self) -> None:
+        if self._channel_paused or self._connection.is_write_paused:
+            return
+        for source in self._sources:
+            source.resume()
+        if self._stream is not None:
+            self._stream.resume_writing()
+
+    # --- input ------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if self._stream is not None:
+            self._stream.data_received(data)
+        elif self._stdin is not None and not self._stdin.write(data):
+            assert self._channel is not None
+            self._channel.pause_reading()
+
+    def _input_drained(self) -> None:
+        if self._channel is not None:
+            self._channel.resume_reading()
+
+    def eof_received(self) -> bool:
+        if self._stream is not None:
+            self._stream.eof_received()
+        elif self._stdin is not None and self._terminal is None:
+            self._stdin.finish()
+        return True  # the other direction stays open
+
+    def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
+        self._size = (width, height, pixwidth, pixheight)
+        if self._slave >= 0:
+            set_size(self._slave, self._size)
+
+    def signal_received(self, name: str) -> None:
+        number = SIGNALS.get(name)
+        if number is not None and self._child is not None:
+            self._child.signal_as_user(number)
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def _child_exited(self, status: int) -> None:
+        self._status = status
+        if self._terminal is not None:
+            # Take what the terminal still holds, but do not wait for a background job that keeps it open.
+            self._close_slave()
+            self._sources[0].end_when_empty()
+        self._maybe_finish()
+
+    def _maybe_finish(self) -> None:
+        """Report the exit status when process and output have both ended."""
+        if self._status is None or any(source.is_open for source in self._sources):
+            return
+        status = self._status
+        if os.WIFSIGNALED(status):
+            name = _signal_name(os.WTERMSIG(status))
+            self._done(f"signal {name}")
+            if self._channel is not None:
+                self._channel.exit_with_signal(name, os.WCOREDUMP(status))
+        else:
+            self._done(f"exit {os.WEXITSTATUS(status)}")
+            self._exit(os.WEXITSTATUS(status))
+        self._close_input()
+        # A group whose connection was cut is first given its time to end; see `Child.hang_up`.
+        if self._child is not None and self._channel is not None and not self._is_over:
+            self._child.reap()
+
+    def recheck(self) -> None:
+        """End this session if the current policy forbids it, or would run it otherwise than it runs."""
+        plan = self._plan
+        if self._act is None or plan is None or plan.action is None:
+            return
+        identity = self._connection.identity
+        decision = self._gate.still(identity, plan.action, plan.resource)
+        if decision and self._make_plan() != plan:
+            decision = self._gate.changed(identity, plan.action, plan.resource)
+        if not decision:
+            self.revoke(decision)
+
+    def revoke(self, decision: Decision) -> None:
+        """The right was taken away: say so and end."""
+        if self._is_over:
+            return
+        self._done("revoked", rule=decision.rule, denial_id=decision.denial_id, decision="deny")
+        self._break_off(f"access was taken away: {decision}")
+        self._exit(EXIT_DENIED)
+
+    def end(self, reason: str) -> None:
+        """The connection is being ended for `reason`."""
+        if self._is_over:
+            return
+        self._done(f"ended: {reason}")
+        self._break_off(reason)
+        if self._channel is not None:
+            self._channel.exit_with_signal("HUP", msg=reason)
+
+    def _break_off(self, reason: str) -> None:
+        self._is_over = True
+        self._say(f"alknet: {reason}")
+        self._hang_up()
+        if self._channel is not None:
+            # A client that does not read would keep the channel open with what is still unsent.
+            asyncio.get_running_loop().call_later(BREAK_OFF_GRACE_S, self._channel.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.session_ended(self)
+        self._channel = None
+        if self._stream is not None:
+            self._stream.connection_lost()
+        self._done("hung up")
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End the process group and forget its output."""
+        self._close_input()
+        for source in self._sources:
+            source.close()
+        self._close_slave()
+        if self._child is not None and self._child.is_running:
+            self._connection.handler.hang_up(self._child, terminal_closed=self._terminal is not None)
+
+    def _close_input(self) -> None:
+        if self._stdin is not None:
+            self._stdin.close()
+
+    def _close_slave(self) -> None:
+        if self._slave >= 0:
+            os.close(self._slave)
+            self._slave = -1
+
+    def _done(self, outcome: str, **facts: str | None) -> None:
+        if self._act is not None:
+            self._act.done(outcome, **facts)
+
+    def _say(self, text: str) -> None:
+        """A line from the node itself, on stderr (which a terminal shows in raw mode)."""
+        end = "\r\n" if self._term is not None else "\n"
+        self._send_stderr((text + end).encode())
+
+    def _exit(self, status: int) -> None:
+        if self._channel is not None:
+            self._channel.exit(status)
+
+
+def _signal_name(number: int) -> str:
+    """The name as RFC 4254 section 6.10 has it; real-time signals have none, only a number."""
+    try:
+        return signal.Signals(number).name.removeprefix("SIG")
+    except ValueError:
+        return str(number)

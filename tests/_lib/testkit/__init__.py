@@ -1,0 +1,1 @@
+"""The test kit: real nodes as processes, real clients, and deterministic helpers."""

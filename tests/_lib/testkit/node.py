@@ -1,0 +1,210 @@
+"""A real node in a process of its own, on a home of its own, and stock ssh to enter it.
+
+The node listens on a free port of 127.0.0.1 and ::1. Nothing here sleeps: every wait ends with an event and has a
+deadline that is far beyond what the machine needs.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["DEADLINE_S", "NodeProcess", "free_port", "make_key", "wait_until"]
+
+DEADLINE_S = 20.0
+
+
+def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = DEADLINE_S) -> Any:
+    """Poll `condition` until it gives something true, and return that."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on, on 127.0.0.1 and ::1."""
+    import socket
+
+    with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
+        four.bind(("127.0.0.1", 0))
+        port: int = four.getsockname()[1]
+        six.bind(("::1", port))
+        return port
+
+
+def make_key(path: Path, kind: str = "ed25519") -> str:
+    """Make a key pair with ssh-keygen; returns the public line."""
+    command = ["ssh-keygen", "-q", "-t", kind, "-N", "", "-C", path.name, "-f", str(path)]
+    subprocess.run(command, check=True)
+    return path.with_name(path.name + ".pub").read_text().strip()
+
+
+class NodeProcess:
+    """``alknet serve`` on a home under `directory`. Use as a context manager, or call `start` and `stop`."""
+
+    def __init__(self, directory: Path, *, user: str | None = None) -> None:
+        if user is not None:
+            shutil.chown(directory, user)
+        self.directory = directory
+        self.home = directory / "home"
+        self.keys = directory / "keys"
+        self.keys.mkdir(exist_ok=True)
+        self.user = user
+        self.log_path = directory / "node.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.port = 0
+        self.alknet("init", "--no-user-keys", "--listen", "127.0.0.1:0")
+
+    # --- the command line -------------------------------------------------------------------------------------
+
+    def alknet(self, *arguments: str, check: bool = True, **keywords: Any) -> subprocess.CompletedProcess[str]:
+        """Run ``alknet --home HOME …`` as the node's user."""
+        command = [*self._program(), "--home", str(self.home), *arguments]
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, env=self._env(), cwd="/", **keywords
+        )
+        if check and result.returncode:
+            raise AssertionError(f"{arguments}: exit {result.returncode}: {result.stderr}{result.stdout}")
+        return result
+
+    def json(self, *arguments: str) -> Any:
+        """The JSON that a command prints."""
+        return json.loads(self.alknet("--json", *arguments).stdout)
+
+    # --- the process ------------------------------------------------------------------------------------------
+
+    def start(self) -> "NodeProcess":
+        self.log = self.log_path.open("ab")
+        self.process = subprocess.Popen(
+            [*self._program(), "--home", str(self.home), "serve"],
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            env=self._env(),
+            cwd="/",
+            start_new_session=True,
+        )
+        self.port = wait_until(self._listening_port, f"node listens; log:\n{self.log_text()}")
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop the node and return its exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, number)
+        code = self.process.wait(timeout=DEADLINE_S)
+        self.log.close()
+        return code
+
+    def __enter__(self) -> "NodeProcess":
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.stop()
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def _listening_port(self) -> int:
+        from alknet.lock import find_running
+
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the node ended with {self.process.returncode}:\n{self.log_text()}")
+        running = find_running(self.home / "lock")
+        return running.addresses[0][1] if running else 0
+
+    # --- what it left behind ----------------------------------------------------------------------------------
+
+    def log_text(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def audit(self) -> list[dict[str, Any]]:
+        """Every line of the audit log."""
+        path = self.home / "audit" / "audit.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    # --- peers and clients ------------------------------------------------------------------------------------
+
+    def key(self, name: str) -> str:
+        """The public line of the key `name`, made when it is first asked for."""
+        path = self.keys / name
+        if not path.exists():
+            make_key(path)
+            if self.user:
+                shutil.chown(path, self.user)
+        return path.with_name(name + ".pub").read_text().strip()
+
+    def write_peer(self, name: str, text: str = "", *, key: str | None = None) -> None:
+        """Write ``peers.d/NAME.toml`` with the key `key` (else one named like the peer) in front of `text`."""
+        path = self.home / "peers.d" / f"{name}.toml"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(f'keys = ["{self.key(key or name)}"]\n{text}\n')
+        temporary.chmod(0o600)
+        if self.user:
+            shutil.chown(temporary, self.user)
+        temporary.rename(path)
+
+    def edit_config(self, old: str, new: str) -> None:
+        """Replace one text in ``alknet.toml``."""
+        path = self.home / "alknet.toml"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    def ssh_command(
+        self, *arguments: str, key: str = "owner", login: str | None = None, options: Sequence[str] = ()
+    ) -> list[str]:
+        """Stock ssh to this node with exactly the key `key`; `arguments` follow the host."""
+        identity = self.home / "keys" / "owner" if key == "owner" else self.keys / key
+        base = ["ssh", "-F", "none", "-p", str(self.port), "-i", str(identity)]
+        for option in (
+            "IdentitiesOnly=yes",
+            "IdentityAgent=none",
+            "BatchMode=yes",
+            f"UserKnownHostsFile={self.home / 'keys' / 'known_hosts'}",
+        ):
+            base += ["-o", option]
+        return [*base, *options, f"{login or key}@127.0.0.1", *arguments]
+
+    def ssh(
+        self,
+        *arguments: str,
+        key: str = "owner",
+        login: str | None = None,
+        options: Sequence[str] = (),
+        **keywords: Any,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run stock ssh to its end."""
+        keywords.setdefault("stdin", subprocess.DEVNULL if "input" not in keywords else None)
+        if keywords["stdin"] is None:
+            del keywords["stdin"]
+        return subprocess.run(
+            self.ssh_command(*arguments, key=key, login=login, options=options),
+            capture_output=True,
+            timeout=60,
+            env=self._env(),
+            **keywords,
+        )
+
+    def _program(self) -> list[str]:
+        if self.user is None:
+            return [sys.executable, "-m", "alknet"]
+        return [sys.executable, str(Path(__file__).with_name("as_user.py")), self.user]
+
+    def _env(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith(("SSH_", "XDG_"))}

@@ -1,0 +1,248 @@
+"""The gate: every decision is written down, intent before outcome, and what happens when it cannot be."""
+
+import dataclasses
+
+import pytest
+
+from alknet.access import DaemonUser, Identity, Peer, Policy
+from alknet.audit import MemoryAudit
+from alknet.clock import ManualClock
+from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
+
+ALICE = Peer("alice", {"node:read": "own"}, ("SHA256:a",))
+WHO = Identity("alice", frozenset({"node:read"}), "key:SHA256:a")
+
+
+def policy(*peers: Peer, revision: str = "r1") -> Policy:
+    return Policy(
+        peers={peer.id: peer for peer in peers},
+        revision=revision,
+        denial_key=b"k" * 32,
+        daemon=DaemonUser("root", is_root=True),
+    )
+
+
+@pytest.fixture
+def audit() -> MemoryAudit:
+    return MemoryAudit()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def gate(audit: MemoryAudit, clock: ManualClock) -> Gate:
+    return Gate(policy(ALICE), audit, clock)
+
+
+def test_an_allowed_act_has_an_intent_and_an_outcome(gate: Gate, audit: MemoryAudit, clock: ManualClock) -> None:
+    act = gate.ask(WHO, "node/status", "x", surface="control", remote="192.0.2.1")
+    intent = {
+        "surface": "control",
+        "peer": "alice",
+        "action": "node/status",
+        "resource": "x",
+        "decision": "allow",
+        "rule": "scope:node:read",
+        "denial_id": None,
+        "request_id": act.request_id,
+        "remote": "192.0.2.1",
+        "phase": "intent",
+    }
+    assert act.decision
+    assert audit.records == [intent]
+    clock.advance(0.0123)
+    act.done("ok", bytes=7)
+    assert audit.records[1:] == [intent | {"phase": "outcome", "outcome": "ok", "duration_ms": 12.3, "bytes": 7}]
+
+
+def test_the_clock_that_is_set_back_does_not_change_a_duration(
+    gate: Gate, audit: MemoryAudit, clock: ManualClock
+) -> None:
+    act = gate.ask(WHO, "node/status", surface="control")
+    clock.advance(1)
+    clock.jump(-3600)
+    act.done("ok")
+    assert audit.records[-1]["duration_ms"] == 1000
+
+
+def test_a_denied_act_has_one_line_which_is_its_outcome(gate: Gate, audit: MemoryAudit) -> None:
+    act = gate.ask(WHO, "node/kill", "c1", surface="control")
+    (record,) = audit.records
+    assert not act.decision
+    assert record["decision"] == "deny"
+    assert (record["phase"], record["outcome"]) == ("outcome", "denied")
+    assert record["denial_id"] == act.decision.denial_id is not None
+    act.done("ok")
+    assert len(audit.records) == 1
+
+
+def test_a_strangers_act_has_no_peer(gate: Gate, audit: MemoryAudit) -> None:
+    assert gate.ask(None, "ssh/login", "root", surface="ssh").decision.rule == "anonymous"
+    assert audit.records[0]["peer"] is None
+
+
+def test_an_outcome_is_written_once(gate: Gate, audit: MemoryAudit) -> None:
+    act = gate.ask(WHO, "node/status", surface="control")
+    act.done("ok")
+    act.done("error")
+    assert [record.get("outcome") for record in audit.records] == [None, "ok"]
+
+
+def test_every_request_has_an_id_of_its_own(gate: Gate) -> None:
+    ids = {gate.ask(WHO, "node/status", surface="control").request_id for _ in range(20)}
+    assert len(ids) == 20
+    assert all(request_id.startswith("req_") for request_id in ids)
+
+
+def test_an_act_refused_after_all_writes_no_outcome(gate: Gate, audit: MemoryAudit) -> None:
+    act = gate.ask(WHO, "node/status", surface="control")
+    denial = gate.changed(WHO, "node/status", None)
+    act.refuse(denial)
+    act.done("ok")
+    assert act.decision is denial
+    assert len(audit.records) == 1
+
+
+# --- an identity that was kept for a while ---------------------------------------------------------------------
+
+
+def test_scopes_that_an_identity_held_before_a_reload_never_decide(gate: Gate, audit: MemoryAudit) -> None:
+    assert gate.ask(WHO, "node/status", surface="control").decision
+    gate.policy = policy(dataclasses.replace(ALICE, scopes={"node:admin": "own"}), revision="r2")
+    lost = gate.ask(WHO, "node/status", surface="control").decision
+    assert (bool(lost), lost.rule) == (False, "scope:node:read")
+    gained = gate.ask(WHO, "node/kill", surface="control").decision
+    assert (bool(gained), gained.rule) == (True, "scope:node:admin")
+    assert [record["decision"] for record in audit.records] == ["allow", "deny", "allow"]
+
+
+@pytest.mark.parametrize("scope", ["node:read", "*"])
+def test_scopes_that_were_never_the_peers_do_not_decide(gate: Gate, scope: str) -> None:
+    inflated = dataclasses.replace(WHO, scopes=frozenset({scope, "node:admin"}))
+    assert gate.ask(inflated, "node/status", surface="control").decision
+    assert gate.ask(inflated, "node/kill", surface="control").decision.rule == "scope:node:admin"
+
+
+@pytest.mark.parametrize("via", ["key:SHA256:x", "key:", "", "SHA256:a", "certificate:SHA256:a"])
+def test_a_credential_that_is_not_a_key_of_the_peer_is_denied(gate: Gate, audit: MemoryAudit, via: str) -> None:
+    act = gate.ask(dataclasses.replace(WHO, via=via), "node/status", surface="control")
+    assert (bool(act.decision), act.decision.rule) == (False, RULE_CREDENTIAL)
+    assert act.decision.reason == "the credential no longer belongs to peer 'alice'"
+    (record,) = audit.records
+    assert (record["peer"], record["rule"], record["outcome"]) == ("alice", RULE_CREDENTIAL, "denied")
+    assert record["denial_id"] == act.decision.denial_id is not None
+
+
+def test_an_act_after_the_loss_of_the_key_the_peer_or_its_enabling_is_denied(gate: Gate) -> None:
+    thief = Peer("thief", {"*": "own"}, ("SHA256:a",))
+    for changed, rule in (
+        (policy(dataclasses.replace(ALICE, keys=("SHA256:other",))), RULE_CREDENTIAL),
+        (policy(dataclasses.replace(ALICE, keys=()), thief), RULE_CREDENTIAL),
+        (policy(dataclasses.replace(ALICE, enabled=False)), "peer:disabled"),
+        (policy(), "peer:unknown"),
+    ):
+        gate.policy = changed
+        assert gate.ask(WHO, "node/status", surface="control").decision.rule == rule
+
+
+# --- an audit log that cannot be written ----------------------------------------------------------------------
+
+
+def test_without_audit_required_an_unwritten_act_is_allowed_and_logged(
+    gate: Gate, audit: MemoryAudit, caplog: pytest.LogCaptureFixture
+) -> None:
+    audit.failing = True
+    act = gate.ask(WHO, "node/status", surface="control")
+    assert act.decision
+    assert "audit line lost" in caplog.text
+    act.done("ok")
+
+
+def test_with_audit_required_an_unwritten_act_is_refused_with_a_denial_id(gate: Gate, audit: MemoryAudit) -> None:
+    gate.audit_required = True
+    audit.failing = True
+    act = gate.ask(WHO, "node/status", surface="control")
+    assert not act.decision
+    assert act.decision.rule == RULE_AUDIT
+    assert act.decision.denial_id is not None
+    audit.failing = False
+    act.done("ok")
+    assert audit.records == []
+    assert gate.ask(WHO, "node/status", surface="control").decision
+
+
+def test_with_audit_required_a_denial_keeps_its_own_rule(gate: Gate, audit: MemoryAudit) -> None:
+    gate.audit_required = True
+    audit.failing = True
+    assert gate.ask(WHO, "node/kill", surface="control").decision.rule == "scope:node:admin"
+
+
+def test_with_audit_required_and_a_log_that_works_nothing_changes(audit: MemoryAudit, clock: ManualClock) -> None:
+    gate = Gate(policy(ALICE), audit, clock, audit_required=True)
+    assert gate.ask(WHO, "node/status", surface="control").decision
+
+
+def test_a_note_says_whether_it_was_written(gate: Gate, audit: MemoryAudit) -> None:
+    assert gate.note({"action": "node/start"})
+    audit.failing = True
+    assert not gate.note({"action": "node/stop"})
+    assert audit.records == [{"action": "node/start"}]
+
+
+# --- questions, and live things after a reload ----------------------------------------------------------------
+
+
+def test_a_question_writes_nothing_and_has_the_denial_id_of_the_act(gate: Gate, audit: MemoryAudit) -> None:
+    peeked = gate.peek(WHO, "node/kill", "c1")
+    assert audit.records == []
+    assert peeked == gate.ask(WHO, "node/kill", "c1", surface="control").decision
+
+
+def test_decisions_follow_the_clock(gate: Gate, clock: ManualClock) -> None:
+    gate.policy = policy(dataclasses.replace(ALICE, expires_at=clock.wall() + 10))
+    assert gate.peek(WHO, "node/status", None)
+    clock.advance(10)
+    assert gate.peek(WHO, "node/status", None).rule == "peer:expired"
+
+
+def test_a_live_thing_is_still_allowed_while_nothing_changed(gate: Gate) -> None:
+    assert gate.still(WHO, "node/status", None)
+
+
+def test_a_live_thing_loses_a_scope_that_its_peer_lost(gate: Gate) -> None:
+    gate.policy = policy(dataclasses.replace(ALICE, scopes={}), revision="r2")
+    assert gate.still(WHO, "node/status", None).rule == "scope:node:read"
+
+
+def test_a_live_thing_gains_a_scope_that_its_peer_gained(gate: Gate) -> None:
+    gate.policy = policy(dataclasses.replace(ALICE, scopes={"node:admin": "own"}), revision="r2")
+    assert gate.still(WHO, "node/kill", None)
+
+
+def test_a_live_thing_ends_with_its_credential(gate: Gate) -> None:
+    gate.policy = policy(dataclasses.replace(ALICE, keys=("SHA256:other",)))
+    denial = gate.still(WHO, "node/status", None)
+    assert (bool(denial), denial.rule) == (False, RULE_CREDENTIAL)
+    assert denial.denial_id is not None
+
+
+def test_a_live_thing_ends_when_its_key_moves_to_another_peer(gate: Gate) -> None:
+    thief = Peer("thief", {"*": "own"}, ("SHA256:a",))
+    gate.policy = policy(dataclasses.replace(ALICE, keys=()), thief)
+    assert gate.still(WHO, "node/status", None).rule == RULE_CREDENTIAL
+
+
+def test_a_live_thing_ends_with_its_peer(gate: Gate) -> None:
+    gate.policy = policy()
+    assert gate.still(WHO, "node/status", None).rule == "peer:unknown"
+    gate.policy = policy(dataclasses.replace(ALICE, enabled=False))
+    assert gate.still(WHO, "node/status", None).rule == "peer:disabled"
+
+
+def test_a_change_of_settings_is_a_denial_with_an_id(gate: Gate) -> None:
+    denial = gate.changed(WHO, "ssh/shell", None)
+    assert (bool(denial), denial.rule) == (False, RULE_CHANGED)
+    assert denial.denial_id is not None

@@ -1,0 +1,136 @@
+"""A changed file is noticed, others are not, and watching ends when told to."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from alknet.config import watch as watch_module
+from alknet.config.home import Home, write_atomically
+from alknet.config.watch import watch
+from alknet.tasks import Tasks
+
+DEADLINE_S = 10.0
+TICK_S = 0.02
+
+
+class Watching:
+    """A watch that runs in the background and counts what it noticed."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.stop = asyncio.Event()
+        self.noticed = 0
+        self.tasks = Tasks("test")
+        self.task = self.tasks.start(self._run(), name="watch")
+
+    async def _run(self) -> None:
+        async for _ in watch(self.home, self.stop):
+            self.noticed += 1
+
+    async def notices(self, change: Callable[[], object]) -> bool:
+        """Repeat `change` until it is noticed: the kernel's watch begins at a time of its own."""
+        before, deadline = self.noticed, asyncio.get_running_loop().time() + DEADLINE_S
+        while self.noticed == before and asyncio.get_running_loop().time() < deadline:
+            change()
+            await asyncio.wait({self.task}, timeout=TICK_S)
+        return self.noticed > before
+
+    async def settle(self) -> None:
+        """Wait out what is still being gathered."""
+        before = -1
+        while before != self.noticed:
+            before = self.noticed
+            await asyncio.wait({self.task}, timeout=3 * watch_module.SETTLE_MS / 1000)
+
+
+@pytest.fixture
+async def watching(tmp_path: Path) -> AsyncIterator[Watching]:
+    home = Home(tmp_path)
+    home.config.touch()
+    watching = Watching(home)
+    yield watching
+    watching.stop.set()
+    await asyncio.wait_for(watching.task, DEADLINE_S)
+
+
+async def test_the_peers_directory_is_made_so_that_it_can_be_watched(watching: Watching) -> None:
+    home = watching.home
+    assert await watching.notices(lambda: home.config.write_text("x"))
+    assert home.peers.is_dir()
+
+
+async def test_changes_in_place_and_by_renaming_are_noticed(watching: Watching) -> None:
+    home = watching.home
+    assert await watching.notices(lambda: home.config.write_text("x"))
+    assert await watching.notices(lambda: write_atomically(home.config, "y"))
+    assert await watching.notices(lambda: write_atomically(home.peer("alice"), "z"))
+    await watching.settle()
+    before = watching.noticed
+    home.peer("alice").unlink()
+    assert await watching.notices(lambda: None)
+    assert watching.noticed > before
+
+
+async def test_other_files_of_the_home_are_not_noticed(watching: Watching) -> None:
+    """What the node itself writes (state, audit, lock) must not make it read its configuration again."""
+    home = watching.home
+    assert await watching.notices(lambda: home.config.write_text("x"))
+    await watching.settle()
+    before = watching.noticed
+    for path in (home.state, home.lock, home.path / "alknet.toml.bak"):
+        path.write_text("x")
+    home.audit.mkdir()
+    (home.audit / "audit.jsonl").write_text("x")
+    await watching.settle()
+    assert watching.noticed == before
+    assert await watching.notices(lambda: home.config.write_text("y"))
+
+
+async def test_several_changes_at_once_count_as_few(watching: Watching) -> None:
+    home = watching.home
+    assert await watching.notices(lambda: home.config.write_text("x"))
+    await watching.settle()
+    before = watching.noticed
+    for number in range(50):
+        write_atomically(home.peer(f"p{number}"), "x")
+    assert await watching.notices(lambda: None)
+    await watching.settle()
+    assert watching.noticed - before < 10
+
+
+async def test_watching_ends_when_told_to(watching: Watching) -> None:
+    assert await watching.notices(lambda: watching.home.config.write_text("x"))
+    watching.stop.set()
+    await asyncio.wait_for(watching.task, DEADLINE_S)
+
+
+async def test_a_peers_directory_that_cannot_be_made_is_a_warning_with_the_other_ways(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home = Home(tmp_path)
+    home.peers.touch()
+    assert [change async for change in watch(home, asyncio.Event())] == []
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "files are no longer watched" in record.getMessage()
+    assert "SIGHUP" in record.getMessage()
+
+
+async def test_a_system_that_cannot_watch_is_a_warning_with_the_other_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object, **__: object) -> AsyncIterator[None]:
+        raise OSError("OS file watch limit reached")
+        yield
+
+    monkeypatch.setattr(watch_module, "awatch", fail)
+    async with contextlib.aclosing(watch(Home(tmp_path), asyncio.Event())) as changes:
+        assert [change async for change in changes] == []
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "watch limit reached" in record.getMessage()
+    assert "SIGHUP" in record.getMessage()

@@ -1,0 +1,222 @@
+"""Starting, stopping, and everything that can be wrong before a node is up."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from testkit.node import NodeProcess, free_port, wait_until
+
+pytestmark = pytest.mark.interop
+
+ALKNET = [sys.executable, "-m", "alknet"]
+EXIT_START = 7
+
+
+def _up(home: Path, *arguments: str) -> "pexpect.spawn[str]":
+    command = [*ALKNET, "up", "--home", str(home), *arguments]
+    return pexpect.spawn(command[0], command[1:], timeout=20, encoding="utf-8", dimensions=(40, 300), cwd="/")
+
+
+def _printed_ssh(up: "pexpect.spawn[str]") -> list[str]:
+    up.expect(r"\n  (ssh [^\r\n]+)")
+    assert up.match
+    line = shlex.split(up.match[1])
+    up.expect_exact("Ctrl-C stops it.")
+    return line
+
+
+def _fails(*arguments: str, **keywords: object) -> tuple[int, list[str]]:
+    result = subprocess.run(
+        [*ALKNET, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        cwd="/",
+        **keywords,  # type: ignore[call-overload]
+    )
+    return result.returncode, result.stderr.splitlines()
+
+
+def test_up_prints_a_line_that_works_and_ctrl_c_drains_and_exits_0(tmp_path: Path) -> None:
+    port = free_port()
+    up = _up(tmp_path / "a home", "--listen", f"127.0.0.1:{port}")
+    line = _printed_ssh(up)
+    entered = subprocess.run([*line, "echo in; exit 4"], stdin=subprocess.DEVNULL, capture_output=True, timeout=20)
+    assert (entered.stdout, entered.returncode) == (b"in\n", 4)
+    up.sendintr()
+    up.expect(pexpect.EOF)
+    up.close()
+    assert up.exitstatus == 0
+
+
+def test_a_second_start_finds_the_same_home_and_identity(tmp_path: Path) -> None:
+    homes = []
+    for _ in range(2):
+        up = _up(tmp_path / "home", "--listen", f"127.0.0.1:{free_port()}")
+        _printed_ssh(up)
+        up.sendintr()
+        up.expect(pexpect.EOF)
+        files = sorted(p for p in (tmp_path / "home").rglob("*") if p.parent.name in ("keys", "peers.d"))
+        homes.append({path: path.read_text() for path in files if path.is_file()})
+    assert homes[0] == homes[1]
+    assert len(homes[0]) == 8
+
+
+def test_your_own_ssh_keys_let_you_in_unless_you_decline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = subprocess.run(
+        [*ALKNET, "--home", str(tmp_path / "a"), "init", "--no-user-keys"], capture_output=True, text=True, check=True
+    )
+    assert "may enter" not in result.stderr
+    assert len(re.findall("ssh-ed25519", (tmp_path / "a/peers.d/owner.toml").read_text())) == 1
+
+
+def test_ipv6_loopback_is_served_too(node: NodeProcess) -> None:
+    command = [word.replace("owner@127.0.0.1", "owner@::1") for word in node.ssh_command("exit 8")]
+    assert subprocess.run(command, timeout=20, check=False).returncode == 8
+
+
+def test_several_addresses_are_served(tmp_path: Path) -> None:
+    ports = [free_port(), free_port()]
+    home = tmp_path / "home"
+    listen = [word for port in ports for word in ("--listen", f"127.0.0.1:{port}")]
+    up = _up(home, *listen)
+    line = _printed_ssh(up)
+    for port in ports:
+        command = [str(port) if word == str(ports[0]) else word for word in line]
+        assert subprocess.run([*command, "exit 6"], stdin=subprocess.DEVNULL, timeout=20, check=False).returncode == 6
+    up.sendintr()
+    up.expect(pexpect.EOF)
+
+
+def test_a_taken_port_gives_two_clear_lines(node: NodeProcess, tmp_path: Path) -> None:
+    code, lines = _fails(
+        "up", "--home", str(tmp_path / "other"), "--no-user-keys", "--listen", f"127.0.0.1:{node.port}"
+    )
+    assert code == EXIT_START
+    assert lines[-2:] == [
+        f"alknet: cannot listen on 127.0.0.1:{node.port}: Address already in use",
+        "  hint: another program, perhaps another node, has it: stop that, or choose another address with --listen"
+        " or node.listen",
+    ]
+
+
+def test_a_second_node_on_the_same_home_is_refused(node: NodeProcess) -> None:
+    code, lines = _fails("serve", "--home", str(node.home))
+    assert code == EXIT_START
+    assert lines[0] == f"alknet: {node.home}: a node already runs on this home (process {node.pid})"
+
+
+def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, lines = _fails("up", "--home", str(tmp_path / "file" / "home"))
+    assert code == EXIT_START
+    assert "a home cannot be made here" in lines[0]
+    assert lines[1].startswith("  hint: ")
+
+
+def test_a_loose_key_file(node: NodeProcess) -> None:
+    node.stop()
+    key = node.home / "keys" / "ssh_host_ed25519_key"
+    key.chmod(0o644)
+    code, lines = _fails("serve", "--home", str(node.home))
+    assert code == EXIT_START
+    assert lines[0] == f"alknet: {key}: holds a secret but has mode 0644, so that others can open it"
+    assert lines[1].startswith(f"  hint: chmod 600 {key}")
+
+
+@pytest.mark.parametrize("what", ["missing", "garbage", "encrypted"])
+def test_a_host_key_that_cannot_be_used(node: NodeProcess, what: str) -> None:
+    node.stop()
+    key = node.home / "keys" / "ssh_host_ed25519_key"
+    if what == "missing":
+        key.unlink()
+    elif what == "garbage":
+        key.write_text("not a key\n")
+    else:
+        subprocess.run(["ssh-keygen", "-q", "-p", "-N", "passphrase", "-f", str(key)], check=True)
+    code, lines = _fails("serve", "--home", str(node.home))
+    assert (code, str(key) in lines[0]) == (EXIT_START, True)
+    assert "Traceback" not in "\n".join(lines)
+
+
+def test_a_broken_configuration(node: NodeProcess) -> None:
+    node.stop()
+    (node.home / "alknet.toml").write_text("[node]\nlisten = 7\n")
+    code, lines = _fails("serve", "--home", str(node.home))
+    assert code == EXIT_START
+    assert f"{node.home / 'alknet.toml'}:2: node.listen" in lines[0]
+
+
+def test_a_home_without_a_node(tmp_path: Path) -> None:
+    code, lines = _fails("serve", "--home", str(tmp_path))
+    assert (code, "there is no node here" in lines[0]) == (EXIT_START, True)
+
+
+def test_sigterm_lets_running_work_finish_within_the_drain(node: NodeProcess) -> None:
+    work = subprocess.Popen(node.ssh_command("echo in; sleep 1; echo done"), stdout=subprocess.PIPE)
+    assert work.stdout is not None
+    assert work.stdout.readline() == b"in\n"
+    began = time.monotonic()
+    assert node.stop(signal.SIGTERM) == 0
+    assert work.communicate(timeout=5)[0] == b"done\n"
+    assert time.monotonic() - began < 2 + 1
+
+
+def test_what_does_not_finish_is_told_and_ended(node: NodeProcess) -> None:
+    work = subprocess.Popen(
+        node.ssh_command("echo in; exec sleep 1020"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert work.stdout is not None
+    assert work.stdout.readline() == b"in\n"
+    idle = subprocess.Popen(node.ssh_command(options=["-N"]), stderr=subprocess.PIPE)
+    wait_until(lambda: len(node.json("sessions")) == 2, "both are connected")
+    assert node.stop(signal.SIGTERM) == 0
+    for client in (work, idle):
+        assert b"the node is shutting down" in client.communicate(timeout=5)[1]
+    assert subprocess.run(["pgrep", "-f", "sleep 1020"], check=False).returncode == 1
+
+
+def test_killed_and_started_again_it_serves_as_before(node: NodeProcess) -> None:
+    node.stop(signal.SIGKILL)
+    node.start()
+    assert node.ssh("exit 5").returncode == 5
+
+
+def test_systemd_is_told_when_it_is_ready(tmp_path: Path) -> None:
+    import socket
+
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(path))
+        sock.settimeout(20)
+        os.environ["NOTIFY_SOCKET"] = str(path)
+        try:
+            with NodeProcess(tmp_path) as node:
+                assert sock.recv(100) == b"READY=1"
+                os.kill(node.pid, signal.SIGHUP)
+                assert sock.recv(100).startswith(b"RELOADING=1\nMONOTONIC_USEC=")
+                assert sock.recv(100) == b"READY=1"
+                node.stop()
+                assert sock.recv(100) == b"STOPPING=1"
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+
+
+def test_up_prints_json_for_programs(tmp_path: Path) -> None:
+    command = [*ALKNET, "--json", "up", "--home", str(tmp_path / "h"), "--no-user-keys", "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/") as up:
+        assert up.stdout is not None
+        started = json.loads(up.stdout.readline())
+        assert started["addresses"][0].startswith("127.0.0.1:")
+        assert subprocess.run([*shlex.split(started["ssh"]), "exit 3"], check=False).returncode == 3
+        up.send_signal(signal.SIGINT)
+        assert up.wait(20) == 0

@@ -1,0 +1,105 @@
+"""The SSH door as a whole: subsystems, shutdown."""
+
+import asyncio
+
+import asyncssh
+import pytest
+
+from alknet.access import Identity
+from alknet.alpn.streams import Connection, Stream
+from alknet.errors import DeniedError
+from testkit.ssh_pair import Door, policy_with
+
+
+async def _echo(stream: Stream, identity: Identity, connection: Connection) -> int:
+    await stream.write(f"hello {identity.id} on {connection.id}\n".encode())
+    while data := await stream.read():
+        await stream.write(data)
+    return 6
+
+
+async def _denies(stream: Stream, identity: Identity, connection: Connection) -> int:
+    raise DeniedError("no")
+
+
+async def _breaks(stream: Stream, identity: Identity, connection: Connection) -> int:
+    raise RuntimeError("a bug")
+
+
+SUBSYSTEMS = {"echo": _echo, "denies": _denies, "breaks": _breaks}
+
+
+async def _ask(client: asyncssh.SSHClientConnection, name: str, data: bytes = b"") -> tuple[bytes, int | None]:
+    process = await client.create_process(subsystem=name, encoding=None)
+    process.stdin.write(data)
+    process.stdin.write_eof()
+    result = await process.wait()
+    return bytes(result.stdout or b""), result.exit_status  # type: ignore[arg-type]
+
+
+async def test_a_subsystem_gets_stream_identity_and_connection() -> None:
+    door = Door(policy=policy_with(), subsystems=SUBSYSTEMS)
+    data = bytes(range(256)) * 8000
+    async with door.connect() as client:
+        (connection,) = door.router.connections
+        answer, status = await _ask(client, "echo", data)
+    assert (answer, status) == (f"hello bob on {connection.id}\n".encode() + data, 6)
+    await door.aclose()
+
+
+@pytest.mark.parametrize(("name", "status"), [("denies", 3), ("breaks", 1)])
+async def test_a_subsystem_that_fails_ends_only_itself(
+    name: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    door = Door(subsystems=SUBSYSTEMS)
+    async with door.connect() as client:
+        assert await _ask(client, name) == (b"", status)
+        assert (await client.run("exit 5")).exit_status == 5
+    assert ("a bug" in caplog.text) is (name == "breaks")
+    await door.aclose()
+
+
+async def test_an_unknown_subsystem_is_refused() -> None:
+    door = Door(subsystems=SUBSYSTEMS)
+    async with door.connect() as client:
+        with pytest.raises(asyncssh.ChannelOpenError):
+            await client.create_process(subsystem="nope")
+    await door.aclose()
+
+
+async def test_a_forced_command_replaces_subsystems() -> None:
+    door = Door(policy=policy_with("ssh:exec", force_command="echo forced"), subsystems=SUBSYSTEMS)
+    async with door.connect() as client:
+        assert await _ask(client, "echo") == (b"forced\n", 0)
+    await door.aclose()
+
+
+async def test_shutdown_waits_for_running_sessions_refuses_new_ones_and_says_why() -> None:
+    door = Door()
+    loop = asyncio.get_running_loop()
+    async with door.connect() as client, door.connect() as idle:
+        running = await client.create_process("echo in; sleep 0.3; echo done")
+        assert await running.stdout.readline() == "in\n"
+        stopping = asyncio.gather(door.router.shutdown(loop.time() + 10))
+        await asyncio.sleep(0)
+        with pytest.raises((asyncssh.ChannelOpenError, asyncssh.ConnectionLost, asyncssh.DisconnectError)):
+            await client.create_process("true")
+        assert await running.stdout.read() == "done\n"
+        assert (await running.wait()).exit_status == 0
+        assert await stopping == [0]
+        await idle.wait_closed()
+
+
+async def test_shutdown_ends_what_does_not_finish_by_the_deadline() -> None:
+    door = Door()
+    loop = asyncio.get_running_loop()
+    async with door.connect() as client:
+        running = await client.create_process("echo in; exec sleep 1060")
+        await running.stdout.readline()
+        began = loop.time()
+        await door.router.shutdown(loop.time() + 0.1)
+        assert loop.time() - began < 5
+        ended = await running.wait()
+    assert "the node is shutting down" in str(ended.stderr)
+    assert ended.exit_signal is not None
+    assert door.outcomes("ssh/exec") == ["ended: the node is shutting down"]

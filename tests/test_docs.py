@@ -1,0 +1,356 @@
+"""The documentation says what the code does: nothing is missing, nothing is stale, and what it tells to type works."""
+
+import ast
+import importlib.util
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import asyncssh
+import click
+import pytest
+from pydantic import BaseModel
+
+from alknet.access import ACTIONS
+from alknet.cli.app import COMMANDS, EPILOG
+from alknet.config.model import Settings
+from testkit.node import DEADLINE_S, NodeProcess, free_port, wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+RECORDS = sorted(path for path in (DOCS / "adr").glob("*.md") if not path.name.startswith("0000"))
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+FOLDERS = "alknet|alpn|bench|call|config|docs|examples|ssh|tests|vault"
+FILTER = DOCS / "howto" / "fail2ban" / "alknet.conf"
+
+
+def load_generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = load_generator()
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", path.read_text(encoding="utf-8"))
+
+
+def first_column(page: str, heading: str) -> dict[str, list[str]]:
+    """The first table below `heading`: the code in its first column, and the other cells."""
+    text = (DOCS / page).read_text(encoding="utf-8").split(f"## {heading}\n", 1)[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
+    return {name: row[1:] for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
+
+
+# --- nothing is undocumented --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", generate.GENERATED)
+def test_generated_references_are_up_to_date(name: str) -> None:
+    written = (DOCS / "reference" / name).read_text(encoding="utf-8")
+    assert written == generate.GENERATED[name](), "run: python docs/generate.py"
+
+
+def test_every_settings_table_is_in_the_reference() -> None:
+    schema = Settings.model_json_schema()
+    assert {model.__name__ for _, model, _ in generate.TABLES} == set(schema["$defs"])
+
+
+def test_every_setting_says_what_it_means_and_when_it_takes_effect() -> None:
+    tables: list[tuple[str, type[BaseModel], str]] = generate.TABLES
+    for heading, model, effect in tables:
+        for name, field in model.model_fields.items():
+            extra: Any = field.json_schema_extra or {}
+            assert field.description, f"{heading} {name} has no description"
+            assert extra.get("reload", effect) in ("live", "restart"), f"{heading} {name}"
+
+
+def test_the_readme_lists_every_command() -> None:
+    rows = re.findall(r"^\| `alknet (\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows == list(COMMANDS)
+
+
+def test_the_readme_lists_every_exit_code() -> None:
+    assert EPILOG.replace("; ", ", ") in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def test_every_command_and_option_says_what_it_does() -> None:
+    for name, command in generate.commands():
+        assert command.help, name
+        options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+        assert [option.name for option in options if not option.help] == [], name
+
+
+def test_every_action_is_explained_with_its_scope() -> None:
+    documented = {
+        name: cells[1].strip("`") for name, cells in first_column("explanation/access.md", "In what order").items()
+    }
+    assert documented == {name: action.scope or "none" for name, action in ACTIONS.items()}
+
+
+def rules_in_the_code() -> set[str]:
+    """Every rule name: the verdicts of `access` are pairs of texts, those of `gate` are constants."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / "alknet" / "access.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Tuple) and len(node.elts) == 2 and all(map(_is_text, node.elts)):
+            first = node.elts[0]
+            head = first.values[0] if isinstance(first, ast.JoinedStr) else first
+            assert isinstance(head, ast.Constant)
+            found.add(str(head.value) + ("NAME" if isinstance(first, ast.JoinedStr) else ""))
+    for node in ast.walk(ast.parse((ROOT / "alknet" / "gate.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target).startswith("RULE_"):
+            assert isinstance(node.value, ast.Constant)
+            found.add(str(node.value.value))
+    return found - {""}
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def test_every_rule_is_explained_and_every_explained_rule_exists() -> None:
+    rules = rules_in_the_code()
+    assert rules >= {"anonymous", "peer:disabled", "scope:NAME", "ssh.user", "audit.required", "session:changed"}
+    assert set(first_column("explanation/access.md", "Rules")) == rules
+
+
+# --- nothing is stale ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_that_a_page_names_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = set(re.findall(rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*\w\.[a-z]+|\.ci/\w+)", text))
+    named |= set(re.findall(rf"`((?:{FOLDERS})/(?:[\w.-]+/)*)`", text))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_link_leads_somewhere(name: str) -> None:
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", prose(target), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in slugs, link
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_that_a_page_names_exists(name: str) -> None:
+    sections = {"audit", "limits", "node"}
+    known = {f"{s}.{key}" for s in sections for key in type(getattr(Settings(), s)).model_fields}
+    named = set(
+        re.findall(rf"`((?:{'|'.join(sections)})\.(?!py|jsonl)[a-z_]+)`", (ROOT / name).read_text(encoding="utf-8"))
+    )
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_alknet_command_on_a_page_exists(name: str) -> None:
+    known = dict(generate.commands())
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = [line for _, info, body in FENCE.findall(text) if info.startswith("sh") for line in body.splitlines()]
+    for line in [*lines, *re.findall(r"`(alknet [^`]+)`", prose(ROOT / name))]:
+        for words in re.findall(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z]+(?: [a-z]+)?)\b", line.split(" # ")[0]):
+            called = re.sub(r" --home \S+", "", words)
+            group = " ".join(called.split()[:2])
+            assert group in known, line
+            if isinstance(known[group], click.Group) and called != group:
+                assert called in known, line
+
+
+@pytest.mark.parametrize("record", [path.name for path in RECORDS])
+def test_a_decision_record_is_whole_and_names_the_test_that_holds_it(record: str) -> None:
+    text = (DOCS / "adr" / record).read_text(encoding="utf-8")
+    number = record[:4]
+    assert text.startswith(f"# {number}. ")
+    assert re.search(r"^- Status: (proposed|accepted|superseded by \d{4})$", text, re.MULTILINE)
+    assert re.search(r"^- Date: \d{4}-\d\d-\d\d$", text, re.MULTILINE)
+    sections = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert sections == ["Context", "Options", "Decision", "Consequences", "Confirmation"]
+    assert re.search(r"`tests/[\w/]+\.py`", text.split("## Confirmation")[1])
+    assert f"](adr/{record})" in (DOCS / "index.md").read_text(encoding="utf-8")
+
+
+def test_decision_records_are_numbered_without_gaps() -> None:
+    assert [int(path.name[:4]) for path in RECORDS] == list(range(1, len(RECORDS) + 1))
+
+
+# --- what it tells to type works ------------------------------------------------------------------------------------
+
+
+def runnable(path: Path) -> list[tuple[str, str, str | None]]:
+    """(info, commands, expected output or None) of every block that is marked to be run."""
+    text = path.read_text(encoding="utf-8")
+    found = list(FENCE.finditer(text))
+    blocks = []
+    for index, block in enumerate(found):
+        if block[2].startswith("sh run"):
+            after = found[index + 1] if index + 1 < len(found) else None
+            is_output = after is not None and after[2] == "text" and not text[block.end() : after.start()].strip()
+            blocks.append((block[2], block[3], after[3] if after is not None and is_output else None))
+    return blocks
+
+
+def assert_output(actual: str, expected: str) -> None:
+    """`…` stands for anything in a line, a line of it alone for any lines."""
+    lines = [
+        "(?:.*\n)*" if line == "…" else re.escape(line).replace("…", ".*") + "\n" for line in expected.splitlines()
+    ]
+    assert re.fullmatch("".join(lines), actual), f"printed:\n{actual}\ndocumented:\n{expected}"
+
+
+@contextmanager
+def fresh_machine(directory: Path, port: int) -> Iterator[tuple[dict[str, str], str]]:
+    """A home directory with a node that was started as the documentation says, and what that printed."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SSH_", "XDG_"))}
+    env |= {"HOME": str(directory), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    printed = directory / "up.out"
+    with printed.open("wb") as out, (directory / "up.log").open("wb") as log:
+        command = ["alknet", "up", "--no-user-keys", "--listen", f"127.0.0.1:{port}"]
+        node = subprocess.Popen(command, stdout=out, stderr=log, stdin=subprocess.DEVNULL, cwd=directory, env=env)
+    try:
+        wait_until(lambda: "Ctrl-C" in printed.read_text() or node.poll() is not None, "the node is up")
+        assert node.poll() is None, (directory / "up.log").read_text()
+        yield env, printed.read_text()
+    finally:
+        node.terminate()
+        node.wait(timeout=DEADLINE_S)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-node.md"])
+def test_the_commands_on_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:
+    blocks = runnable(ROOT / page)
+    assert blocks
+    port = free_port()
+    in_front = [block for block in blocks if block[0] == "sh run"]
+    script = "set -eu -o pipefail\nexec 2>&1\n"
+    script += "".join(f"echo '@@ {index}'\n{commands}" for index, (_, commands, _) in enumerate(in_front))
+    with fresh_machine(tmp_path, port) as (env, greeting):
+        for info, commands, expected in blocks:
+            if info == "sh run background":
+                assert commands == "alknet up\n"
+                assert_output(greeting, (expected or "").replace("7022", str(port)))
+        result = subprocess.run(
+            ["bash", "-c", script.replace("7022", str(port))],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=tmp_path,
+            env=env,
+        )
+    assert result.returncode == 0, result.stdout
+    outputs = re.split(r"^@@ \d+\n", result.stdout, flags=re.MULTILINE)[1:]
+    for output, (_, _, expected) in zip(outputs, in_front, strict=True):
+        if expected is not None:
+            assert_output(output, expected.replace("7022", str(port)))
+
+
+# --- log and audit lines --------------------------------------------------------------------------------------------
+
+FORGED = 'x" result=accept remote_addr=192.0.2.1 y="'
+FORGED_LINE = "host alknet[1]: WARNING alknet.ssh auth remote_addr=192.0.2.2 result=reject reason=x"
+
+
+async def knock(node: NodeProcess, login: str, host: str) -> None:
+    """Offer a stranger's key under a login name that stock ssh would not send."""
+    node.key("stranger")
+    with pytest.raises(asyncssh.PermissionDenied):
+        await asyncssh.connect(
+            host, node.port, username=login, client_keys=[str(node.keys / "stranger")], known_hosts=None, config=None
+        )
+
+
+def banned(lines: list[str], directory: Path) -> list[str]:
+    """The addresses that fail2ban's own program finds in `lines` with the filter, sorted."""
+    log = directory / "fail2ban.log"
+    log.write_text("".join(line + "\n" for line in lines))
+    command = ["fail2ban-regex", "--out", "ip", str(log), str(FILTER)]
+    return sorted(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split())
+
+
+@pytest.mark.interop
+async def test_the_fail2ban_filter_finds_the_refused_hosts_and_no_others(node: NodeProcess, tmp_path: Path) -> None:
+    node.write_peer("alice")
+    node.write_peer("bob", "enabled = false")
+    node.alknet("config", "reload")
+    node.key("stranger")
+    for key, login in (
+        ("owner", "owner"),
+        ("stranger", "root"),
+        ("bob", "bob"),
+        ("alice", " result=accept x"),
+        ("alice", "alice"),
+    ):
+        node.ssh("true", key=key, login=login)
+    for login, host in ((FORGED, "127.0.0.1"), (FORGED_LINE, "::1"), ("2026-11-21T07:02:02Z", "::1")):
+        await knock(node, login, host)
+    node.ssh(FORGED_LINE, key="alice", options=("-s",))  # a subsystem of that name, which is logged by INFO
+    expected = ["127.0.0.1"] * 4 + ["::1"] * 2
+    lines = wait_until(lambda: _whole_log(node, len(expected)), "every refusal is logged")
+    assert sum("result=accept peer=" in line for line in lines) >= 3
+    assert banned(lines, tmp_path) == expected
+    journal = [f"{line.split(' ')[0].replace('Z', '+0000')} host alknet[77]: {line}" for line in lines]
+    assert banned(journal, tmp_path) == expected
+
+
+def _whole_log(node: NodeProcess, refusals: int) -> list[str] | None:
+    lines = node.log_text().splitlines()
+    return lines if sum(" result=reject reason=" in line for line in lines) >= refusals else None
+
+
+@pytest.mark.interop
+def test_every_field_of_an_audit_line_is_documented(node: NodeProcess) -> None:
+    documented = set(first_column("reference/audit.md", "A line"))
+    node.ssh("true")
+    node.key("stranger")
+    node.ssh("true", key="stranger")
+    node.write_peer("alice")
+    node.alknet("config", "reload")
+    node.stop()
+    found = {field for line in node.audit() for field in line}
+    assert found - documented == set()
+    example = re.search(
+        r"```json\n(.*?)\n```", (DOCS / "reference" / "audit.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert example is not None
+    assert set(json.loads(example[1])) <= documented
+
+
+def test_verify_says_what_the_reference_says_that_it_says() -> None:
+    source = (ROOT / "alknet" / "audit.py").read_text(encoding="utf-8")
+    table = (DOCS / "reference" / "audit.md").read_text(encoding="utf-8").split("| damage |")[1].split("\n\n")[0]
+    phrases = [phrase for phrase in re.findall(r"`([^`]+)`", table) if " " in phrase]
+    assert len(phrases) >= 6
+    assert [phrase for phrase in phrases if phrase not in source] == []
+
+
+def test_the_service_unit_starts_the_command_that_exists() -> None:
+    unit = (DOCS / "howto" / "alknet.service").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    words = shlex.split(command)
+    assert (Path(words[0]).name, words[1], words[-1]) == ("alknet", "--home", "serve")
+    assert "serve" in COMMANDS

@@ -1,0 +1,64 @@
+"""The tests mirror the tree, and no file needs a table of contents."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("alknet", "alpn", "call", "config", "ssh", "vault")
+MAX_LINES = 400
+MAX_TEST_LINES = 700  # a test file is read case by case, not from top to bottom
+
+COVERED_ELSEWHERE = {
+    # source: (the test that covers it, why that is the better place)
+    "alknet/__main__.py": ("tests/_lib/testkit/node.py", "every node of the interop tests is started through it"),
+    "alknet/_version.py": ("tests/test_architecture.py", "holds one value"),
+    "alknet/node.py": ("tests/interop/test_daemon.py", "it puts the parts together; what counts is a whole node"),
+    "alknet/cli/app.py": ("tests/interop/test_cli.py", "options, errors and exit codes are seen from outside"),
+    "alknet/cli/output.py": ("tests/interop/test_cli.py", "a table is seen from outside"),
+    "alknet/cli/audit.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
+    "alknet/cli/client.py": ("tests/interop/test_cli.py", "it needs a running node to ask"),
+    "alknet/cli/completion.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
+    "alknet/cli/config.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
+    "alknet/cli/daemon.py": ("tests/interop/test_daemon.py", "a command is what a process prints and exits with"),
+    "alknet/cli/peers.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
+    "alknet/cli/running.py": ("tests/interop/test_cli.py", "it needs a running node to ask"),
+    "alknet/cli/ssh.py": ("tests/interop/test_cli.py", "it needs a node and a terminal"),
+    "ssh/channel.py": ("tests/ssh/test_session.py", "a channel does nothing without its session"),
+}
+
+
+def sources() -> list[str]:
+    files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+    return [str(path.relative_to(ROOT)) for path in files if path.name != "__init__.py"]
+
+
+def mirror(source: str) -> Path:
+    path = Path(source)
+    return ROOT / "tests" / path.parent / f"test_{path.name}"
+
+
+@pytest.mark.parametrize("source", sorted(set(sources()) - set(COVERED_ELSEWHERE)))
+def test_each_source_file_has_a_test_file_in_the_same_place(source: str) -> None:
+    assert mirror(source).exists(), f"write {mirror(source).relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("source", COVERED_ELSEWHERE)
+def test_an_exception_is_still_needed_and_the_test_it_names_is_there(source: str) -> None:
+    test, reason = COVERED_ELSEWHERE[source]
+    assert (ROOT / source).exists()
+    assert (ROOT / test).exists()
+    assert reason
+    assert not mirror(source).exists(), "it has its own test now: remove the exception"
+
+
+def test_each_test_file_in_a_mirrored_folder_belongs_to_a_source_file() -> None:
+    tests = {path for folder in FOLDERS for path in (ROOT / "tests" / folder).rglob("test_*.py")}
+    assert tests - {mirror(source) for source in sources()} == set()
+
+
+def test_no_file_is_too_long() -> None:
+    files = [path for folder in (*FOLDERS, "bench", "docs", "tests") for path in (ROOT / folder).rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    limits = {name: MAX_TEST_LINES if name.startswith("tests/") else MAX_LINES for name in lengths}
+    assert {name: lines for name, lines in lengths.items() if lines > limits[name]} == {}
