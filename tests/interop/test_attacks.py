@@ -74,12 +74,14 @@ class OpenChannel:
     def __init__(self, connection: asyncssh.SSHClientConnection) -> None:
         self._connection = connection
         self._channel: Any = SSHClientChannel(connection, connection._loop, True, None, "strict", 1 << 21, 32768)
+        self._theirs = 0  # the node's number of the channel; asyncssh forgets it when the connection ends
         self.answers: list[int] = []
         self.is_closed = asyncio.Event()
 
     async def open(self) -> "OpenChannel":
         channel = self._channel
         await channel._open(b"session")
+        self._theirs = channel._send_chan
         channel._send_state = channel._recv_state = "open"
         channel._session = asyncssh.SSHClientSession()
         handlers = dict(channel._packet_handlers)
@@ -97,11 +99,11 @@ class OpenChannel:
         return True
 
     def send(self, data: bytes) -> None:
-        self._connection.send_packet(MSG_CHANNEL_DATA, UInt32(self._channel._send_chan), String(data))
+        self._connection.send_packet(MSG_CHANNEL_DATA, UInt32(self._theirs), String(data))
 
     def request(self, kind: str, *arguments: bytes) -> None:
         self._connection.send_packet(
-            MSG_CHANNEL_REQUEST, UInt32(self._channel._send_chan), String(kind), Boolean(True), *arguments
+            MSG_CHANNEL_REQUEST, UInt32(self._theirs), String(kind), Boolean(True), *arguments
         )
 
 
