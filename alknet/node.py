@@ -16,8 +16,10 @@ from alknet.alpn.port import Port, plain
 from alknet.alpn.router import Router
 from alknet.alpn.streams import Connection
 from alknet.audit import AuditFile
+from alknet.certificates import Certificate
 from alknet.clock import Clock, SystemClock
 from alknet.config.addresses import ListenAddress
+from alknet.config.certificate import load_tls, tls_files
 from alknet.config.home import Home, check_not_writable_by_others
 from alknet.config.load import load
 from alknet.config.model import Settings
@@ -85,6 +87,7 @@ class Node:
         host_key = load_host_key(home.host_key)
         self._lock = HomeLock(home.lock)
         self._undo.callback(self._lock.release)
+        certificate = load_tls(home, settings.tls, now=self._clock.wall())  # may make it: only one node here may
         self._state = SqliteState(home.state)
         self._undo.callback(self._state.close)
         loop = asyncio.get_running_loop()
@@ -105,8 +108,8 @@ class Node:
         )
         self.router = Router([self._ssh])
         self._port = Port(self._admission, {Opening.SSH: plain(SSH_ALPN, self.router)})
-        self._reloader = Reloader(home, settings, self._apply)
-        self._apply(settings)
+        self._reloader = Reloader(home, settings, certificate, apply=self._apply, clock=self._clock)
+        self._apply(settings, certificate)
 
     def _start(self) -> None:
         settings = self._reloader.running
@@ -203,8 +206,8 @@ class Node:
         self.gate.note(record | {"outcome": "ok", "changed": changed, "revision": self.gate.policy.revision})
         return report
 
-    def _apply(self, settings: Settings) -> None:
-        """Swap `settings` in and end what they forbid. Builds first, assigns last, and does not wait.
+    def _apply(self, settings: Settings, certificate: Certificate) -> None:
+        """Swap `settings` and `certificate` in and end what they forbid. Builds first, assigns last, and does not wait.
 
         The new policy decides at once; live things that it forbids end a moment later, so that whoever asked for the
         reload has its answer first.
@@ -224,6 +227,7 @@ class Node:
             connections_per_peer=limits.connections_per_peer,
             env_allow=settings.ssh.env_allow,
         )
+        self.certificate = certificate
         self.gate.audit_required = settings.audit.required
         self.gate.policy = policy
         asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self.router.recheck)
@@ -243,7 +247,7 @@ class Node:
             log.exception(event("reload failed", cause=cause))  # and the next change is watched for all the same
 
     async def _watch_files(self) -> None:
-        async for _ in watch(self.home, self._stop):
+        async for _ in watch(self.home, self._stop, more=lambda: tls_files(self.home, self._reloader.running.tls)):
             await self._reload_quietly("file changed")
 
     async def _watch_expiry(self) -> None:

@@ -8,7 +8,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
+from alknet.certificates import Certificate
+from alknet.clock import Clock
+from alknet.config.certificate import load_tls
 from alknet.config.diff import changes, keep_until_restart
 from alknet.config.home import Home
 from alknet.config.load import load
@@ -20,6 +24,9 @@ __all__ = ["Reloader", "Report"]
 
 log = logging.getLogger("alknet.config")
 
+CERTIFICATE: Final = "tls.certificate"
+"""What a report calls the certificate itself, beside the keys of [tls] that say where it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -30,32 +37,48 @@ class Report:
 
 
 class Reloader:
-    """Owns the running settings. `apply` swaps them in; it must not fail and must not wait."""
+    """Owns the running settings and the certificate. `apply` swaps both in; it must not fail and must not wait."""
 
-    def __init__(self, home: Home, settings: Settings, apply: Callable[[Settings], None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        settings: Settings,
+        certificate: Certificate,
+        *,
+        apply: Callable[[Settings, Certificate], None],
+        clock: Clock,
+    ) -> None:
         self._home = home
         self._apply = apply
+        self._clock = clock
         self._one_at_a_time = asyncio.Lock()
         self.running = settings
+        self.certificate = certificate
 
     async def reload(self, cause: str) -> Report:
         """Read the files again and apply what they say; raises `ConfigError` and changes nothing if they are wrong."""
         async with self._one_at_a_time:
             try:
-                loaded = await asyncio.to_thread(load, self._home)
+                loaded, certificate = await asyncio.to_thread(self._read)
             except ConfigError as exc:
                 for line in str(exc).splitlines():
                     log.error("reload (%s) changed nothing: %s", cause, line)
                 raise
             found = changes(self.running, loaded)
             live = tuple(change.key for change in found if not change.needs_restart)
+            if certificate != self.certificate:
+                live += (CERTIFICATE,)
             waiting = tuple(change.key for change in found if change.needs_restart)
             if live:
                 effective = keep_until_restart(self.running, loaded)
-                self._apply(effective)
-                self.running = effective
-            if found:
+                self._apply(effective, certificate)
+                self.running, self.certificate = effective, certificate
+            if live or waiting:
                 log.info(event("reloaded", cause=cause, changed=",".join(live) or None))
             if waiting:
                 log.warning(event("restart needed", keys=",".join(waiting)))
             return Report(live + waiting, waiting)
+
+    def _read(self) -> tuple[Settings, Certificate]:
+        settings = load(self._home)
+        return settings, load_tls(self._home, settings.tls, now=self._clock.wall(), in_use=self.certificate)

@@ -1,8 +1,8 @@
 """What can happen to a stream or a connection."""
 
-from alknet.errors import BrokenError, ClosedError, LocalError
+from alknet.errors import BrokenError, ClosedError, LocalError, UnavailableError
 
-__all__ = ["ConnectionClosed", "StreamBroken", "StreamClosed", "StreamsExhausted"]
+__all__ = ["AlpnRefused", "ConnectionClosed", "HandshakeFailed", "StreamBroken", "StreamClosed", "StreamsExhausted"]
 
 
 class ConnectionClosed(ClosedError):
@@ -19,3 +19,11 @@ class StreamClosed(ClosedError):
 
 class StreamBroken(BrokenError):
     """The other side reset the stream, or the network lost it."""
+
+
+class HandshakeFailed(UnavailableError):
+    """There is no session: the other side did not answer, gave up, or spoke something else."""
+
+
+class AlpnRefused(HandshakeFailed):
+    """The other side is there and does not serve what was asked for."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from alknet.alpn.attach import StreamTransport
 from alknet.alpn.errors import ConnectionClosed, StreamBroken, StreamClosed
-from alknet.alpn.streams import MAX_BUFFERED_BYTES, READ_SIZE, Address, BaseConnection
+from alknet.alpn.streams import MAX_BUFFERED_BYTES, READ_SIZE, Address, BaseConnection, ChannelBinding
 
 __all__ = ["MemoryConnection", "MemoryStream", "memory_pair"]
 
@@ -22,7 +22,7 @@ def memory_pair(*, alpn: str, remote: Address | None = None) -> tuple["MemoryCon
     """Two connected ends: the dialer's and the listener's. `remote` is what the listener sees as the dialer."""
     dialer = MemoryConnection(alpn=alpn, transport="memory", remote=None)
     listener = MemoryConnection(alpn=alpn, transport="memory", remote=remote)
-    dialer.channel_binding = listener.channel_binding = secrets.token_bytes(32)
+    dialer.channel_binding = listener.channel_binding = ChannelBinding("memory", secrets.token_bytes(32))
     dialer.other, listener.other = listener, dialer
     return dialer, listener
 

@@ -1,6 +1,6 @@
 """The contracts between carriers and handlers: `Connection` and `Stream`.
 
-A carrier (plain TCP, memory, later TLS and QUIC) implements both; a handler uses only these. What every
+A carrier (plain TCP, TLS, QUIC, memory) implements both; a handler uses only these. What every
 implementation owes is checked by one conformance suite, ``tests/alpn/conformance.py``.
 
 **Backpressure.** `Stream.write` waits while more than a high-water mark is unsent, and a stream that nobody reads
@@ -24,7 +24,7 @@ from typing import Final, Protocol
 
 from alknet.access import Identity
 
-__all__ = ["MAX_BUFFERED_BYTES", "READ_SIZE", "Address", "BaseConnection", "Connection", "Stream"]
+__all__ = ["MAX_BUFFERED_BYTES", "READ_SIZE", "Address", "BaseConnection", "ChannelBinding", "Connection", "Stream"]
 
 MAX_BUFFERED_BYTES: Final = 256 * 1024
 """What one end of a stream holds for a slow reader or writer, at most, beside the system's socket buffers."""
@@ -47,6 +47,15 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelBinding:
+    """What both ends of one connection know of it and a third party in between would not: signatures cover it."""
+
+    kind: str
+    """``tls-spki``: SHA-256 of the public key of the certificate that served the connection; ``memory``: a random."""
+    value: bytes
 
 
 class Stream(Protocol):
@@ -83,12 +92,12 @@ class Connection(Protocol):
     """Short and unique in this process, such as ``c12``; what `alknet sessions` shows."""
     alpn: str
     transport: str
-    """``tcp`` or ``memory``; later also tls, quic, ssh, websocket."""
+    """``quic``, ``tls``, ``tcp`` or ``memory``; later also ssh, websocket."""
     remote: Address | None
     local: Address | None
     """The address of this machine that the other side reached."""
-    channel_binding: bytes | None
-    """A value that both ends of this connection know and no other connection has, where the carrier has one."""
+    channel_binding: ChannelBinding | None
+    """None where the carrier has none: on plain TCP."""
     since: float
     """When it began, in seconds since 1970."""
     identity: Identity | None
@@ -120,7 +129,7 @@ _numbers = itertools.count(1)
 class BaseConnection:
     """What is the same on every carrier: the facts of a connection and the note of who logged in."""
 
-    channel_binding: bytes | None = None
+    channel_binding: ChannelBinding | None = None
     polite_close: Callable[[str], None] | None = None
 
     def __init__(

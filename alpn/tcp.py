@@ -19,7 +19,7 @@ from alknet.alpn.errors import ConnectionClosed, StreamBroken, StreamClosed, Str
 from alknet.alpn.streams import MAX_BUFFERED_BYTES, READ_SIZE, Address, BaseConnection
 from alknet.tasks import Tasks
 
-__all__ = ["TcpConnection", "TcpStream"]
+__all__ = ["OneStreamConnection", "TcpConnection", "TcpStream"]
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 """`SO_LINGER` with no time: closing the socket sends RST."""
@@ -28,23 +28,25 @@ _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 _Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-class TcpConnection(BaseConnection):
-    """A connected socket as a `Connection`; takes ownership of `sock`."""
+class OneStreamConnection(BaseConnection):
+    """What TCP and TLS have in common: the connection is its one stream."""
 
     def __init__(
         self,
-        sock: socket.socket,
+        stream: "TcpStream",
         *,
         alpn: str,
+        transport: str,
         remote: Address | None,
+        local: Address | None,
         on_login: Callable[[], None] | None = None,
         on_closed: Callable[[], None] | None = None,
     ) -> None:
-        local = Address.of(sock.getsockname()) if remote is not None else None
-        super().__init__(alpn=alpn, transport="tcp", remote=remote, local=local, on_login=on_login)
+        super().__init__(alpn=alpn, transport=transport, remote=remote, local=local, on_login=on_login)
         self._on_closed = on_closed
-        self._stream = TcpStream(sock, self._ended)
+        self._stream = stream
         self._accepted = False
+        stream.on_end = self._ended
 
     async def open_stream(self) -> "TcpStream":
         raise StreamsExhausted("a TCP connection has one stream, the one that accept_stream yields")
@@ -67,12 +69,37 @@ class TcpConnection(BaseConnection):
                 self._on_closed()
 
 
-class TcpStream:
-    """The one stream of a TCP connection; `on_end` hears, once, that the socket is gone."""
+class TcpConnection(OneStreamConnection):
+    """A connected socket as a `Connection`; takes ownership of `sock`."""
 
-    def __init__(self, sock: socket.socket, on_end: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        alpn: str,
+        remote: Address | None,
+        on_login: Callable[[], None] | None = None,
+        on_closed: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(
+            TcpStream(sock),
+            alpn=alpn,
+            transport="tcp",
+            remote=remote,
+            local=Address.of(sock.getsockname()) if remote is not None else None,
+            on_login=on_login,
+            on_closed=on_closed,
+        )
+
+
+class TcpStream:
+    """The one stream of a TCP connection."""
+
+    on_end: Callable[[], None]
+    """Hears, once or twice, that the socket is gone."""
+
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._on_end = on_end
         self._is_taken = False
         self._is_closed = False
         self._is_finished = False
@@ -128,7 +155,7 @@ class TcpStream:
                 transport.abort()
         elif not self._is_taken:
             self._make_closing_reset()
-            self._close_unused()
+            self._close_unused(is_cut=True)
 
     async def aclose(self) -> None:
         self._is_closed = True
@@ -137,7 +164,7 @@ class TcpStream:
             if self._opening is not None:  # else the protocol that it was handed to hears of the end
                 await self._ended.wait()
         elif not self._is_taken:
-            self._close_unused()
+            self._close_unused(is_cut=False)
 
     async def _open(self) -> _Ends:
         """Reader and writer, made when first asked for: once, whoever asks, and whoever is cancelled."""
@@ -157,11 +184,15 @@ class TcpStream:
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def _attach(self, protocol: asyncio.Protocol) -> asyncio.Transport:
-        loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.connect_accepted_socket(lambda: protocol, self._sock)
+        self._transport = await self._connect(protocol)
         if self._is_closed:
             self.reset()
         return self._transport
+
+    async def _connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """A transport on the socket for `protocol`."""
+        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, self._sock)
+        return transport
 
     def _take(self) -> None:
         self._check_open()
@@ -177,14 +208,18 @@ class TcpStream:
         with contextlib.suppress(OSError):  # closed already
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
 
-    def _close_unused(self) -> None:
+    def _close_unused(self, *, is_cut: bool) -> None:
         self._is_taken = True
-        self._sock.close()
+        self._drop(is_cut=is_cut)
         self._end()
+
+    def _drop(self, *, is_cut: bool) -> None:
+        """Close the socket that no transport has taken."""
+        self._sock.close()
 
     def _end(self) -> None:
         self._ended.set()
-        self._on_end()
+        self.on_end()
 
 
 class _EndWatcher(asyncio.StreamReaderProtocol):

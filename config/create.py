@@ -10,8 +10,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from alknet.config.addresses import ListenAddress
+from alknet.config.certificate import complete_tls
 from alknet.config.home import Home, write_atomically
-from alknet.config.model import Settings
+from alknet.config.load import load
+from alknet.config.model import Settings, Tls
 from alknet.errors import AlknetError, StartupError
 from alknet.keys import PublicKey, write_key_pair
 
@@ -34,6 +36,8 @@ def make_home(home: Home, *, listen: tuple[ListenAddress, ...], own_keys: tuple[
         if not home.peer(OWNER).exists():
             owner_key = PublicKey.parse(_public(home.owner_key).read_text(encoding="ascii"))
             write_atomically(home.peer(OWNER), _owner_text((owner_key, *own_keys)))
+        if not (home.tls_key.exists() and home.tls_certificate.exists()):
+            complete_tls(home, load(home).tls if home.exists else Tls())
         host_key = _public(home.host_key).read_text(encoding="ascii").rsplit(" ", 1)[0]
         write_atomically(home.known_hosts, f"* {host_key}\n")
         if not home.exists:

@@ -4,6 +4,7 @@
 ``alknet.toml``               the configuration; a directory without it is no home yet
 ``peers.d/NAME.toml``         one peer each
 ``keys/``                     ``node``, ``ssh_host_ed25519_key``, ``owner``: OpenSSH private keys, 0600, with .pub
+``keys/tls.crt``, ``.key``    the certificate that the node made itself, and its private key (0600), as PEM
 ``keys/known_hosts``          this node's host key, for the ssh line that ``alknet up`` prints
 ``state.db``, ``audit/``      what the node remembers and records
 ============================  ==========================================================================
@@ -48,6 +49,14 @@ class Home:
     @property
     def owner_key(self) -> Path:
         return self.keys / "owner"
+
+    @property
+    def tls_certificate(self) -> Path:
+        return self.keys / "tls.crt"
+
+    @property
+    def tls_key(self) -> Path:
+        return self.keys / "tls.key"
 
     @property
     def known_hosts(self) -> Path:

@@ -4,10 +4,12 @@ Every field says in its schema whether a change of it is *live* or needs a *rest
 something reads it.
 """
 
+import contextlib
+import ipaddress
 import re
 import shlex
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -35,11 +37,15 @@ __all__ = [
     "Role",
     "Settings",
     "Ssh",
+    "Tls",
     "parse_duration",
 ]
 
 PEER_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
 DEFAULT_PORT: Final = 7022
+DNS_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)(?!(.*\.)?\d+\Z)(\*\.)?(?!-)[a-zA-Z0-9_-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9_-]{1,63}(?<!-))*\Z"
+)
 SCOPE: Final = re.compile(r"(\*|[a-z0-9_.-]+)(:(\*|[a-zA-Z0-9_.-]+))*\Z")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)\Z")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -117,6 +123,21 @@ def _absolute(value: str) -> str:
     return value
 
 
+def _file(value: str) -> str:
+    if value and (not value.startswith("/") or "\0" in value):
+        raise ValueError("must be the absolute path of a file")
+    return value
+
+
+def _host_name(value: str) -> str:
+    """A name or an address that a certificate can be made for."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv6Address(value) if ":" in value and "%" not in value else ipaddress.IPv4Address(value))
+    if not DNS_NAME.match(value):
+        raise ValueError("must be a DNS name (in its ASCII form) or an IP address, without a port")
+    return value
+
+
 # TOML has its own booleans, numbers and times: "no", "100" and 2030 are mistakes, not spellings of them.
 Switch = Annotated[bool, Strict()]
 Count = Annotated[int, Strict()]
@@ -170,6 +191,43 @@ class Node(Model):
         description="How long a stopping node lets running work finish.",
         json_schema_extra=LIVE,
     )
+
+
+class Tls(Model):
+    """[tls]: the certificate that the node shows on TLS and QUIC."""
+
+    mode: Literal["self-signed", "files"] = Field(
+        "self-signed",
+        description="self-signed: the node makes its certificate itself and keeps it in keys/; files: cert and key"
+        " name it, and it is read again when they change.",
+        json_schema_extra=LIVE,
+    )
+    cert: Annotated[str, AfterValidator(_file)] = Field(
+        "",
+        description="PEM file with the certificate and then its issuers, for mode files.",
+        json_schema_extra=LIVE,
+    )
+    key: Annotated[str, AfterValidator(_file)] = Field(
+        "",
+        description="PEM file with the certificate's private key, not encrypted and closed to others, for mode files.",
+        json_schema_extra=LIVE,
+    )
+    names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = Field(
+        (),
+        max_length=64,
+        description="DNS names and IP addresses that a self-signed certificate is made for, when one is made; empty"
+        " means this machine's.",
+        json_schema_extra=LIVE,
+    )
+
+    @model_validator(mode="after")
+    def _files_belong_to_their_mode(self) -> "Tls":
+        if self.mode == "files" and not (self.cert and self.key):
+            missing = " and ".join(name for name in ("cert", "key") if not getattr(self, name))
+            raise ValueError(f'mode = "files" needs {missing}, the absolute path of a PEM file')
+        if self.mode == "self-signed" and (self.cert or self.key):
+            raise ValueError('cert and key are for mode = "files": set that, or remove them')
+        return self
 
 
 class Ssh(Model):
@@ -315,6 +373,7 @@ class Settings(Model):
     """The whole configuration of a node."""
 
     node: Node = Node()
+    tls: Tls = Tls()
     ssh: Ssh = Ssh()
     limits: Limits = Limits()
     audit: Audit = Audit()

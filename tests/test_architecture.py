@@ -39,7 +39,9 @@ PARTS = {
     "leaves": Part(
         tuple(
             f"alknet.{name}"
-            for name in "access audit clock errors gate keyring keys lock logs nofile notify state tasks".split()  # noqa: SIM905
+            for name in (
+                "access audit certificates clock errors gate keyring keys lock logs nofile notify state tasks".split()  # noqa: SIM905
+            )
         ),
         (),
         "everything stands on the leaves, so they stand on nothing of ours",
@@ -75,7 +77,7 @@ LIBRARIES = {
     # library: (where it may be imported, why nowhere else)
     "asyncssh": (("alknet.ssh",), "its errors and its private hooks are dealt with in one folder"),
     "click": (("alknet.cli",), "only the command line parses arguments"),
-    "cryptography": (("alknet.keys",), "only the key files need it, and it is slow to import"),
+    "cryptography": (("alknet.certificates", "alknet.keys"), "only the key files need it, and it is slow to import"),
     "platformdirs": (("alknet.config.home",), "one module knows where a home is"),
     "pydantic": (("alknet.config",), "a policy or a session must not depend on how settings are checked"),
     "rich": (("alknet.cli.output",), "one module knows how results look"),

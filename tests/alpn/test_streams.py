@@ -1,14 +1,24 @@
 """The contracts over every carrier, and the values that they share."""
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 
 import pytest
 
+from alknet.alpn.admission import Admission, AdmissionLimits
 from alknet.alpn.memory import memory_pair
-from alknet.alpn.streams import MAX_BUFFERED_BYTES, Address, BaseConnection
+from alknet.alpn.quic import MAX_SEND_BYTES
+from alknet.alpn.quic_dial import dial_quic
+from alknet.alpn.quic_listener import QuicListener
+from alknet.alpn.streams import MAX_BUFFERED_BYTES, Address, BaseConnection, Connection
 from alknet.alpn.tcp import TcpConnection
+from alknet.alpn.tls import accept_tls, dial_tls, server_context
+from alknet.alpn.udp import bind_udp
+from alknet.alpn.windows import STREAM_BYTES
+from alknet.certificates import Certificate, make_certificate
 
 from .conformance import Carrier, Ends, ManyStreams, OneStream
 
@@ -25,9 +35,13 @@ async def memory_connections() -> AsyncIterator[Ends]:
         listener.close()
 
 
-@asynccontextmanager
-async def tcp_connections() -> AsyncIterator[Ends]:
-    """Two ends over loopback, with socket buffers that do not grow."""
+@cache
+def certificate() -> Certificate:
+    return make_certificate(("localhost",))
+
+
+def small_sockets() -> tuple[socket.socket, socket.socket]:
+    """Two ends over loopback, with buffers that do not grow."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
         near = socket.socket()
@@ -37,11 +51,50 @@ async def tcp_connections() -> AsyncIterator[Ends]:
     for sock in (near, far):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         sock.setblocking(False)
-    dialer, listener = (TcpConnection(sock, alpn="test", remote=None) for sock in (near, far))
+    return near, far
+
+
+@asynccontextmanager
+async def tcp_connections() -> AsyncIterator[Ends]:
+    dialer, listener = (TcpConnection(sock, alpn="test", remote=None) for sock in small_sockets())
     try:
         yield dialer, listener
     finally:
         dialer.close()
+        listener.close()
+
+
+@asynccontextmanager
+async def tls_connections() -> AsyncIterator[Ends]:
+    """A TLS session over what `tcp_connections` uses."""
+    near, far = small_sockets()
+    remote = Address.of(near.getsockname())
+    context = server_context(certificate(), ["other", "test"])
+    listener, dialer = await asyncio.gather(
+        accept_tls(far, context=context, certificate=certificate(), remote=remote, default_alpn="http/1.1"),
+        dial_tls(near, alpn="test", server_name=None, remote=remote),
+    )
+    try:
+        yield dialer, listener
+    finally:
+        dialer.close()
+        listener.close()
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def quic_connections() -> AsyncIterator[Ends]:
+    accepted: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+    listener = QuicListener(Admission(AdmissionLimits()), certificate(), ["other", "test"], accepted.set_result)
+    listener.serve(bind_udp("127.0.0.1", 0))
+    address = listener.addresses[0]
+    dialer = await dial_quic(socket.AF_INET, (address.host, address.port), alpn="test", server_name=None)
+    ends = dialer, await accepted
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            end.close()
         listener.close()
 
 
@@ -52,6 +105,16 @@ class TestMemory(ManyStreams):
 class TestPlainTcp(OneStream):
     # Linux doubles what is asked for, at both ends; the rest is what the two ends hold themselves.
     carrier = Carrier(tcp_connections, most_held_bytes=4 * SOCKET_BUFFER_BYTES + 4 * MAX_BUFFERED_BYTES)
+
+
+class TestTls(OneStream):
+    # As plain TCP, and what one receive brings, decrypted and not.
+    carrier = Carrier(tls_connections, most_held_bytes=4 * SOCKET_BUFFER_BYTES + 8 * MAX_BUFFERED_BYTES)
+
+
+class TestQuic(ManyStreams):
+    # Its window, what the sender holds, and for an attached stream what the transport holds.
+    carrier = Carrier(quic_connections, most_held_bytes=STREAM_BYTES + MAX_SEND_BYTES + 4 * MAX_BUFFERED_BYTES)
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,7 @@ class OpenChannel:
         self._connection.send_packet(MSG_CHANNEL_DATA, UInt32(self._theirs), String(data))
 
     def request(self, kind: str, *arguments: bytes) -> None:
-        self._connection.send_packet(
-            MSG_CHANNEL_REQUEST, UInt32(self._theirs), String(kind), Boolean(True), *arguments
-        )
+        self._connection.send_packet(MSG_CHANNEL_REQUEST, UInt32(self._theirs), String(kind), Boolean(True), *arguments)
 
 
 # --- strangers --------------------------------------------------------------------------------------------

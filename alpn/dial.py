@@ -1,0 +1,161 @@
+"""Reaching a node: QUIC and TLS raced against each other, the first completed handshake wins.
+
+QUIC gets `HEAD_START_S`; where UDP is blocked, TLS is there soon after. With several addresses each gets its turn,
+`HEAD_START_S` after the one before it or as soon as that has failed (RFC 8305, "Happy Eyeballs").
+
+A handshake proves nothing about who answered: whoever dials must have that proven by what it carries (the SSH host key,
+the hello) before it sends anything of its own.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from alknet.alpn.errors import AlpnRefused, HandshakeFailed
+from alknet.alpn.streams import Address, Connection
+from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S, dial_tls
+from alknet.errors import AlknetError, UnavailableError
+from alknet.tasks import Tasks
+
+__all__ = ["CARRIERS", "HEAD_START_S", "dial"]
+
+HEAD_START_S: Final = 0.25
+"""What an attempt gets before the next one begins beside it."""
+MAX_ADDRESSES: Final = 8
+"""Addresses that are tried, of all that the names resolve to."""
+CARRIERS: Final = ("quic", "tls")
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    carrier: str
+    host: str
+    """As it was given: a name or an address."""
+    family: int
+    address: Any
+
+    def __str__(self) -> str:
+        return f"{self.carrier} to {Address.of(self.address)}"
+
+
+async def dial(
+    addresses: Sequence[tuple[str, int]],
+    *,
+    alpn: str,
+    carriers: Sequence[str] = CARRIERS,
+    report: Report = lambda line: None,
+) -> Connection:
+    """A connection for `alpn` to the first of `addresses` (host, port) that answers; its `transport` says over what.
+
+    `report` gets a line for each attempt that fails and for the one that is taken. Raises `AlpnRefused` when nodes
+    answer and none serves `alpn`, `UnavailableError` when none answers; each says what every attempt came to.
+    """
+    if "quic" in carriers:
+        import alknet.alpn.quic_dial  # noqa: F401 - a fifth of a second that must not count as QUIC's head start
+    attempts, failures = await _resolve(addresses, carriers)
+    race = _Race(alpn, attempts, report)
+    winner = await race.run()
+    failures += race.failures
+    if winner is not None:
+        return winner
+    for line in failures:
+        report(line)
+    refused = bool(race.refused) and len(race.refused) == len(race.failures)
+    error = AlpnRefused if refused else UnavailableError
+    raise error("; ".join(failures) or "it has no address")
+
+
+async def _resolve(addresses: Sequence[tuple[str, int]], carriers: Sequence[str]) -> tuple[list[_Attempt], list[str]]:
+    loop = asyncio.get_running_loop()
+    attempts, failures = [], []
+    for host, port in addresses:
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except TimeoutError:
+            failures.append(f"{host}: its name was not resolved within {HANDSHAKE_TIMEOUT_S:g} s")
+            continue
+        except OSError as exc:
+            failures.append(f"{host}: {exc.strerror or exc}")
+            continue
+        for family, _, _, _, address in dict.fromkeys(found):
+            attempts += [_Attempt(carrier, host, family, address) for carrier in carriers]
+    return attempts[: MAX_ADDRESSES * len(carriers)], failures
+
+
+class _Race:
+    def __init__(self, alpn: str, attempts: list[_Attempt], report: Report) -> None:
+        self._alpn = alpn
+        self._attempts = attempts
+        self._report = report
+        self._winner: Connection | None = None
+        self._changed = asyncio.Event()
+        self.failures: list[str] = []
+        self.refused: list[_Attempt] = []
+
+    async def run(self) -> Connection | None:
+        """The first connection, with the other attempts ended; None when all have failed."""
+        running = Tasks("dial")
+        try:
+            for begun, attempt in enumerate(self._attempts):
+                running.start(self._try(attempt), name=str(attempt))
+                await self._wait(lambda begun=begun: len(self.failures) > begun, HEAD_START_S)
+                if self._winner is not None:
+                    break
+            await self._wait(lambda: len(self.failures) == len(self._attempts), None)
+        finally:
+            await running.aclose()
+        return self._winner
+
+    async def _wait(self, is_enough: Callable[[], bool], timeout_s: float | None) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._winner is None and not is_enough():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    async def _try(self, attempt: _Attempt) -> None:
+        started = time.monotonic()
+        try:
+            connection = await _open(attempt, self._alpn)
+        except (AlknetError, OSError) as exc:
+            if isinstance(exc, AlpnRefused):
+                self.refused.append(attempt)
+            why = exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc)
+            self.failures.append(f"{attempt}: {why}")
+            self._report(self.failures[-1])
+        else:
+            if self._winner is None:
+                self._winner = connection
+                self._report(f"{attempt}: connected in {(time.monotonic() - started) * 1000:.0f} ms")
+            else:
+                connection.close(0, "another carrier was faster")
+        self._changed.set()
+
+
+async def _open(attempt: _Attempt, alpn: str) -> Connection:
+    server_name = None if attempt.host == attempt.address[0] else attempt.host
+    if attempt.carrier == "quic":
+        from alknet.alpn.quic_dial import dial_quic
+
+        return await dial_quic(attempt.family, attempt.address, alpn=alpn, server_name=server_name)
+    loop = asyncio.get_running_loop()
+    sock = socket.socket(attempt.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+            await loop.sock_connect(sock, attempt.address)
+    except TimeoutError:
+        sock.close()
+        raise HandshakeFailed(f"no answer within {HANDSHAKE_TIMEOUT_S:g} s") from None
+    except BaseException:
+        sock.close()
+        raise
+    return await dial_tls(sock, alpn=alpn, server_name=server_name, remote=Address.of(attempt.address))
