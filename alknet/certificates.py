@@ -275,15 +275,16 @@ def _parse_key(path: Path, data: bytes) -> "PrivateKey":
         ) from exc
     if isinstance(key, Ed25519PrivateKey):
         return key
-    if isinstance(key, EllipticCurvePrivateKey) and key.curve.name in CURVES:
-        return key
-    if isinstance(key, RSAPrivateKey) and key.key_size >= MIN_RSA_BITS:
-        return key
-    kind = type(key).__name__.removesuffix("PrivateKey")
     if isinstance(key, EllipticCurvePrivateKey):
-        kind += f" on {key.curve.name}"
+        if key.curve.name in CURVES:
+            return key
+        kind = f"ECDSA on {key.curve.name}"
     elif isinstance(key, RSAPrivateKey):
-        kind += f" of {key.key_size} bits"
+        if key.key_size >= MIN_RSA_BITS:
+            return key
+        kind = f"RSA of {key.key_size} bits"
+    else:
+        kind = type(key).__name__.removesuffix("PrivateKey")
     raise ConfigError(
         f"{path}: is a key that clients do not take ({kind})",
         hint=f"use ECDSA on P-256 or P-384, RSA of at least {MIN_RSA_BITS} bits, or Ed25519 (which browsers refuse)",

@@ -104,18 +104,19 @@ class _Race:
         try:
             for begun, attempt in enumerate(self._attempts):
                 running.start(self._try(attempt), name=str(attempt))
-                await self._wait(lambda begun=begun: len(self.failures) > begun, HEAD_START_S)
+                await self._wait(begun + 1, HEAD_START_S)
                 if self._winner is not None:
                     break
-            await self._wait(lambda: len(self.failures) == len(self._attempts), None)
+            await self._wait(len(self._attempts), None)
         finally:
             await running.aclose()
         return self._winner
 
-    async def _wait(self, is_enough: Callable[[], bool], timeout_s: float | None) -> None:
+    async def _wait(self, failures: int, timeout_s: float | None) -> None:
+        """Until there is a winner, or so many attempts have failed, or the time is up."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._winner is None and not is_enough():
+                while self._winner is None and len(self.failures) < failures:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:

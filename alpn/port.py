@@ -11,16 +11,20 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from alknet.alpn.admission import Admission, Slot
 from alknet.alpn.first_byte import Opening, opening
 from alknet.alpn.router import Router
 from alknet.alpn.streams import Address
 from alknet.alpn.tcp import TcpConnection
+from alknet.alpn.udp import bind_udp
 from alknet.errors import StartupError
 from alknet.logs import event
 from alknet.nofile import is_scarce
+
+if TYPE_CHECKING:
+    from alknet.alpn.quic_listener import QuicListener
 
 __all__ = ["FIRST_BYTE_TIMEOUT_S", "SILENCE_S", "Carrier", "Port", "plain"]
 
@@ -51,13 +55,17 @@ def plain(alpn: str, router: Router) -> Carrier:
 
 
 class Port:
-    """Listens on several addresses. `carriers` says who takes which kind of opening; the rest is closed."""
+    """Listens on several addresses. `carriers` says who takes which kind of opening; the rest is closed. With `quic`
+    the same numbers are served on UDP."""
 
-    def __init__(self, admission: Admission, carriers: Mapping[Opening, Carrier]) -> None:
+    def __init__(
+        self, admission: Admission, carriers: Mapping[Opening, Carrier], quic: "QuicListener | None" = None
+    ) -> None:
         self.admission = admission
         self.unserved: Counter[str] = Counter()
         """Connections closed because nobody serves what they speak, by kind; and ``silent`` ones."""
         self._carriers = carriers
+        self._quic = quic
         self._listening: list[socket.socket] = []
         self._waiting: set[_Waiting] = set()
         self._loop = asyncio.get_running_loop()
@@ -69,30 +77,48 @@ class Port:
 
     def listen(self, hosts: Sequence[str], port: int) -> None:
         """Listen on `port` of every one of `hosts`, together: the first must be there, an address family that
-        this machine lacks is left out. Port 0 takes a free one, the same for all. Raises `StartupError`."""
+        this machine lacks is left out. Port 0 takes a free one, the same for all. Raises `StartupError`.
+
+        TCP accepts only when UDP is bound too: whoever finds the port open finds all of it.
+        """
         for _ in range(PORT_ZERO_TRIES if port == 0 else 1):
-            bound: list[socket.socket] = []
+            streams: list[socket.socket] = []
+            datagrams: list[socket.socket] = []
             try:
                 for host in hosts:
-                    chosen = bound[0].getsockname()[1] if bound else port
-                    sock = _bind(host, chosen, optional=bool(bound))
-                    if sock is not None:
-                        bound.append(sock)
+                    chosen = streams[0].getsockname()[1] if streams else port
+                    kind = "TCP"
+                    sock = _bind(host, chosen, optional=bool(streams))
+                    if sock is None:
+                        continue
+                    streams.append(sock)
+                    if self._quic is not None:
+                        kind = "UDP"
+                        datagrams.append(bind_udp(host, sock.getsockname()[1]))
+                kind = "TCP"
+                for sock in streams:
+                    sock.listen(BACKLOG)
             except OSError as exc:
-                for sock in bound:
+                for sock in (*streams, *datagrams):
                     sock.close()
                 if port == 0 and exc.errno == errno.EADDRINUSE:
                     continue
-                raise _cannot_listen(host, chosen, exc) from exc
+                raise _cannot_listen(host, chosen, kind, exc) from exc
             break
         else:
             raise StartupError(f"no port is free on all of {', '.join(hosts)}")
-        for sock in bound:
+        for sock in datagrams:
+            assert self._quic is not None
+            self._quic.serve(sock)
+        for sock in streams:
             self._listening.append(sock)
             self._loop.add_reader(sock, self._accept, sock)
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets and whatever has not said yet what it speaks. Idempotent."""
+        """Close the listening sockets and whatever has not said yet what it speaks; QUIC connections go on, and no
+        new ones begin. Idempotent."""
+        if self._quic is not None:
+            self._quic.stop_accepting()
         for sock in self._listening:
             self._loop.remove_reader(sock)
             sock.close()
@@ -200,7 +226,7 @@ class _Waiting:
 
 
 def _bind(host: str, port: int, *, optional: bool) -> socket.socket | None:
-    """A listening socket; None if `optional` and this machine has no such address."""
+    """A bound TCP socket; None if `optional` and this machine has no such address."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -213,7 +239,6 @@ def _bind(host: str, port: int, *, optional: bool) -> socket.socket | None:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind((host, port))
-        sock.listen(BACKLOG)
     except OSError as exc:
         sock.close()
         if optional and exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -222,7 +247,7 @@ def _bind(host: str, port: int, *, optional: bool) -> socket.socket | None:
     return sock
 
 
-def _cannot_listen(host: str, port: int, exc: OSError) -> StartupError:
+def _cannot_listen(host: str, port: int, kind: str, exc: OSError) -> StartupError:
     hints = {
         errno.EADDRINUSE: "another program, perhaps another node, has it: stop that, or choose another address"
         " with --listen or node.listen",
@@ -230,6 +255,6 @@ def _cannot_listen(host: str, port: int, exc: OSError) -> StartupError:
         errno.EADDRNOTAVAIL: "it is not an address of this machine; correct node.listen",
     }
     return StartupError(
-        f"cannot listen on {Address(host, port)}: {exc.strerror}",
+        f"cannot listen on {Address(host, port)} ({kind}): {exc.strerror}",
         hint=hints.get(exc.errno or 0, ""),
     )

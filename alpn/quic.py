@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic import connection as library
 from aioquic.quic import events
 from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
@@ -250,8 +250,8 @@ class Engine:
                 case events.StopSendingReceived():
                     to.stream_stopped(event.stream_id)
                 case events.HandshakeCompleted():
-                    if quic._is_client:
-                        self.spki = spki_sha256(quic.tls._peer_certificate.public_bytes(Encoding.DER))
+                    if (theirs := quic.tls._peer_certificate) is not None:
+                        self.spki = spki_sha256(theirs.public_bytes(Encoding.DER))
                     to.handshake_completed(event.alpn_protocol or "")
                 case events.ConnectionIdIssued():
                     to.cid_issued(event.connection_id)
@@ -311,7 +311,7 @@ class Engine:
         most = MAX_SEND_BYTES if held_by_all < SHARED_SEND_BYTES else STREAM_BYTES
         return most - len(stream.sender._buffer)
 
-    def write(self, stream_id: int, data: bytes | memoryview, *, is_last: bool = False) -> None:
+    def write(self, stream_id: int, data: bytes, *, is_last: bool = False) -> None:
         self._quic.send_stream_data(stream_id, data, end_stream=is_last)
 
     def is_sent(self, stream_id: int) -> bool:
@@ -398,7 +398,7 @@ class _Library(library.QuicConnection):
             handler=self._on_max_stream_data_delivery,
             handler_args=(stream,),
         )
-        frame.push_uint_var(stream.stream_id)
+        frame.push_uint_var(stream.stream_id or 0)
         frame.push_uint_var(stream.max_stream_data_local)
         stream.max_stream_data_local_sent = stream.max_stream_data_local
 

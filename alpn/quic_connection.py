@@ -1,8 +1,8 @@
 """QUIC as a carrier: a `Connection` of many streams, driven by datagrams and a timer.
 
-`QuicConnection` pumps an `Engine`: it is given datagrams (`receive`, then `progressed` once for all of them), sends what
-the engine wants sent through its `Link`, and keeps the engine's time. Streams wait on it with futures; nothing here
-starts a task.
+`QuicConnection` pumps an `Engine`: it is given datagrams (`receive`, then `progressed` once for all of them), sends
+what the engine wants sent through its `Link`, and keeps the engine's time. Streams wait on it with futures; nothing
+here starts a task.
 """
 
 import asyncio
@@ -291,7 +291,7 @@ class QuicStream:
             if room <= 0:
                 await self._wait_for_room()
                 continue
-            self._engine.write(self._id, rest[:room])
+            self._engine.write(self._id, bytes(rest[:room]))
             self._connection.flush_soon()
             rest = rest[room:]
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from alknet import reload as reload_module
+from alknet.certificates import Certificate, make_certificate, write_certificate
+from alknet.clock import ManualClock
+from alknet.config.certificate import load_tls
 from alknet.config.home import Home
 from alknet.config.load import load
 from alknet.config.model import Settings
@@ -24,8 +27,17 @@ class Node:
         path.chmod(0o700)
         self.home = Home(path)
         self.write(BEFORE)
+        self.home.keys.mkdir()
         self.applied: list[Settings] = []
-        self.reloader = Reloader(self.home, load(self.home), self.applied.append)
+        self.certificates: list[Certificate] = []
+        self.clock = ManualClock()
+        settings = load(self.home)
+        certificate = load_tls(self.home, settings.tls, now=self.clock.wall())
+        self.reloader = Reloader(self.home, settings, certificate, apply=self.apply, clock=self.clock)
+
+    def apply(self, settings: Settings, certificate: Certificate) -> None:
+        self.applied.append(settings)
+        self.certificates.append(certificate)
 
     def write(self, text: str) -> None:
         self.home.config.write_text(text)
@@ -139,3 +151,78 @@ async def test_the_loop_goes_on_while_files_are_read(node: Node, monkeypatch: py
     monkeypatch.setattr(reload_module, "load", slow)
     asyncio.get_running_loop().call_soon(go.set)
     assert await node.reloader.reload("test") == Report((), ())
+
+
+# --- the certificate --------------------------------------------------------------------------------------------
+
+FILES = '[tls]\nmode = "files"\ncert = "{0}/crt.pem"\nkey = "{0}/key.pem"\n'
+
+
+def put_certificate(node: Node) -> Certificate:
+    """Replace the certificate's files by a new pair."""
+    made = make_certificate(("localhost",), now=node.clock.wall())
+    write_certificate(made, node.home.path / "crt.pem", node.home.path / "key.pem")
+    return made
+
+
+@pytest.fixture
+async def with_files(node: Node) -> Node:
+    """A node in mode "files" that nothing was applied to yet."""
+    put_certificate(node)
+    node.write(BEFORE + FILES.format(node.home.path))
+    await node.reloader.reload("test")
+    node.applied.clear()
+    node.certificates.clear()
+    return node
+
+
+async def test_other_settings_bring_another_certificate(node: Node) -> None:
+    made = put_certificate(node)
+    own = node.reloader.certificate
+    node.write(BEFORE + FILES.format(node.home.path))
+    assert (await node.reloader.reload("test")).changed == ("tls.mode", "tls.cert", "tls.key", "tls.certificate")
+    assert node.certificates == [made]
+    node.write(BEFORE)
+    assert (await node.reloader.reload("test")).changed == ("tls.mode", "tls.cert", "tls.key", "tls.certificate")
+    assert node.certificates == [made, own]
+
+
+async def test_a_replaced_certificate_takes_effect_with_the_same_settings(
+    with_files: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "alknet")
+    settings, made = with_files.reloader.running, put_certificate(with_files)
+    assert await with_files.reloader.reload("test") == Report(("tls.certificate",), ())
+    assert (with_files.applied, with_files.certificates) == ([settings], [made])
+    assert with_files.reloader.certificate == made
+    assert "reloaded cause=test changed=tls.certificate" in caplog.text
+    assert await with_files.reloader.reload("test") == Report((), ())
+
+
+async def test_a_wrong_certificate_refuses_everything_and_says_which_file(
+    with_files: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    running, certificate = with_files.reloader.running, with_files.reloader.certificate
+    (with_files.home.path / "crt.pem").write_text("broken")
+    with_files.home.config.write_text(with_files.home.config.read_text().replace("true", "false"))
+    with pytest.raises(ConfigError, match=r"crt\.pem: is not a PEM file"):
+        await with_files.reloader.reload("test")
+    assert with_files.applied == []
+    assert (with_files.reloader.running, with_files.reloader.certificate) == (running, certificate)
+    assert "reload (test) changed nothing" in caplog.text
+    made = put_certificate(with_files)
+    assert (await with_files.reloader.reload("test")).changed == ("ssh.exec", "tls.certificate")
+    assert with_files.certificates == [made]
+
+
+async def test_a_right_is_taken_away_although_the_certificate_has_expired(with_files: Node) -> None:
+    with_files.clock.jump(20 * 365 * 24 * 3600)
+    with_files.home.config.write_text(with_files.home.config.read_text().replace("true", "false"))
+    assert (await with_files.reloader.reload("test")).changed == ("ssh.exec",)
+
+
+async def test_the_certificate_waits_for_no_restart(with_files: Node) -> None:
+    put_certificate(with_files)
+    with_files.home.config.write_text(with_files.home.config.read_text().replace("before", "after"))
+    assert await with_files.reloader.reload("test") == Report(("tls.certificate", "node.name"), ("node.name",))
+    assert [settings.node.name for settings in with_files.applied] == ["before"]

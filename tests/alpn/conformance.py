@@ -261,7 +261,7 @@ class Conformance:
     async def test_aclose_sends_what_was_written(self) -> None:
         async with self.connections() as ends:
             a, b = await self.join(ends)
-            data = BULK[: 100 * 1024]
+            data = BULK[: 16 * 1024]
             await a.write(data)
             await a.aclose()
             a.reset()

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from alknet.certificates import read_certificate
 from alknet.config import create
 from alknet.config.addresses import ListenAddress
 from alknet.config.create import OWNER, config_text, make_home, peer_text, user_keys
 from alknet.config.home import Home
 from alknet.config.load import load
 from alknet.config.model import Settings
-from alknet.errors import StartupError
+from alknet.errors import ConfigError, StartupError
 from alknet.keys import PublicKey, check_private, generate_private_key
 
 LISTEN = (ListenAddress("127.0.0.1", 7022),)
@@ -96,7 +97,7 @@ def test_a_new_home_is_closed_to_others(home: Home) -> None:
     made(home)
     for directory in (home.path, home.keys, home.peers):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    for key in (home.node_key, home.host_key, home.owner_key, home.config, home.peer(OWNER)):
+    for key in (home.node_key, home.host_key, home.owner_key, home.tls_key, home.config, home.peer(OWNER)):
         check_private(key)
 
 
@@ -116,6 +117,33 @@ def test_known_hosts_holds_the_host_key_for_every_name(home: Home) -> None:
     host, line = home.known_hosts.read_text().rstrip("\n").split(" ", 1)
     assert host == "*"
     assert PublicKey.parse(line).blob == PublicKey.parse((home.keys / "ssh_host_ed25519_key.pub").read_text()).blob
+
+
+def test_a_new_home_has_a_certificate(home: Home) -> None:
+    made(home)
+    assert read_certificate(home.tls_certificate, home.tls_key).leaf.subject.rfc4514_string() == "CN=localhost"
+
+
+def test_a_home_of_an_earlier_version_gets_the_certificate_that_its_settings_ask_for(home: Home) -> None:
+    made(home)
+    for text, expected in (('names = ["node.example.org"]', True), ('mode = "files"\ncert = "/c"\nkey = "/k"', False)):
+        home.tls_certificate.unlink(missing_ok=True)
+        home.tls_key.unlink(missing_ok=True)
+        home.config.write_text(f"[tls]\n{text}\n")
+        make_home(home, listen=LISTEN, own_keys=())
+        assert (home.tls_certificate.exists(), home.tls_key.exists()) == (expected, expected)
+        if expected:
+            certificate = read_certificate(home.tls_certificate, home.tls_key)
+            assert certificate.leaf.subject.rfc4514_string() == "CN=node.example.org"
+
+
+def test_no_certificate_is_made_for_settings_that_are_wrong(home: Home) -> None:
+    made(home)
+    home.tls_key.unlink()
+    home.config.write_text("not toml")
+    with pytest.raises(ConfigError, match="is not valid TOML"):
+        make_home(home, listen=LISTEN, own_keys=())
+    assert not home.tls_key.exists()
 
 
 def test_the_users_own_keys_open_the_home_too(home: Home) -> None:

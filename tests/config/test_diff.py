@@ -23,6 +23,7 @@ def settings(**values: Any) -> Settings:
         ({"node": {"name": "n"}}, [Change("node.name", True)]),
         ({"node": {"listen": ["127.0.0.1:1"]}}, [Change("node.listen", True)]),
         ({"node": {"drain_timeout": "3s"}}, [Change("node.drain_timeout", False)]),
+        ({"tls": {"names": ["a"]}}, [Change("tls.names", False)]),
         ({"ssh": {"exec": False, "shell": False}}, [Change("ssh.shell", False), Change("ssh.exec", False)]),
         ({"audit": {"required": True}}, [Change("audit.required", False)]),
         ({"roles": {"dev": {}}}, [Change("roles.dev", False)]),

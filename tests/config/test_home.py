@@ -30,6 +30,8 @@ def test_everything_lies_inside_the_home(tmp_path: Path) -> None:
         "keys/node": home.node_key,
         "keys/ssh_host_ed25519_key": home.host_key,
         "keys/owner": home.owner_key,
+        "keys/tls.crt": home.tls_certificate,
+        "keys/tls.key": home.tls_key,
         "keys/known_hosts": home.known_hosts,
         "state.db": home.state,
         "audit": home.audit,

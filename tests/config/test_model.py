@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from alknet.certificates import make_certificate
 from alknet.config.addresses import ListenAddress
-from alknet.config.model import LIVE, RESTART, PeerEntry, PeerSsh, Role, Settings, parse_duration
+from alknet.config.model import LIVE, RESTART, PeerEntry, PeerSsh, Role, Settings, Tls, parse_duration
 from alknet.keys import generate_private_key
 
 SECTIONS = {name: info.default for name, info in Settings.model_fields.items() if isinstance(info.default, BaseModel)}
@@ -29,7 +30,7 @@ def fields() -> dict[str, FieldInfo]:
 
 
 def test_the_sections_are_those_of_the_file() -> None:
-    assert list(SECTIONS) == ["node", "ssh", "limits", "audit"]
+    assert list(SECTIONS) == ["node", "tls", "ssh", "limits", "audit"]
     assert set(Settings.model_fields) == {*SECTIONS, "roles", "peers"}
 
 
@@ -166,3 +167,68 @@ def test_force_command_and_commands_exclude_each_other(commands: list[str]) -> N
         PeerSsh.model_validate({"force_command": "x", "commands": commands})
     PeerSsh.model_validate({"force_command": "x"})
     PeerSsh.model_validate({"commands": commands})
+
+
+# --- the certificate ------------------------------------------------------------------------------------------
+
+PAIR = {"cert": "/etc/tls/fullchain.pem", "key": "/etc/tls/privkey.pem"}
+
+
+def test_a_certificate_of_ones_own_is_named_by_two_files() -> None:
+    tls = Tls.model_validate({"mode": "files"} | PAIR)
+    assert (tls.mode, tls.cert, tls.key) == ("files", *PAIR.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"mode": "acme"}, "'self-signed' or 'files'"),
+        ({"mode": "files"}, "needs cert and key, the absolute path"),
+        ({"mode": "files", "cert": "/c"}, "needs key, the absolute path"),
+        ({"mode": "files", "key": "/k"}, "needs cert, the absolute path"),
+        (PAIR, 'cert and key are for mode = "files"'),
+        ({"mode": "self-signed", "key": "/k"}, 'cert and key are for mode = "files"'),
+        ({"mode": "files", "cert": "c", "key": "/k"}, "must be the absolute path of a file"),
+        ({"mode": "files", "cert": "/c\0", "key": "/k"}, "must be the absolute path of a file"),
+        ({"names": ["a"] * 65}, "at most 64"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match=message):
+        Tls.model_validate(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("localhost", "localhost"),
+        ("Node-1.example.org", "Node-1.example.org"),
+        ("*.example.org", "*.example.org"),
+        ("my_host", "my_host"),
+        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:DB8::0001", "2001:db8::1"),
+        ("a" * 63, "a" * 63),
+    ],
+)
+def test_names_of_a_certificate_are_dns_names_and_addresses(name: str, stored: str) -> None:
+    assert Tls(names=(name,)).names == (stored,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "a..b", "a.", "-a", "a-", "a b", "bücher.example", "example.org:443", "[::1]", "fe80::1%eth0", "1.2.3",
+     "300.1.1.1", "10.0.0.0/8", "a.*", "*", "a" * 64, "a." * 126 + "ab", "a\n", "https://a"],
+)  # fmt: skip
+def test_what_is_no_name_of_a_machine_is_refused(name: str) -> None:
+    with pytest.raises(pydantic.ValidationError, match="must be a DNS name"):
+        Tls(names=(name,))
+
+
+@given(st.text(max_size=80))
+def test_a_certificate_can_be_made_for_any_name_that_is_accepted(text: str) -> None:
+    try:
+        names = Tls(names=(text,)).names
+    except pydantic.ValidationError:
+        return
+    assert make_certificate(names).leaf

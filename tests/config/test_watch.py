@@ -24,11 +24,12 @@ class Watching:
         self.home = home
         self.stop = asyncio.Event()
         self.noticed = 0
+        self.more: tuple[Path, ...] = ()
         self.tasks = Tasks("test")
         self.task = self.tasks.start(self._run(), name="watch")
 
     async def _run(self) -> None:
-        async for _ in watch(self.home, self.stop):
+        async for _ in watch(self.home, self.stop, more=lambda: self.more):
             self.noticed += 1
 
     async def notices(self, change: Callable[[], object]) -> bool:
@@ -49,7 +50,8 @@ class Watching:
 
 @pytest.fixture
 async def watching(tmp_path: Path) -> AsyncIterator[Watching]:
-    home = Home(tmp_path)
+    home = Home(tmp_path / "home")
+    home.path.mkdir()
     home.config.touch()
     watching = Watching(home)
     yield watching
@@ -100,6 +102,126 @@ async def test_several_changes_at_once_count_as_few(watching: Watching) -> None:
     assert await watching.notices(lambda: None)
     await watching.settle()
     assert watching.noticed - before < 10
+
+
+# --- links and files elsewhere ----------------------------------------------------------------------------------
+
+
+async def name_files(watching: Watching, *paths: Path) -> None:
+    """Have `paths` watched, as when the configuration begins to name them."""
+    watching.more = paths
+    assert await watching.notices(lambda: watching.home.config.write_text("other files"))
+    await watching.settle()
+
+
+async def test_files_elsewhere_are_noticed_once_they_are_named_and_their_neighbours_are_not(
+    watching: Watching, tmp_path: Path
+) -> None:
+    directory = tmp_path / "tls"
+    directory.mkdir()
+    await name_files(watching, directory / "crt.pem", directory / "key.pem")
+    assert await watching.notices(lambda: write_atomically(directory / "crt.pem", "x"))
+    assert await watching.notices(lambda: (directory / "key.pem").write_text("x"))
+    await watching.settle()
+    before = watching.noticed
+    (directory / "other.pem").write_text("x")
+    await watching.settle()
+    assert watching.noticed == before
+    await name_files(watching)
+    before = watching.noticed
+    (directory / "crt.pem").write_text("y")
+    await watching.settle()
+    assert watching.noticed == before
+
+
+async def test_a_file_whose_directory_is_made_later_is_noticed(watching: Watching, tmp_path: Path) -> None:
+    directory = tmp_path / "tls"
+    await name_files(watching, directory / "crt.pem")
+    assert await watching.notices(lambda: directory.mkdir(exist_ok=True))
+    assert await watching.notices(lambda: (directory / "crt.pem").write_text("x"))
+
+
+async def test_a_link_that_is_replaced_is_noticed_as_is_a_change_of_what_it_leads_to(
+    watching: Watching, tmp_path: Path
+) -> None:
+    """As certbot has it: live/NAME/fullchain.pem leads to archive/NAME/fullchain7.pem."""
+    live, archive = tmp_path / "live" / "name", tmp_path / "archive" / "name"
+    for directory in (live, archive):
+        directory.mkdir(parents=True)
+
+    def point(number: int) -> None:
+        (archive / f"crt{number}.pem").write_text("x")
+        (live / "new").symlink_to(f"../../archive/name/crt{number}.pem")
+        (live / "new").rename(live / "crt.pem")
+
+    point(1)
+    await name_files(watching, live / "crt.pem")
+    assert await watching.notices(lambda: point(2))
+    await watching.settle()
+    assert await watching.notices(lambda: (archive / "crt2.pem").write_text("y"))
+
+
+async def test_a_directory_that_is_swapped_by_a_link_is_noticed_each_time(watching: Watching, tmp_path: Path) -> None:
+    """As Kubernetes mounts a secret: tls.crt leads to ..data/tls.crt, and ..data to a directory that is new each time."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+
+    def swap(number: int) -> None:
+        (mount / f"..{number}").mkdir(exist_ok=True)
+        (mount / f"..{number}" / "tls.crt").write_text("x")
+        (mount / "..data_tmp").symlink_to(f"..{number}")
+        (mount / "..data_tmp").rename(mount / "..data")
+
+    swap(0)
+    (mount / "tls.crt").symlink_to("..data/tls.crt")
+    await name_files(watching, mount / "tls.crt")
+    for number in (1, 2, 3):
+        assert await watching.notices(lambda number=number: swap(number))
+        await watching.settle()
+
+
+async def test_a_linked_peer_is_noticed_where_it_is(watching: Watching, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "alice").write_text("x")
+    assert await watching.notices(lambda: watching.home.config.write_text("x"))
+    await watching.settle()
+    link = watching.home.peer("alice")
+    link.symlink_to(elsewhere / "alice")
+    assert await watching.notices(lambda: None)
+    await watching.settle()
+    assert await watching.notices(lambda: write_atomically(elsewhere / "alice", "y"))
+
+
+async def test_a_home_behind_a_link_is_watched(watching: Watching, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("home")
+    other = Watching(Home(tmp_path / "link"))
+    try:
+        assert await other.notices(lambda: watching.home.config.write_text("x"))
+        assert await other.notices(lambda: write_atomically(watching.home.peer("alice"), "x"))
+    finally:
+        other.stop.set()
+        await asyncio.wait_for(other.task, DEADLINE_S)
+
+
+async def test_links_in_a_circle_lead_nowhere_and_harm_nothing(watching: Watching, tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    await name_files(watching, tmp_path / "a")
+    assert await watching.notices(lambda: watching.home.config.write_text("y"))
+
+
+async def test_the_peers_directory_may_be_replaced(watching: Watching) -> None:
+    home = watching.home
+    assert await watching.notices(lambda: write_atomically(home.peer("alice"), "x"))
+    await watching.settle()
+    home.peers.rename(home.path / "old")
+    assert await watching.notices(lambda: None)
+    await watching.settle()
+    assert await watching.notices(lambda: write_atomically(home.peer("alice"), "y"))
+
+
+# --- the end ----------------------------------------------------------------------------------------------------
 
 
 async def test_watching_ends_when_told_to(watching: Watching) -> None:
