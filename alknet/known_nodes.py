@@ -34,6 +34,7 @@ MAX_FILE_BYTES: Final = 1024 * 1024
 """About 8,000 nodes."""
 MAX_HOST_CHARS: Final = 255
 MAX_PORT: Final = 65535
+MAX_PORT_DIGITS: Final = 5
 LOCK_TRIES: Final = 500
 LOCK_INTERVAL_S: Final = 0.01
 """Whoever changes the file holds its lock for as long as the disk needs; the next one waits, five seconds at most."""
@@ -69,8 +70,8 @@ class KnownNodes:
     def add(self, host: str, port: int, role: str, key: PublicKey) -> None:
         """Remember `key`. `ConfigError` when another one is known: that one must be forgotten first, on purpose."""
         address = address_text(host, port)
-        line = " ".join((address, _checked(role), *str(key).split()))  # a comment brings no line of its own
-        _check_kind(role, key)
+        _check_kind(_checked(role), key)
+        line = f"{address} {role} {PublicKey(key.kind, key.blob)}"  # the comment is somebody else's text
         with self._locked():
             text = self._read()
             known = self._parse(text).get((address, role))
@@ -209,17 +210,22 @@ class KnownNodes:
         except OSError as exc:
             raise ConfigError(f"{self.path}: cannot be written: {path}: {exc.strerror}") from exc
         try:
-            for _ in range(LOCK_TRIES):
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    time.sleep(LOCK_INTERVAL_S)
-            else:
-                raise UnavailableError(f"{self.path}: another process is changing it", hint="try again")
+            self._take(fd)
             yield
         finally:
             os.close(fd)
+
+    def _take(self, fd: int) -> None:
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOCK_INTERVAL_S)
+            except OSError as exc:
+                raise ConfigError(f"{self.path}: cannot be locked: {exc.strerror}") from exc
+            else:
+                return
+        raise UnavailableError(f"{self.path}: another process is changing it", hint="try again")
 
 
 def address_text(host: str, port: int) -> str:
@@ -238,9 +244,11 @@ def address_text(host: str, port: int) -> str:
 
 def _canonical(text: str) -> str:
     host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit()) or (":" in host and not (host.startswith("[") and host.endswith("]"))):
+    is_port = port.isascii() and port.isdigit() and len(port) <= MAX_PORT_DIGITS
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    if not is_port or (":" in host and not is_bracketed):
         raise InvalidInputError(f"must start with host:port, as in node.example:7022 or [::1]:7022, not with {text!r}")
-    return address_text(host.removeprefix("[").removesuffix("]"), int(port))
+    return address_text(host[1:-1] if is_bracketed else host, int(port))
 
 
 def _checked(role: str) -> str:
@@ -252,4 +260,4 @@ def _checked(role: str) -> str:
 def _check_kind(role: str, key: PublicKey) -> None:
     """A stock SSH server may have a host key of any kind; a node's own key is always Ed25519."""
     if role == NODE_KEY and key.kind != "ssh-ed25519":
-        raise InvalidInputError(f"names a {key.kind} as node key; a node key is ssh-ed25519")
+        raise InvalidInputError(f"is a {NODE_KEY} of type {key.kind}; it must be ssh-ed25519")

@@ -13,10 +13,11 @@ from alknet.access import DaemonUser, Policy
 from alknet.alpn.admission import Admission, AdmissionLimits
 from alknet.alpn.first_byte import Opening
 from alknet.alpn.port import Port, plain
+from alknet.alpn.quic_listener import QuicListener
 from alknet.alpn.router import Router
 from alknet.alpn.streams import Connection
+from alknet.alpn.tls_listener import TlsIdentity, TlsListener
 from alknet.audit import AuditFile
-from alknet.certificates import Certificate
 from alknet.clock import Clock, SystemClock
 from alknet.config.addresses import ListenAddress
 from alknet.config.certificate import load_tls, tls_files
@@ -107,12 +108,17 @@ class Node:
             on_login_failed=lambda host: self._admission.failed_login(host, loop.time()),
         )
         self.router = Router([self._ssh])
-        self._port = Port(self._admission, {Opening.SSH: plain(SSH_ALPN, self.router)})
-        self._reloader = Reloader(home, settings, certificate, apply=self._apply, clock=self._clock)
-        self._apply(settings, certificate)
+        identity = TlsIdentity.of(certificate, self.router.alpns)
+        self._tls = TlsListener(identity, self.router.dispatch)
+        self._quic = QuicListener(self._admission, identity, self.router.dispatch)
+        carriers = {Opening.SSH: plain(SSH_ALPN, self.router), Opening.TLS: self._tls}
+        self._port = Port(self._admission, carriers, self._quic)
+        self._reloader = Reloader(home, settings, identity, apply=self._apply, clock=self._clock)
+        self._apply(settings, identity)
 
     def _start(self) -> None:
         settings = self._reloader.running
+        self._undo.callback(self._quic.close)
         self._undo.callback(self._port.stop_accepting)
         for address in self._listen or settings.node.listen:
             self._port.listen(address.hosts(), address.port)
@@ -152,6 +158,7 @@ class Node:
         self._stopped = True
         notify("STOPPING=1")
         self._port.stop_accepting()
+        self._tls.stop_accepting()
         deadline = asyncio.get_running_loop().time() + self._reloader.running.node.drain_timeout
         cut = await self.router.shutdown(deadline)
         self._stop.set()
@@ -164,6 +171,7 @@ class Node:
         """What `alknet status --json` prints."""
         policy = self.gate.policy
         live = [c for c in self.router.connections if c.identity and c.id != leave_out]
+        alpns = list(self.router.alpns)
         count: dict[str, int] = {}
         for connection in live:
             assert connection.identity is not None
@@ -177,7 +185,10 @@ class Node:
                 "home": str(self.home.path),
                 "revision": policy.revision,
             },
-            "listeners": [{"address": a, "transport": "tcp"} for a in self.addresses],
+            "listeners": [
+                *({"address": a, "transport": "tcp", "serves": ["ssh", "tls"]} for a in self.addresses),
+                *({"address": str(a), "transport": "quic", "serves": alpns} for a in self._quic.addresses),
+            ],
             "connections": [_describe(connection) for connection in live],
             "peers": [
                 {"id": p.id, "enabled": p.enabled, "connections": count.get(p.id, 0)} for p in policy.peers.values()
@@ -185,6 +196,11 @@ class Node:
             "strangers": self._admission.half_open,
             "refused": dict(self._admission.refused),
             "unserved": dict(self._port.unserved),
+            "quic": {
+                "half_open": self._quic.half_open,
+                "retries": self._quic.retries,
+                "dropped": dict(self._quic.dropped),
+            },
         }
 
     # --- changing ---------------------------------------------------------------------------------------------
@@ -206,8 +222,8 @@ class Node:
         self.gate.note(record | {"outcome": "ok", "changed": changed, "revision": self.gate.policy.revision})
         return report
 
-    def _apply(self, settings: Settings, certificate: Certificate) -> None:
-        """Swap `settings` and `certificate` in and end what they forbid. Builds first, assigns last, and does not wait.
+    def _apply(self, settings: Settings, identity: TlsIdentity) -> None:
+        """Swap `settings` and `identity` in and end what they forbid. Builds first, assigns last, and does not wait.
 
         The new policy decides at once; live things that it forbids end a moment later, so that whoever asked for the
         reload has its answer first.
@@ -227,7 +243,7 @@ class Node:
             connections_per_peer=limits.connections_per_peer,
             env_allow=settings.ssh.env_allow,
         )
-        self.certificate = certificate
+        self._tls.identity = self._quic.identity = identity
         self.gate.audit_required = settings.audit.required
         self.gate.policy = policy
         asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self.router.recheck)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from alknet.certificates import Certificate
+from alknet.alpn.tls_listener import TlsIdentity
 from alknet.clock import Clock
 from alknet.config.certificate import load_tls
 from alknet.config.diff import changes, keep_until_restart
@@ -37,15 +37,15 @@ class Report:
 
 
 class Reloader:
-    """Owns the running settings and the certificate. `apply` swaps both in; it must not fail and must not wait."""
+    """Owns the running settings and what TLS and QUIC show. `apply` swaps both in; it must not fail and must not wait."""
 
     def __init__(
         self,
         home: Home,
         settings: Settings,
-        certificate: Certificate,
+        identity: TlsIdentity,
         *,
-        apply: Callable[[Settings, Certificate], None],
+        apply: Callable[[Settings, TlsIdentity], None],
         clock: Clock,
     ) -> None:
         self._home = home
@@ -53,32 +53,33 @@ class Reloader:
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
         self.running = settings
-        self.certificate = certificate
+        self.identity = identity
 
     async def reload(self, cause: str) -> Report:
         """Read the files again and apply what they say; raises `ConfigError` and changes nothing if they are wrong."""
         async with self._one_at_a_time:
             try:
-                loaded, certificate = await asyncio.to_thread(self._read)
+                loaded, identity = await asyncio.to_thread(self._read)
             except ConfigError as exc:
                 for line in str(exc).splitlines():
                     log.error("reload (%s) changed nothing: %s", cause, line)
                 raise
             found = changes(self.running, loaded)
             live = tuple(change.key for change in found if not change.needs_restart)
-            if certificate != self.certificate:
+            if identity != self.identity:
                 live += (CERTIFICATE,)
             waiting = tuple(change.key for change in found if change.needs_restart)
             if live:
                 effective = keep_until_restart(self.running, loaded)
-                self._apply(effective, certificate)
-                self.running, self.certificate = effective, certificate
+                self._apply(effective, identity)
+                self.running, self.identity = effective, identity
             if live or waiting:
                 log.info(event("reloaded", cause=cause, changed=",".join(live) or None))
             if waiting:
                 log.warning(event("restart needed", keys=",".join(waiting)))
             return Report(live + waiting, waiting)
 
-    def _read(self) -> tuple[Settings, Certificate]:
-        settings = load(self._home)
-        return settings, load_tls(self._home, settings.tls, now=self._clock.wall(), in_use=self.certificate)
+    def _read(self) -> tuple[Settings, TlsIdentity]:
+        settings, running = load(self._home), self.identity
+        certificate = load_tls(self._home, settings.tls, now=self._clock.wall(), in_use=running.certificate)
+        return settings, running if certificate == running.certificate else TlsIdentity.of(certificate, running.alpns)

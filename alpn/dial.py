@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from alknet.alpn.errors import AlpnRefused, HandshakeFailed
-from alknet.alpn.streams import Address, Connection
+from alknet.alpn.errors import AlpnRefused, HandshakeFailed, StreamsExhausted
+from alknet.alpn.streams import Address, Connection, Stream
 from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S, dial_tls
 from alknet.errors import AlknetError, UnavailableError
 from alknet.tasks import Tasks
 
-__all__ = ["CARRIERS", "HEAD_START_S", "dial"]
+__all__ = ["CARRIERS", "HEAD_START_S", "dial", "first_stream"]
 
 HEAD_START_S: Final = 0.25
 """What an attempt gets before the next one begins beside it."""
@@ -68,6 +68,14 @@ async def dial(
     refused = bool(race.refused) and len(race.refused) == len(race.failures)
     error = AlpnRefused if refused else UnavailableError
     raise error("; ".join(failures) or "it has no address")
+
+
+async def first_stream(connection: Connection) -> Stream:
+    """The stream that a dialer uses first: the one there is, or a new one."""
+    try:
+        return await connection.open_stream()
+    except StreamsExhausted:
+        return await connection.accept_stream()
 
 
 async def _resolve(addresses: Sequence[tuple[str, int]], carriers: Sequence[str]) -> tuple[list[_Attempt], list[str]]:

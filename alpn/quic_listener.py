@@ -29,8 +29,8 @@ from alknet.alpn.quic import (
 from alknet.alpn.quic_connection import QuicConnection
 from alknet.alpn.streams import Address
 from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S
+from alknet.alpn.tls_listener import TlsIdentity
 from alknet.alpn.udp import Datagram, UdpSocket
-from alknet.certificates import Certificate
 from alknet.logs import event
 
 __all__ = ["RETRY_ABOVE", "QuicListener"]
@@ -47,22 +47,17 @@ LONG_HEADER: Final = 0x80
 class QuicListener:
     """Serves QUIC on any number of UDP sockets; `dispatch` gets each connection whose handshake is completed.
 
-    `certificate` may be replaced at any time: connections that begin afterwards get the new one.
+    `identity` may be replaced at any time: connections that begin afterwards use the new one.
     """
 
     def __init__(
-        self,
-        admission: Admission,
-        certificate: Certificate,
-        alpns: Sequence[str],
-        dispatch: Callable[[QuicConnection], None],
+        self, admission: Admission, identity: TlsIdentity, dispatch: Callable[[QuicConnection], None]
     ) -> None:
-        self.certificate = certificate
+        self.identity = identity
         self.dropped: Counter[str] = Counter()
         """Datagrams that led nowhere, by reason."""
         self.retries = 0
         self._admission = admission
-        self._alpns = tuple(alpns)
         self._dispatch = dispatch
         self._tokens = RetryTokens()
         self._links: list[_Link] = []
@@ -139,8 +134,8 @@ class QuicListener:
             return None
         assert original is not None
         engine = Engine.accept(
-            self.certificate,
-            self._alpns,
+            self.identity.certificate,
+            self.identity.alpns,
             original_cid=original,
             retry_cid=header.destination if header.token else None,
         )

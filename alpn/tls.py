@@ -14,7 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from alknet.alpn.errors import AlpnRefused, HandshakeFailed
 from alknet.alpn.streams import Address, ChannelBinding
@@ -201,13 +201,16 @@ class _Layer(asyncio.Transport):
     async def shake_hands(self) -> None:
         """Raises `OSError` (`ssl.SSLError` is one)."""
         self._shaken = self._loop.create_future()
-        self._raw, _ = await self._loop.connect_accepted_socket(lambda: _Below(self), self.sock)
+        await self._loop.connect_accepted_socket(lambda: _Below(self), self.sock)
         self._try_handshake()
         await self._shaken
+        assert self._raw is not None
         self._raw.pause_reading()  # until somebody wants to read
 
     def _try_handshake(self) -> None:
         assert self._shaken is not None
+        if self._shaken.done():
+            return  # what came first has completed it already
         try:
             self.session.do_handshake()
         except ssl.SSLWantReadError:
@@ -235,6 +238,9 @@ class _Layer(asyncio.Transport):
             self._loop.call_soon(self.resume_reading)
 
     # --- from below -------------------------------------------------------------------------------------------
+
+    def raw_made(self, transport: asyncio.Transport) -> None:
+        self._raw = transport
 
     def ciphertext_received(self, data: bytes) -> None:
         self._arriving.write(data)
@@ -402,6 +408,9 @@ class _Below(asyncio.Protocol):
 
     def __init__(self, layer: _Layer) -> None:
         self._layer = layer
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._layer.raw_made(cast("asyncio.Transport", transport))  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self._layer.ciphertext_received(data)

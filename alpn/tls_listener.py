@@ -4,7 +4,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from alknet.alpn.admission import Slot
@@ -29,13 +29,14 @@ class TlsIdentity:
     """A certificate, made ready to be served."""
 
     certificate: Certificate
-    context: ssl.SSLContext
+    alpns: tuple[str, ...]
+    context: ssl.SSLContext = field(compare=False, repr=False)
 
     @classmethod
     def of(cls, certificate: Certificate, alpns: Sequence[str]) -> "TlsIdentity":
         """Raises `ConfigError` when OpenSSL refuses the certificate, as it does weak ones."""
         try:
-            return cls(certificate, server_context(certificate, alpns))
+            return cls(certificate, tuple(alpns), server_context(certificate, alpns))
         except ssl.SSLError as exc:
             raise ConfigError(
                 f"the TLS certificate cannot be served: {(exc.reason or str(exc)).lower().replace('_', ' ')}",

@@ -19,6 +19,8 @@ log = logging.getLogger("alknet.config")
 
 SETTLE_MS: Final = 100
 """Changes are gathered for so long, so that an editor's several writes count as one."""
+LOOK_AGAIN_MS: Final = 5000
+"""So often it is asked which files count, without a change of one: a reload by hand may have named others."""
 MAX_LINKS: Final = 40
 """A path with more symbolic links is followed no further; the kernel has the same bound."""
 
@@ -28,7 +30,7 @@ async def watch(
 ) -> AsyncIterator[None]:
     """Yield after each change of ``alknet.toml``, of a file in ``peers.d`` or of one of `more`, until `stop` is set.
 
-    `more` is asked again after each change, because it may be the change of a setting that names files.
+    `more` is asked again and again, because a change may be that of a setting that names files.
     """
     while not stop.is_set():
         try:
@@ -39,12 +41,15 @@ async def watch(
                 watch_filter=places.concern,
                 debounce=SETTLE_MS,
                 step=SETTLE_MS // 2,
+                rust_timeout=LOOK_AGAIN_MS,
+                yield_on_timeout=True,
                 stop_event=stop,
                 recursive=False,
             )
             async with contextlib.aclosing(changes):
                 async for found in changes:
-                    yield
+                    if found:
+                        yield
                     replaced = any(Path(name) in places.directories for _, name in found)
                     if replaced or await asyncio.to_thread(_find, home, more()) != places:
                         break  # a link leads elsewhere now, or other files are named: watch there

@@ -1,26 +1,32 @@
 """The SSH client behind ``alknet ssh`` and behind every command that asks a running node.
 
-It verifies whom it reached before it sends anything: by the key that is pinned for the peer, else by OpenSSH's
-``known_hosts``. It never trusts on first use.
+It runs over whatever carrier the dialer found (QUIC, else TLS) and verifies whom it reached by the SSH host key before
+it sends anything: see :mod:`alknet.ssh.trust`.
 """
 
 import asyncio
-import os
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import asyncssh
 
+from alknet.alpn.dial import CARRIERS, dial, first_stream
+from alknet.alpn.errors import AlpnRefused
+from alknet.alpn.streams import Connection, Stream
 from alknet.errors import DeniedError, InvalidInputError, RemoteError, UnavailableError
-from alknet.keys import PublicKey
+from alknet.ssh.handler import ALPN
 from alknet.ssh.terminal import TerminalSize
+from alknet.ssh.trust import HostTrust, TrustingClient
 
-__all__ = ["ClientSession", "SessionOptions", "Target", "ask", "connect"]
+__all__ = ["ClientSession", "Link", "SessionOptions", "Target", "ask", "connect", "round_trip"]
 
 CONNECT_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 1.0
+"""What saying goodbye may take before the connection is cut."""
 KEEPALIVE_INTERVAL_S: Final = 30
 """A server that is silent for so long is asked whether it is there, three times; then the connection is given up."""
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
@@ -34,21 +40,61 @@ class Target:
     user: str
     identity: Path | None
     """A private-key file; None means the keys of a running ssh-agent."""
-    host_key: PublicKey | None
-    """The only key accepted; None means that OpenSSH's known_hosts decides."""
+    trust: HostTrust
     name: str
     """For messages."""
 
 
-async def connect(target: Target) -> asyncssh.SSHClientConnection:
-    """Log in at the first address that answers. Raises `UnavailableError` when none does or it is not the right
-    host, `DeniedError` when the login is refused."""
-    trusted: Any = ()
-    if target.host_key is not None:
-        trusted = ([asyncssh.import_public_key(str(target.host_key))], [], [])
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A login: the SSH connection and the carrier below it."""
+
+    ssh: asyncssh.SSHClientConnection
+    carrier: Connection
+
+
+@asynccontextmanager
+async def connect(
+    target: Target,
+    *,
+    carriers: Sequence[str] = CARRIERS,
+    report: Callable[[str], None] = lambda line: None,
+) -> AsyncIterator[Link]:
+    """Log in, and leave in order afterwards. `report` gets lines on how the carrier was found.
+
+    Raises `UnavailableError` when no address answers, `HostKeyError` when it is not the right host, and `DeniedError`
+    when the login is refused.
+    """
+    try:
+        carrier = await dial(target.addresses, alpn=ALPN, carriers=carriers, report=report)
+    except AlpnRefused as exc:
+        raise UnavailableError(f"{target.name} does not let anybody in by ssh: {exc}") from exc
+    except UnavailableError as exc:
+        raise UnavailableError(f"{target.name} cannot be reached: {exc}", hint="is it running?") from exc
+    try:
+        ssh = await _log_in(target, carrier)
+        try:
+            yield Link(ssh, carrier)
+        finally:
+            ssh.close()
+            try:
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await ssh.wait_closed()
+            except TimeoutError:
+                ssh.abort()
+    finally:
+        carrier.close()
+
+
+async def _log_in(target: Target, carrier: Connection) -> asyncssh.SSHClientConnection:
+    assert carrier.remote is not None
+    host, port = _as_named(target, carrier)
+    client = _Client(target.trust)
     options: dict[str, Any] = {
+        "server_host_key_algs": target.trust.algorithms(host, port),
+        "tunnel": _Carried(await first_stream(carrier)),
         "username": target.user,
-        "known_hosts": trusted,
+        "known_hosts": ([], [], []),  # the client decides
         "client_keys": [_private_key(target.identity)] if target.identity is not None else (),
         "keepalive_interval": KEEPALIVE_INTERVAL_S,
         "agent_path": () if target.identity is None else None,
@@ -63,36 +109,55 @@ async def connect(target: Target) -> asyncssh.SSHClientConnection:
         "connect_timeout": CONNECT_TIMEOUT_S,
         "login_timeout": CONNECT_TIMEOUT_S,
     }
-    failures: list[str] = []
+    try:
+        ssh, _ = await asyncssh.create_connection(lambda: client, host, port, **options)
+    except asyncssh.PermissionDenied as exc:
+        said = client.banner.strip().removeprefix("alknet: ")
+        raise DeniedError(
+            said or f"{target.name} refused the login of {target.user!r}",
+            hint="" if said else "is this key in the peer's entry there? --identity names another",
+        ) from exc
+    except asyncssh.HostKeyNotVerifiable as exc:
+        assert client.refusal is not None
+        raise client.refusal from exc
+    except (OSError, asyncssh.ConnectionLost, asyncssh.TimeoutError) as exc:
+        raise UnavailableError(f"{target.name} was reached, and then lost: {exc or 'no answer'}") from exc
+    except asyncssh.DisconnectError as exc:
+        raise UnavailableError(f"{target.name} ended the connection: {exc.reason}") from exc
+    return ssh
+
+
+def _as_named(target: Target, carrier: Connection) -> tuple[str, int]:
+    """The address that was reached, as the user named it: what known_hosts and known_nodes know it by."""
+    assert carrier.remote is not None
     for host, port in target.addresses:
-        client = _Client()
-        try:
-            connection, _ = await asyncssh.create_connection(partial(_same, client), host, port, **options)
-        except (OSError, asyncssh.ConnectionLost, asyncssh.TimeoutError) as exc:
-            why = os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else str(exc) or "no answer"
-            failures.append(f"{host} port {port}: {why}")
-            continue
-        except asyncssh.PermissionDenied as exc:
-            said = client.banner.strip().removeprefix("alknet: ")
-            raise DeniedError(
-                said or f"{target.name} refused the login of {target.user!r}",
-                hint="" if said else "is this key in the peer's entry there? --identity names another",
-            ) from exc
-        except asyncssh.HostKeyNotVerifiable as exc:
-            raise UnavailableError(
-                f"{target.name} at {host} port {port} did not prove to be itself: {exc.reason}",
-                hint="nothing was sent; if you know its key, put it into the peer's host_key or into known_hosts"
-                " (ssh-keyscan shows what it claims)",
-            ) from exc
-        except asyncssh.DisconnectError as exc:
-            raise UnavailableError(f"{target.name} ended the connection: {exc.reason}") from exc
-        return connection
-    raise UnavailableError(
-        f"{target.name} cannot be reached: {'; '.join(failures) or 'it has no address'}", hint="is it running?"
-    )
+        if port == carrier.remote.port and host == carrier.remote.host:
+            return host, port
+    for host, port in target.addresses:
+        if port == carrier.remote.port:
+            return host, port
+    return carrier.remote.host, carrier.remote.port
 
 
-async def ask(connection: asyncssh.SSHClientConnection, subsystem: str, request: bytes) -> bytes:
+class _Carried:
+    """What asyncssh calls a tunnel: hands it the stream as its transport."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
+        protocol = factory()
+        return await self._stream.attach(protocol), protocol
+
+
+async def round_trip(ssh: asyncssh.SSHClientConnection) -> float:
+    """Seconds that a request takes to the other side's SSH and back."""
+    began = time.monotonic()
+    await ssh._make_global_request(b"keepalive@openssh.com")
+    return time.monotonic() - began
+
+
+async def ask(ssh: asyncssh.SSHClientConnection, subsystem: str, request: bytes) -> bytes:
     """Send one request to a subsystem and return its whole answer."""
     answer = bytearray()
     ended = asyncio.get_running_loop().create_future()
@@ -109,7 +174,7 @@ async def ask(connection: asyncssh.SSHClientConnection, subsystem: str, request:
                 ended.set_result(None)
 
     try:
-        channel, _ = await connection.create_session(Question, subsystem=subsystem, encoding=None)
+        channel, _ = await ssh.create_session(Question, subsystem=subsystem, encoding=None)
         channel.write(request)
         channel.write_eof()
         await ended
@@ -205,13 +270,10 @@ def _private_key(path: Path) -> asyncssh.SSHKey:
         ) from exc
 
 
-def _same(client: "_Client") -> "_Client":
-    return client
+class _Client(TrustingClient):
+    """Keeps what the other side says before the login."""
 
-
-class _Client(asyncssh.SSHClient):
-    def __init__(self) -> None:
-        self.banner = ""
+    banner = ""
 
     def auth_banner_received(self, msg: str, lang: str) -> None:
         self.banner = (self.banner + msg)[-4096:]

@@ -5,8 +5,11 @@ import getpass
 import json
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
 
 from alknet.cli.app import Invocation
 from alknet.errors import (
@@ -18,16 +21,32 @@ from alknet.errors import (
     UnavailableError,
 )
 from alknet.keys import check_private
+from alknet.logs import printable
 
 if TYPE_CHECKING:
     from alknet.config.home import Home
     from alknet.config.model import Settings
+    from alknet.keys import PublicKey
     from alknet.ssh.client import Target
+    from alknet.ssh.trust import NewHost
 
-__all__ = ["ask_node", "find_target", "node_is_running", "reachable_addresses", "run_async"]
+__all__ = [
+    "CANNOT_CONNECT",
+    "Destination",
+    "ask_node",
+    "carrier_options",
+    "find_destination",
+    "find_target",
+    "node_is_running",
+    "reachable_addresses",
+    "reporter",
+    "run_async",
+]
 
 T = TypeVar("T")
-LOCAL = "."
+LOCAL: Final = "."
+CANNOT_CONNECT: Final = 255
+"""What a command exits with, as ssh does, that did not get as far as the far side."""
 
 
 def run_async(main: Callable[[], Awaitable[T]]) -> T:
@@ -58,20 +77,33 @@ def node_is_running(home: "Home") -> bool:
     return find_running(home.lock) is not None
 
 
-def find_target(invocation: Invocation, peer: str) -> "Target":
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What PEER means: where it is, as whom to log in, and how it is known."""
+
+    addresses: tuple[tuple[str, int], ...]
+    user: str
+    host_key: "PublicKey | None"
+    """The only one that it may have."""
+    host_key_source: str
+    """Where that stands, for messages."""
+    name: str
+    """For messages."""
+    is_local: bool = False
+
+
+def find_destination(invocation: Invocation, peer: str) -> Destination:
     """What PEER means: ``.`` the local node, a configured peer, or ``[user@]host[:port]``."""
     from alknet.config.addresses import split_host_port
     from alknet.config.load import load
     from alknet.config.model import DEFAULT_PORT
-    from alknet.ssh.client import Target
 
     home = invocation.home
     user, _, rest = peer.rpartition("@")
     if rest == LOCAL:
-        return _local_target(invocation, user or "owner")
+        return _local_node(invocation, user or "owner")
     settings = load(home) if home.exists else None
     entry = next((p for p in settings.peers if p.id == rest), None) if settings else None
-    identity = _identity(invocation)
     name, user = (f"peer {rest!r}" if entry else rest), user or getpass.getuser()
     if entry is not None and not entry.addresses:
         raise UnavailableError(
@@ -85,7 +117,57 @@ def find_target(invocation: Invocation, peer: str) -> "Target":
         raise InvalidInputError(str(exc)) from None
     if not all(host for host, _ in addresses):
         raise NotFoundError(f"{peer!r} is neither a configured peer nor a host")
-    return Target(addresses, user, identity, entry.host_key if entry else None, name)
+    return Destination(addresses, user, entry.host_key if entry else None, str(home.peer(rest)), name)
+
+
+def find_target(
+    invocation: Invocation, peer: str, *, accept_new: "Callable[[NewHost], bool] | None" = None
+) -> "Target":
+    """`find_destination`, and who the user is and what proves that it is PEER."""
+    return _target(invocation, find_destination(invocation, peer), accept_new)
+
+
+def _target(
+    invocation: Invocation, to: Destination, accept_new: "Callable[[NewHost], bool] | None" = None
+) -> "Target":
+    from alknet.known_nodes import KnownNodes
+    from alknet.ssh.client import Target
+    from alknet.ssh.trust import HostTrust
+
+    trust = HostTrust(
+        pin=to.host_key,
+        pin_source=to.host_key_source,
+        known_nodes=KnownNodes(invocation.home.path / "known_nodes"),
+        use_known_hosts=not to.is_local,
+        accept_new=accept_new,
+    )
+    return Target(to.addresses, to.user, _identity(invocation), trust, to.name)
+
+
+def carrier_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--carrier and -v, as every command has them that dials; the command gets `carriers` and `verbose`."""
+
+    def chosen(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+        return ("quic", "tls") if value == "auto" else (value,)
+
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Say on stderr how the peer is reached."),
+        click.option(
+            "--carrier",
+            "carriers",
+            type=click.Choice(["auto", "quic", "tls"]),
+            default="auto",
+            callback=chosen,
+            help="What to reach the peer over; auto races QUIC and TLS.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def reporter(verbose: bool) -> Callable[[str], None]:
+    """Where the dialer's reports go."""
+    return (lambda line: click.echo(f"alknet: {printable(line)}", err=True)) if verbose else (lambda line: None)
 
 
 def ask_node(invocation: Invocation, operation: str, values: dict[str, Any] | None = None) -> Any:
@@ -93,16 +175,12 @@ def ask_node(invocation: Invocation, operation: str, values: dict[str, Any] | No
     from alknet.control import SUBSYSTEM
     from alknet.ssh.client import ask, connect
 
-    target = _local_target(invocation)
+    target = _target(invocation, _local_node(invocation, "owner"))
     request = json.dumps({"op": operation, "input": values or {}}).encode()
 
     async def main() -> bytes:
-        connection = await connect(target)
-        try:
-            return await ask(connection, SUBSYSTEM, request)
-        finally:
-            connection.close()
-            await connection.wait_closed()
+        async with connect(target, carriers=("tls",)) as link:  # on loopback QUIC has nothing to offer a question
+            return await ask(link.ssh, SUBSYSTEM, request)
 
     answer = run_async(main)
     try:
@@ -114,18 +192,18 @@ def ask_node(invocation: Invocation, operation: str, values: dict[str, Any] | No
     return body["output"]
 
 
-def _local_target(invocation: Invocation, user: str = "owner") -> "Target":
+def _local_node(invocation: Invocation, user: str) -> Destination:
     from alknet.keys import PublicKey
     from alknet.lock import find_running
-    from alknet.ssh.client import Target
 
     home = invocation.home
     running = find_running(home.lock)
     if running is None:
         raise UnavailableError(f"no node runs on {home.path}", hint="'alknet up' starts one; --home names another home")
-    line = home.host_key.with_name(home.host_key.name + ".pub").read_text(encoding="ascii")
+    public = home.host_key.with_name(home.host_key.name + ".pub")
+    key = PublicKey.parse(public.read_text(encoding="ascii"))
     addresses = tuple(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port) for host, port in running.addresses)
-    return Target(addresses, user, _identity(invocation), PublicKey.parse(line), "the local node")
+    return Destination(addresses, user, key, str(public), "the local node", is_local=True)
 
 
 def _identity(invocation: Invocation) -> Path | None:

@@ -24,11 +24,13 @@ def status(invocation: Invocation) -> None:
     click.echo(f"node       {node['name']} (alknet {node['version']}, process {node['pid']}, user {node['user']})")
     click.echo(f"home       {node['home']}")
     click.echo(f"revision   {node['revision']}")
-    click.echo(f"listening  {', '.join(x['address'] for x in answer['listeners'])}")
+    for listener in answer["listeners"]:
+        click.echo(f"listening  {listener['address']} {listener['transport']} ({', '.join(listener['serves'])})")
     click.echo(f"strangers  {answer['strangers']} not logged in")
-    for what in ("refused", "unserved"):
-        if answer[what]:
-            click.echo(f"{what:<10} {', '.join(f'{k} {v}' for k, v in answer[what].items())}")
+    counts = {"refused": answer["refused"], "unserved": answer["unserved"], "dropped": answer["quic"]["dropped"]}
+    for what, count in counts.items():
+        if count:
+            click.echo(f"{what:<10} {', '.join(f'{k} {v}' for k, v in count.items())}")
     click.echo()
     _print_connections(answer["connections"])
     click.echo()

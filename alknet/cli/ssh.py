@@ -12,15 +12,14 @@ from pathlib import Path
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
-from alknet.cli.client import find_target, run_async
+from alknet.cli.client import CANNOT_CONNECT, carrier_options, find_target, reporter, run_async
 from alknet.errors import AlknetError, UsageError
 
 __all__ = ["ssh"]
 
-CANNOT_CONNECT = 255
-
 
 @click.command(context_settings={"allow_interspersed_args": False})
+@carrier_options
 @click.option("-t", "force_terminal", is_flag=True, help="Allocate a terminal even for a command.")
 @click.option("-T", "no_terminal", is_flag=True, help="Never allocate a terminal.")
 @click.argument("peer")
@@ -28,6 +27,8 @@ CANNOT_CONNECT = 255
 @pass_invocation
 def ssh(
     invocation: Invocation,
+    carriers: tuple[str, ...],
+    verbose: bool,
     force_terminal: bool,
     no_terminal: bool,
     peer: str,
@@ -45,7 +46,7 @@ def ssh(
     has_terminal = wanted and not no_terminal
     try:
         target = find_target(invocation, peer)
-        return run_async(lambda: _session(target, " ".join(command) or None, has_terminal))
+        return run_async(lambda: _session(target, carriers, verbose, " ".join(command) or None, has_terminal))
     except AlknetError as exc:
         if exc.exit_code not in (2, 6, 7):
             exc.exit_code = CANNOT_CONNECT
@@ -77,13 +78,14 @@ def _is_terminal(fd: int) -> bool:
         return False
 
 
-async def _session(target: object, command: str | None, has_terminal: bool) -> int:
+async def _session(
+    target: object, carriers: tuple[str, ...], verbose: bool, command: str | None, has_terminal: bool
+) -> int:
     from alknet.ssh.client import ClientSession, SessionOptions, Target, connect
     from alknet.ssh.descriptors import Sink, open_sink, open_source
     from alknet.ssh.terminal import local_modes
 
     assert isinstance(target, Target)
-    connection = await connect(target)
     local_terminal = _is_terminal(0)
     options = SessionOptions(
         command,
@@ -101,7 +103,8 @@ async def _session(target: object, command: str | None, has_terminal: bool) -> i
         return keeps_up
 
     session.on_data = on_data
-    async with connection:
+    async with connect(target, carriers=carriers, report=reporter(verbose)) as link:
+        connection = link.ssh
         with _raw_terminal(has_terminal and local_terminal):
             channel = await ClientSession.start(connection, session, options)
             source = open_source(0, channel.write, channel.write_eof)

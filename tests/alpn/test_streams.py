@@ -16,6 +16,7 @@ from alknet.alpn.quic_listener import QuicListener
 from alknet.alpn.streams import MAX_BUFFERED_BYTES, Address, BaseConnection, Connection
 from alknet.alpn.tcp import TcpConnection
 from alknet.alpn.tls import accept_tls, dial_tls, server_context
+from alknet.alpn.tls_listener import TlsIdentity
 from alknet.alpn.udp import bind_udp
 from alknet.alpn.windows import STREAM_BYTES
 from alknet.certificates import Certificate, make_certificate
@@ -85,7 +86,8 @@ async def tls_connections() -> AsyncIterator[Ends]:
 @asynccontextmanager
 async def quic_connections() -> AsyncIterator[Ends]:
     accepted: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-    listener = QuicListener(Admission(AdmissionLimits()), certificate(), ["other", "test"], accepted.set_result)
+    identity = TlsIdentity.of(certificate(), ["other", "test"])
+    listener = QuicListener(Admission(AdmissionLimits()), identity, accepted.set_result)
     listener.serve(bind_udp("127.0.0.1", 0))
     address = listener.addresses[0]
     dialer = await dial_quic(socket.AF_INET, (address.host, address.port), alpn="test", server_name=None)

@@ -134,6 +134,21 @@ async def test_files_elsewhere_are_noticed_once_they_are_named_and_their_neighbo
     assert watching.noticed == before
 
 
+async def test_files_that_a_reload_by_hand_names_are_noticed_too(
+    watching: Watching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the home changes here."""
+    watching.stop.set()
+    await watching.task
+    monkeypatch.setattr(watch_module, "LOOK_AGAIN_MS", 100)
+    again = Watching(watching.home)
+    await again.settle()
+    again.more = (tmp_path / "crt.pem",)
+    assert await again.notices(lambda: (tmp_path / "crt.pem").write_text("x"))
+    again.stop.set()
+    await asyncio.wait_for(again.task, DEADLINE_S)
+
+
 async def test_a_file_whose_directory_is_made_later_is_noticed(watching: Watching, tmp_path: Path) -> None:
     directory = tmp_path / "tls"
     await name_files(watching, directory / "crt.pem")
@@ -162,7 +177,7 @@ async def test_a_link_that_is_replaced_is_noticed_as_is_a_change_of_what_it_lead
 
 
 async def test_a_directory_that_is_swapped_by_a_link_is_noticed_each_time(watching: Watching, tmp_path: Path) -> None:
-    """As Kubernetes mounts a secret: tls.crt leads to ..data/tls.crt, and ..data to a directory that is new each time."""
+    """As Kubernetes does it: tls.crt leads to ..data/tls.crt, and ..data to a directory, a new one each time."""
     mount = tmp_path / "mount"
     mount.mkdir()
 

@@ -1,6 +1,7 @@
 """A change of the configuration while people are inside."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from alknet.certificates import make_certificate, write_certificate
+from alknet.config.home import write_atomically
 from testkit.node import NodeProcess, wait_until
 
 pytestmark = pytest.mark.interop
@@ -192,3 +195,72 @@ def test_a_file_that_others_can_write_is_refused(node: NodeProcess) -> None:
     path.chmod(0o666)
     result = node.alknet("config", "reload", check=False)
     assert (result.returncode, "others can write" in result.stderr) == (7, True)
+
+
+# --- the certificate ------------------------------------------------------------------------------------------------
+
+
+def _put_certificate(node: NodeProcess) -> None:
+    """Replace the pair in the directory of the test's own certificate, the key first."""
+    write_certificate(make_certificate(("localhost",)), node.directory / "crt.pem", node.directory / "key.pem")
+
+
+def _use_files(node: NodeProcess) -> None:
+    _put_certificate(node)
+    text = (node.home / "alknet.toml").read_text()
+    for key, value in (("mode", "files"), ("cert", node.directory / "crt.pem"), ("key", node.directory / "key.pem")):
+        text = re.sub(rf'(?m)^{key} = "[^"]*"$', f'{key} = "{value}"', text)
+    used = 'cause="file changed" changed=tls.mode,tls.cert,tls.key,tls.certificate'
+    # Written until it is noticed: a node watches its files from a moment after its start.
+    wait_until(lambda: (write_atomically(node.home / "alknet.toml", text), used in node.log_text())[1], used)
+
+
+def _reported(node: NodeProcess) -> int:
+    return node.log_text().count("changed=tls.certificate")
+
+
+@pytest.mark.parametrize("trigger", TRIGGERS)
+def test_a_replaced_certificate_is_taken_and_reported(node: NodeProcess, trigger: str) -> None:
+    _use_files(node)
+    session = Inside(node, "owner")
+    revision = node.json("status")["node"]["revision"]
+    _put_certificate(node)
+    TRIGGERS[trigger](node)
+    wait_until(lambda: _reported(node) == 1, "it is reported")  # by the trigger, or by the file watch before it
+    assert node.json("status")["node"]["revision"] == revision
+    lines = [line for line in node.audit() if line.get("changed") == ["tls.certificate"]]
+    assert len(lines) == 1
+    assert session.is_in
+    session.leave()
+
+
+def test_a_broken_certificate_changes_nothing_and_says_which_file(node: NodeProcess) -> None:
+    _use_files(node)
+    before = node.json("status")["node"]["revision"]
+    (node.directory / "crt.pem").write_text("broken")
+    node.edit_config("auth_attempts = 10", "auth_attempts = 3")
+    result = node.alknet("config", "reload", check=False)
+    message = f"{node.directory / 'crt.pem'}: is not a PEM file"
+    assert (result.returncode, message in result.stderr) == (7, True)
+    wait_until(lambda: message in node.log_text(), "the log says it too")
+    assert node.json("status")["node"]["revision"] == before
+    _put_certificate(node)
+    wait_until(lambda: "changed=limits.auth_attempts,tls.certificate" in node.log_text(), "the rest is applied now")
+
+
+def test_a_certificate_that_the_node_made_is_made_anew_when_it_is_removed(node: NodeProcess) -> None:
+    certificate = node.home / "keys" / "tls.crt"
+    before = certificate.read_bytes()
+    certificate.unlink()
+    node.alknet("config", "reload")
+    wait_until(lambda: _reported(node) == 1, "another one is in use")
+    assert certificate.read_bytes() != before
+
+
+def test_a_home_of_an_earlier_version_gets_a_certificate_when_its_node_starts(tmp_path: Path) -> None:
+    node = NodeProcess(tmp_path)
+    for name in ("tls.crt", "tls.key"):
+        (node.home / "keys" / name).unlink()
+    with node:
+        assert (node.home / "keys" / "tls.key").stat().st_mode & 0o777 == 0o600
+        assert "certificate made" in node.log_text()
