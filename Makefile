@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 # Stock programs that the tests drive, by Debian package.
-TEST_PACKAGES := openssh-client fail2ban procps
+TEST_PACKAGES := openssh-client fail2ban procps iproute2
 
 .PHONY: up test check types format bench soak docs clean
 

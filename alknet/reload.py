@@ -37,7 +37,7 @@ class Report:
 
 
 class Reloader:
-    """Owns the running settings and what TLS and QUIC show. `apply` swaps both in; it must not fail and must not wait."""
+    """Owns the running settings and what TLS and QUIC show. `apply` swaps both in: it must not fail nor wait."""
 
     def __init__(
         self,

@@ -100,8 +100,7 @@ class _DialerLink:
 
     def send(self, datagrams: Datagrams, connection: QuicConnection) -> None:
         if self._socket is not None:
-            for data, address in datagrams:
-                self._socket.send(data, address)
+            self._socket.send_all(datagrams)
 
     def cid_issued(self, cid: bytes, connection: QuicConnection) -> None:
         pass  # everything that comes to this socket is for the one connection

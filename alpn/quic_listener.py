@@ -234,9 +234,7 @@ class _Link:
         return self.socket.is_blocked
 
     def send(self, datagrams: Datagrams, connection: QuicConnection) -> None:
-        source = self._sources.get(connection)
-        for data, address in datagrams:
-            self.socket.send(data, address, source)
+        self.socket.send_all(datagrams, self._sources.get(connection))
 
     def cid_issued(self, cid: bytes, connection: QuicConnection) -> None:
         if connection in self._cids and cid not in self._by_cid:

@@ -3,14 +3,19 @@
 A socket that is bound to every address answers from the one that the routing table likes, which the caller, behind a
 NAT or with several paths, may not know. Such a socket asks the system for each datagram's destination (`IP_PKTINFO`,
 RFC 3542) and names it again as the source of what is sent there.
+
+A system call for each datagram costs as much as making the datagram. Where Linux can (UDP_SEGMENT, UDP_GRO), a run of
+datagrams of one size passes in one call each way.
 """
 
 import asyncio
 import contextlib
+import errno
 import socket
 import struct
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 __all__ = ["MAX_BATCH", "Datagram", "UdpSocket", "bind_udp", "open_udp"]
@@ -27,6 +32,15 @@ RECEIVE_BUFFER_BYTES: Final = 4 * 1024 * 1024
 _IP_RECVERR: Final = 11
 _IPV6_RECVERR: Final = 25
 _IP_PKTINFO: Final = 8
+_SOL_UDP: Final = 17
+_UDP_SEGMENT: Final = 103
+_UDP_GRO: Final = 104
+MAX_SEGMENTS: Final = 50
+"""Datagrams in one call; Linux takes 64, or 64 KiB."""
+_ANCILLARY_BYTES: Final = 128
+
+_NO_SEGMENTS: Final = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP})
+"""What a system or a network device answers that cannot cut one buffer into datagrams."""
 
 Datagram = tuple[bytes, Any, bytes | None]
 """Its bytes, the socket address that it came from, and the local address that it came to, packed, where it is known."""
@@ -83,10 +97,11 @@ class UdpSocket:
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         self._backlog: deque[tuple[bytes, Any, bytes | None]] = deque()
-        self._names_destination = sock.family == socket.AF_INET and sock.getsockname()[0] == "0.0.0.0"
-        self._names_destination |= sock.family == socket.AF_INET6 and sock.getsockname()[0] == "::"
-        self._names_destination &= failed is None
         self._buffer = bytearray(MAX_DATAGRAM_BYTES)
+        self._segments = True
+        """Whether the system is known, or still hoped, to take several datagrams in one call."""
+        with contextlib.suppress(OSError):  # an older system hands them over one by one
+            sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         self.dropped = 0
         self._loop.add_reader(sock, self._receive)
 
@@ -102,37 +117,56 @@ class UdpSocket:
 
     def send(self, data: bytes, address: Any, source: bytes | None = None) -> None:
         """Send, or keep for when the system takes it, or drop; `source` is the packed local address to send from."""
-        if self._backlog:
-            if len(self._backlog) < MAX_BACKLOG:
-                self._backlog.append((data, address, source))
-            else:
-                self.dropped += 1
-        elif not self._try_send(data, address, source):
-            self._backlog.append((data, address, source))
+        self.send_all([(data, address)], source)
+
+    def send_all(self, datagrams: Sequence[tuple[bytes, Any]], source: bytes | None = None) -> None:
+        """As `send`, for several."""
+        at = 0
+        while at < len(datagrams) and not self._backlog:
+            count = _run_length(datagrams, at) if self._segments else 1
+            if not self._try_send(datagrams[at : at + count], source):
+                break
+            at += count
+        if at == len(datagrams):
+            return
+        if not self._backlog:
             self._loop.add_writer(self._sock, self._send_backlog)
+        room = MAX_BACKLOG - len(self._backlog)
+        waiting = datagrams[at : at + room]
+        self._backlog.extend((data, address, source) for data, address in waiting)
+        self.dropped += len(datagrams) - at - len(waiting)
 
     def close(self) -> None:
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
 
-    def _try_send(self, data: bytes, address: Any, source: bytes | None) -> bool:
-        """False when the system does not take it now. What cannot be sent at all is lost, as datagrams may be."""
+    def _try_send(self, run: Sequence[tuple[bytes, Any]], source: bytes | None) -> bool:
+        """Send datagrams of one size to one address. False when the system does not take them now; what cannot be sent
+        at all is lost, as datagrams may be."""
+        data, address = run[0]
+        ancillary = [] if source is None else [_from(source)]
+        if len(run) > 1:
+            ancillary.append((_SOL_UDP, _UDP_SEGMENT, struct.pack("=H", len(data))))
         try:
-            if source is None:
-                self._sock.sendto(data, address)
+            if ancillary:
+                self._sock.sendmsg([data for data, _ in run], ancillary, 0, address)
             else:
-                self._sock.sendmsg([data], [_from(source)], 0, address)
+                self._sock.sendto(data, address)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as exc:
-            self.dropped += 1
+            if len(run) > 1 and exc.errno in _NO_SEGMENTS:
+                self._segments = False
+                return all([self._try_send([one], source) for one in run])
+            self.dropped += len(run)
             self._note(exc)
         return True
 
     def _send_backlog(self) -> None:
         while self._backlog:
-            if not self._try_send(*self._backlog[0]):
+            data, address, source = self._backlog[0]
+            if not self._try_send([(data, address)], source):
                 return
             self._backlog.popleft()
         self._loop.remove_writer(self._sock)
@@ -140,18 +174,25 @@ class UdpSocket:
 
     def _receive(self) -> None:
         batch: list[Datagram] = []
-        for _ in range(MAX_BATCH):
+        while len(batch) < MAX_BATCH:
             try:
-                if self._names_destination:
-                    data, ancillary, _, address = self._sock.recvmsg(MAX_DATAGRAM_BYTES, 64)
-                    batch.append((data, address, _destination(ancillary)))
-                else:
-                    size, address = self._sock.recvfrom_into(self._buffer)
-                    batch.append((bytes(memoryview(self._buffer)[:size]), address, None))
+                size, ancillary, _, address = self._sock.recvmsg_into([self._buffer], _ANCILLARY_BYTES)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as exc:
                 self._note(exc)
+                continue
+            local, segment = None, size
+            for level, kind, data in ancillary:
+                if (level, kind) == (_SOL_UDP, _UDP_GRO):
+                    segment = int.from_bytes(data[:4], sys.byteorder)
+                elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+                    local = data[8:12]
+                elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+                    local = data[:16]
+            view = memoryview(self._buffer)
+            for start in range(0, size, max(1, segment)):
+                batch.append((bytes(view[start : min(start + segment, size)]), address, local))
         if batch:
             self._received(batch)
 
@@ -164,14 +205,17 @@ class UdpSocket:
             self._failed(exc)
 
 
-def _destination(ancillary: list[tuple[int, int, bytes]]) -> bytes | None:
-    """The packed local address of an `IP_PKTINFO` or `IPV6_PKTINFO` message."""
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-            return data[8:12]
-        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-            return data[:16]
-    return None
+def _run_length(datagrams: Sequence[tuple[bytes, Any]], start: int) -> int:
+    """How many datagrams from `start` on can pass in one call: to one address, of one size, the last may be shorter."""
+    data, address = datagrams[start]
+    size, end = len(data), min(len(datagrams), start + MAX_SEGMENTS)
+    for at in range(start + 1, end):
+        data, to = datagrams[at]
+        if to != address or len(data) > size:
+            return at - start
+        if len(data) < size:
+            return at - start + 1
+    return end - start
 
 
 def _from(source: bytes) -> tuple[int, int, bytes]:

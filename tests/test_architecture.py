@@ -39,9 +39,10 @@ PARTS = {
     "leaves": Part(
         tuple(
             f"alknet.{name}"
-            for name in (
-                "access audit certificates clock errors gate keyring keys lock logs nofile notify state tasks".split()  # noqa: SIM905
-            )
+            for name in (  # noqa: SIM905
+                "access audit certificates clock errors gate keyring keys known_nodes lock logs nofile "
+                "notify state tasks"
+            ).split()
         ),
         (),
         "everything stands on the leaves, so they stand on nothing of ours",
@@ -90,6 +91,7 @@ PURE = (
     "alknet.access",
     "alknet.alpn.admission",
     "alknet.alpn.first_byte",
+    "alknet.cli.escape",
     "alknet.config.addresses",
     "alknet.config.diff",
     "alknet.config.positions",

@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "config": ("alknet.cli.config:config", "Check, show and reload the configuration."),
     "audit": ("alknet.cli.audit:audit", "Read and verify the audit log."),
     "ssh": ("alknet.cli.ssh:ssh", "Run a command or a shell on a peer."),
+    "ssh-config": ("alknet.cli.ssh_config:ssh_config", "Host blocks for stock ssh, scp, rsync and git."),
     "proxy": ("alknet.cli.proxy:proxy", "A peer's SSH door on stdin and stdout, for stock ssh."),
     "ping": ("alknet.cli.ping:ping", "Reach a peer: over what, how fast, and is it the right one."),
     "completion": ("alknet.cli.completion:completion", "Completion for a shell."),

@@ -1,7 +1,8 @@
 """``proxy``: the peer's SSH door on stdin and stdout, for stock ssh, scp, sftp, rsync and git."""
 
 import asyncio
-from typing import cast
+import signal
+from typing import Final, cast
 
 import click
 
@@ -10,6 +11,9 @@ from alknet.cli.client import CANNOT_CONNECT, carrier_options, find_destination,
 from alknet.errors import AlknetError
 
 __all__ = ["proxy"]
+
+GOODBYE_S: Final = 1.0
+"""What passing on the last words may take once ssh has gone."""
 
 
 @click.command()
@@ -44,6 +48,8 @@ async def _carry(addresses: tuple[tuple[str, int], ...], carriers: tuple[str, ..
         stream = await first_stream(connection)
         pump = _Pump()
         await stream.attach(pump)
+        for number in (signal.SIGHUP, signal.SIGTERM):  # ssh's way to say that it is done
+            asyncio.get_running_loop().add_signal_handler(number, pump.finish)
         await pump.wait_ended()
     finally:
         connection.close()
@@ -59,6 +65,11 @@ class _Pump(asyncio.Protocol):
         """Wait until the far side has ended, and everything that it sent is written."""
         await self._ended.wait()
         await self._sink.drain()
+
+    def finish(self) -> None:
+        """Nobody will say more: pass on what was said, its end, and wait no longer than `GOODBYE_S`."""
+        self._source.end_when_empty()
+        asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         from alknet.ssh.descriptors import open_sink, open_source

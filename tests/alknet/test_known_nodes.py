@@ -302,12 +302,17 @@ def test_what_was_added_is_found(tmp_path_factory: pytest.TempPathFactory, entri
         assert known.find(host, port, HOST_KEY) == ed25519(expected[address_text(host, port)])
 
 
-@given(text=st.text(max_size=200) | st.lists(st.sampled_from([f"a:1 host-key {A}", "#", "x", " ", "a:1 y z"])).map("\n".join))
+@given(
+    text=st.text(max_size=200)
+    | st.lists(st.sampled_from([f"a:1 host-key {A}", "#", "x", " ", "a:1 y z"])).map("\n".join)
+)
 def test_any_text_is_read_or_refused_with_a_line(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     known = KnownNodes(tmp_path_factory.mktemp("known") / "known_nodes")
     known.path.write_bytes(text.encode("utf-8", "surrogatepass"))
     known.path.chmod(0o600)
+    said = ""
     try:
         known.find("a", 1, HOST_KEY)
     except ConfigError as exc:
-        assert f"{known.path}:" in str(exc)
+        said = str(exc)
+    assert said == "" or said.startswith(f"{known.path}:")

@@ -2,12 +2,15 @@
 
 import asyncio
 import logging
+import ssl
 import threading
 from pathlib import Path
 
 import pytest
 
 from alknet import reload as reload_module
+from alknet.alpn import tls_listener
+from alknet.alpn.tls_listener import TlsIdentity
 from alknet.certificates import Certificate, make_certificate, write_certificate
 from alknet.clock import ManualClock
 from alknet.config.certificate import load_tls
@@ -32,12 +35,12 @@ class Node:
         self.certificates: list[Certificate] = []
         self.clock = ManualClock()
         settings = load(self.home)
-        certificate = load_tls(self.home, settings.tls, now=self.clock.wall())
-        self.reloader = Reloader(self.home, settings, certificate, apply=self.apply, clock=self.clock)
+        identity = TlsIdentity.of(load_tls(self.home, settings.tls, now=self.clock.wall()), ["test"])
+        self.reloader = Reloader(self.home, settings, identity, apply=self.apply, clock=self.clock)
 
-    def apply(self, settings: Settings, certificate: Certificate) -> None:
+    def apply(self, settings: Settings, identity: TlsIdentity) -> None:
         self.applied.append(settings)
-        self.certificates.append(certificate)
+        self.certificates.append(identity.certificate)
 
     def write(self, text: str) -> None:
         self.home.config.write_text(text)
@@ -178,7 +181,7 @@ async def with_files(node: Node) -> Node:
 
 async def test_other_settings_bring_another_certificate(node: Node) -> None:
     made = put_certificate(node)
-    own = node.reloader.certificate
+    own = node.reloader.identity.certificate
     node.write(BEFORE + FILES.format(node.home.path))
     assert (await node.reloader.reload("test")).changed == ("tls.mode", "tls.cert", "tls.key", "tls.certificate")
     assert node.certificates == [made]
@@ -194,7 +197,7 @@ async def test_a_replaced_certificate_takes_effect_with_the_same_settings(
     settings, made = with_files.reloader.running, put_certificate(with_files)
     assert await with_files.reloader.reload("test") == Report(("tls.certificate",), ())
     assert (with_files.applied, with_files.certificates) == ([settings], [made])
-    assert with_files.reloader.certificate == made
+    assert (with_files.reloader.identity.certificate, with_files.reloader.identity.alpns) == (made, ("test",))
     assert "reloaded cause=test changed=tls.certificate" in caplog.text
     assert await with_files.reloader.reload("test") == Report((), ())
 
@@ -202,17 +205,34 @@ async def test_a_replaced_certificate_takes_effect_with_the_same_settings(
 async def test_a_wrong_certificate_refuses_everything_and_says_which_file(
     with_files: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    running, certificate = with_files.reloader.running, with_files.reloader.certificate
+    running, identity = with_files.reloader.running, with_files.reloader.identity
     (with_files.home.path / "crt.pem").write_text("broken")
     with_files.home.config.write_text(with_files.home.config.read_text().replace("true", "false"))
     with pytest.raises(ConfigError, match=r"crt\.pem: is not a PEM file"):
         await with_files.reloader.reload("test")
     assert with_files.applied == []
-    assert (with_files.reloader.running, with_files.reloader.certificate) == (running, certificate)
+    assert (with_files.reloader.running, with_files.reloader.identity) == (running, identity)
     assert "reload (test) changed nothing" in caplog.text
     made = put_certificate(with_files)
     assert (await with_files.reloader.reload("test")).changed == ("ssh.exec", "tls.certificate")
     assert with_files.certificates == [made]
+
+
+async def test_a_certificate_that_cannot_be_served_refuses_everything(
+    with_files: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found before anything is applied, not when the first client comes."""
+    put_certificate(with_files)
+
+    def weak(*_: object) -> ssl.SSLContext:
+        error = ssl.SSLError(1, "error")
+        error.reason = "EE_KEY_TOO_SMALL"
+        raise error
+
+    monkeypatch.setattr(tls_listener, "server_context", weak)
+    with pytest.raises(ConfigError, match="cannot be served: ee key too small"):
+        await with_files.reloader.reload("test")
+    assert with_files.applied == []
 
 
 async def test_a_right_is_taken_away_although_the_certificate_has_expired(with_files: Node) -> None:

@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 __all__ = ["Conditions", "Counts", "End", "Lane", "UdpRelay", "given", "udp_relay"]
@@ -77,6 +77,11 @@ class Counts:
     blocked: int = 0
     overflowed: int = 0
     """Dropped because a queue was full: the lane's, or the one of the socket behind it."""
+
+    @property
+    def waiting(self) -> int:
+        """Those that are still in the lane."""
+        return self.received + self.duplicated - self.passed - self.lost - self.blocked - self.overflowed
 
 
 class Lane(Generic[T]):
@@ -148,18 +153,13 @@ class _Flow:
     upstream: socket.socket
 
 
-@dataclass
 class UdpRelay:
     """Between clients and the server at `target`; every client has a source port of its own there. See `udp_relay`."""
 
-    target: Address
-    seed: int = 0
-    to_server: Lane[tuple[_Flow, bytes]] = field(init=False)
-    to_client: Lane[tuple[_Flow, bytes]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.to_server = Lane(Conditions(), f"{self.seed} to server")
-        self.to_client = Lane(Conditions(), f"{self.seed} to client")
+    def __init__(self, target: Address, seed: int) -> None:
+        self.target = target
+        self.to_server: Lane[tuple[_Flow, bytes]] = Lane(Conditions(), f"{seed} to server")
+        self.to_client: Lane[tuple[_Flow, bytes]] = Lane(Conditions(), f"{seed} to client")
         self._loop = asyncio.get_running_loop()
         self._flows: dict[Address, _Flow] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -218,7 +218,7 @@ class UdpRelay:
             # The new one is bound first: the kernel would give the same port again.
             old, flow.upstream = flow.upstream, self._bound_socket()
             self._forget(old)
-            self._loop.add_reader(flow.upstream, self._from_server, flow, flow.upstream)
+            self._loop.add_reader(flow.upstream, self._from_server, flow)
 
     def close(self) -> None:
         if self._timer is not None:
@@ -245,15 +245,16 @@ class UdpRelay:
             flow = self._flows.get(client)
             if flow is None:
                 if len(self._flows) >= MAX_FLOWS:
+                    self.to_server.counts.received += 1
                     self.to_server.counts.overflowed += 1
                     continue
                 flow = self._flows[client] = _Flow(client, self._bound_socket())
-                self._loop.add_reader(flow.upstream, self._from_server, flow, flow.upstream)
+                self._loop.add_reader(flow.upstream, self._from_server, flow)
             self.to_server.put((flow, data), time.monotonic())
         self._deliver()
 
-    def _from_server(self, flow: _Flow, upstream: socket.socket) -> None:
-        for sender, data in _received(upstream):
+    def _from_server(self, flow: _Flow) -> None:
+        for sender, data in _received(flow.upstream):
             if sender == _host_and_port(self.target):  # a NAT lets nobody else in
                 self.to_client.put((flow, data), time.monotonic())
         self._deliver()

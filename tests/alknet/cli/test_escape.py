@@ -73,7 +73,9 @@ def test_without_an_escape_character_everything_passes(pieces: list[bytes]) -> N
     assert not any(isinstance(out, Action) for out in fed(*pieces, char=None))
 
 
-typed = st.lists(st.sampled_from([b"~", b".", b"\r", b"\n", b"?", b"B", b"\x1a", b"x", b"\x1d"]) | st.binary(max_size=3))
+typed = st.lists(
+    st.sampled_from([b"~", b".", b"\r", b"\n", b"?", b"B", b"\x1a", b"x", b"\x1d"]) | st.binary(max_size=3)
+)
 
 
 @given(pieces=typed, char=st.sampled_from([TILDE, 0x1D, ord("."), ord("B"), 13]))
