@@ -21,8 +21,6 @@ __all__ = ["KEEPALIVE_S", "Link", "QuicConnection", "QuicStream"]
 
 KEEPALIVE_S: Final = 20.0
 """A connection that has heard nothing for so long asks whether the other side is there; NATs forget after 30 s."""
-EARLIEST_TIMER_S: Final = 0.001
-"""Event loops count in milliseconds; a shorter timer would spin."""
 
 
 class Link(Protocol):
@@ -149,7 +147,7 @@ class QuicConnection(BaseConnection):
                 return  # it fires in time, and looks again
             self._timer.cancel()
         self._timer_at = at
-        self._timer = self._loop.call_later(max(EARLIEST_TIMER_S, at - time.monotonic()), self._timer_fired)
+        self._timer = self._loop.call_later(max(0.0, at - time.monotonic()), self._timer_fired)
 
     def _timer_fired(self) -> None:
         self._timer = None
