@@ -12,7 +12,7 @@ from alknet._version import __version__
 from alknet.access import DaemonUser, Policy
 from alknet.alpn.admission import Admission, AdmissionLimits
 from alknet.alpn.first_byte import Opening
-from alknet.alpn.port import Port, plain
+from alknet.alpn.port import Carrier, Port, plain
 from alknet.alpn.quic_listener import QuicListener
 from alknet.alpn.router import Router
 from alknet.alpn.streams import Connection
@@ -111,7 +111,7 @@ class Node:
         identity = TlsIdentity.of(certificate, self.router.alpns)
         self._tls = TlsListener(identity, self.router.dispatch)
         self._quic = QuicListener(self._admission, identity, self.router.dispatch)
-        carriers = {Opening.SSH: plain(SSH_ALPN, self.router), Opening.TLS: self._tls}
+        carriers: dict[Opening, Carrier] = {Opening.SSH: plain(SSH_ALPN, self.router), Opening.TLS: self._tls}
         self._port = Port(self._admission, carriers, self._quic)
         self._reloader = Reloader(home, settings, identity, apply=self._apply, clock=self._clock)
         self._apply(settings, identity)

@@ -20,7 +20,7 @@ from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S, dial_tls
 from alknet.errors import AlknetError, UnavailableError
 from alknet.tasks import Tasks
 
-__all__ = ["CARRIERS", "HEAD_START_S", "dial", "first_stream"]
+__all__ = ["CARRIERS", "HEAD_START_S", "Dialed", "dial", "first_stream"]
 
 HEAD_START_S: Final = 0.25
 """What an attempt gets before the next one begins beside it."""
@@ -32,10 +32,20 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Dialed:
+    """A connection, and which of the addresses that were given it leads to."""
+
+    connection: Connection
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Attempt:
     carrier: str
     host: str
     """As it was given: a name or an address."""
+    port: int
     family: int
     address: Any
 
@@ -49,7 +59,7 @@ async def dial(
     alpn: str,
     carriers: Sequence[str] = CARRIERS,
     report: Report = lambda line: None,
-) -> Connection:
+) -> Dialed:
     """A connection for `alpn` to the first of `addresses` (host, port) that answers; its `transport` says over what.
 
     `report` gets a line for each attempt that fails and for the one that is taken. Raises `AlpnRefused` when nodes
@@ -92,7 +102,7 @@ async def _resolve(addresses: Sequence[tuple[str, int]], carriers: Sequence[str]
             failures.append(f"{host}: {exc.strerror or exc}")
             continue
         for family, _, _, _, address in dict.fromkeys(found):
-            attempts += [_Attempt(carrier, host, family, address) for carrier in carriers]
+            attempts += [_Attempt(carrier, host, port, family, address) for carrier in carriers]
     return attempts[: MAX_ADDRESSES * len(carriers)], failures
 
 
@@ -101,12 +111,12 @@ class _Race:
         self._alpn = alpn
         self._attempts = attempts
         self._report = report
-        self._winner: Connection | None = None
+        self._winner: Dialed | None = None
         self._changed = asyncio.Event()
         self.failures: list[str] = []
         self.refused: list[_Attempt] = []
 
-    async def run(self) -> Connection | None:
+    async def run(self) -> Dialed | None:
         """The first connection, with the other attempts ended; None when all have failed."""
         running = Tasks("dial")
         try:
@@ -142,7 +152,7 @@ class _Race:
             self._report(self.failures[-1])
         else:
             if self._winner is None:
-                self._winner = connection
+                self._winner = Dialed(connection, attempt.host, attempt.port)
                 self._report(f"{attempt}: connected in {(time.monotonic() - started) * 1000:.0f} ms")
             else:
                 connection.close(0, "another carrier was faster")

@@ -9,9 +9,9 @@ used, and three of its methods are overridden (they are private; the minor versi
 - `_handle_crypto_frame` buffers up to 512 KiB per packet space before anybody is known; ours `MAX_CRYPTO_BYTES`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from aioquic._buffer import Buffer
 from aioquic.quic import connection as library
@@ -32,6 +32,7 @@ from aioquic.quic.retry import QuicRetryTokenHandler
 from aioquic.quic.stream import QuicStream as LibraryStream
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from alknet.alpn.quic_events import QuicEvents
 from alknet.alpn.windows import MAX_STREAMS, STREAM_BYTES, ReceiveWindows
 from alknet.certificates import Certificate, spki_sha256
 
@@ -41,7 +42,6 @@ __all__ = [
     "MIN_INITIAL_BYTES",
     "Engine",
     "Header",
-    "QuicEvents",
     "RetryTokens",
     "read_header",
     "version_negotiation",
@@ -131,31 +131,6 @@ class RetryTokens:
             )
         except ValueError:
             return None
-
-
-class QuicEvents(Protocol):
-    """Who hears what happens on a connection; called from within `Engine.pump`."""
-
-    def handshake_completed(self, alpn: str) -> None: ...
-    def stream_opened(self, stream_id: int) -> None:
-        """The other side opened a stream; they come in order."""
-
-    def data_received(self, stream_id: int, data: bytes, is_last: bool) -> None: ...
-    def stream_reset(self, stream_id: int) -> None:
-        """The other side will send nothing more, and takes back what was not read."""
-
-    def stream_stopped(self, stream_id: int) -> None:
-        """The other side reads no more."""
-
-    def cid_issued(self, cid: bytes) -> None:
-        """Datagrams to `cid` are this connection's."""
-
-    def cid_retired(self, cid: bytes) -> None: ...
-    def closing(self, code: int, reason: str) -> None:
-        """One of the two sides has closed the connection; what had to be said of it is still to be sent."""
-
-    def terminated(self) -> None:
-        """Nothing more is to be sent or received."""
 
 
 class Engine:
@@ -373,34 +348,31 @@ class _Library(library.QuicConnection):
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        streams = self._local_max_streams_bidi
+        streams, data = self._local_max_streams_bidi, self._local_max_data
         if streams.sent - streams.used < streams.value - streams.sent:  # worth a frame: as many again as are left
-            self._write_limit(builder, streams)
-        if self._local_max_data.value != self._local_max_data.sent:
-            self._write_limit(builder, self._local_max_data)
-
-    def _write_limit(self, builder: QuicPacketBuilder, limit: library.Limit) -> None:
-        frame = builder.start_frame(
-            limit.frame_type,
-            capacity=library.CONNECTION_LIMIT_FRAME_CAPACITY,
-            handler=self._on_connection_limit_delivery,
-            handler_args=(limit,),
-        )
-        frame.push_uint_var(limit.value)
-        limit.sent = limit.value
+            self._announce(builder, streams.frame_type, self._on_connection_limit_delivery, streams, streams.value)
+            streams.sent = streams.value
+        if data.value != data.sent:
+            self._announce(builder, data.frame_type, self._on_connection_limit_delivery, data, data.value)
+            data.sent = data.value
 
     def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: LibraryStream) -> None:
-        if stream.max_stream_data_local == stream.max_stream_data_local_sent or stream.is_blocked:
+        limit = stream.max_stream_data_local
+        if limit == stream.max_stream_data_local_sent or stream.is_blocked:
             return  # one that is blocked does not exist yet for the other side
+        kind, delivered = QuicFrameType.MAX_STREAM_DATA, self._on_max_stream_data_delivery
+        self._announce(builder, kind, delivered, stream, stream.stream_id or 0, limit)
+        stream.max_stream_data_local_sent = limit
+
+    def _announce(
+        self, builder: QuicPacketBuilder, frame_type: int, delivered: Callable[..., None], limit: object, *numbers: int
+    ) -> None:
+        """Write a frame of numbers; `delivered` hears of `limit` whether it has arrived."""
         frame = builder.start_frame(
-            QuicFrameType.MAX_STREAM_DATA,
-            capacity=library.MAX_STREAM_DATA_FRAME_CAPACITY,
-            handler=self._on_max_stream_data_delivery,
-            handler_args=(stream,),
+            frame_type, capacity=library.MAX_STREAM_DATA_FRAME_CAPACITY, handler=delivered, handler_args=(limit,)
         )
-        frame.push_uint_var(stream.stream_id or 0)
-        frame.push_uint_var(stream.max_stream_data_local)
-        stream.max_stream_data_local_sent = stream.max_stream_data_local
+        for number in numbers:
+            frame.push_uint_var(number)
 
     def _handle_stream_frame(self, context: library.QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()

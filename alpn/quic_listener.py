@@ -50,9 +50,7 @@ class QuicListener:
     `identity` may be replaced at any time: connections that begin afterwards use the new one.
     """
 
-    def __init__(
-        self, admission: Admission, identity: TlsIdentity, dispatch: Callable[[QuicConnection], None]
-    ) -> None:
+    def __init__(self, admission: Admission, identity: TlsIdentity, dispatch: Callable[[QuicConnection], None]) -> None:
         self.identity = identity
         self.dropped: Counter[str] = Counter()
         """Datagrams that led nowhere, by reason."""

@@ -158,7 +158,9 @@ class UdpSocket:
         except OSError as exc:
             if len(run) > 1 and exc.errno in _NO_SEGMENTS:
                 self._segments = False
-                return all([self._try_send([one], source) for one in run])
+                for one in run:
+                    self._try_send([one], source)
+                return True
             self.dropped += len(run)
             self._note(exc)
         return True

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import asyncssh
 
-from alknet.alpn.dial import CARRIERS, dial, first_stream
+from alknet.alpn.dial import CARRIERS, Dialed, dial, first_stream
 from alknet.alpn.errors import AlpnRefused
 from alknet.alpn.streams import Connection, Stream
 from alknet.errors import DeniedError, InvalidInputError, RemoteError, UnavailableError
@@ -66,13 +66,14 @@ async def connect(
     when the login is refused.
     """
     try:
-        carrier = await dial(target.addresses, alpn=ALPN, carriers=carriers, report=report)
+        dialed = await dial(target.addresses, alpn=ALPN, carriers=carriers, report=report)
     except AlpnRefused as exc:
         raise UnavailableError(f"{target.name} does not let anybody in by ssh: {exc}") from exc
     except UnavailableError as exc:
         raise UnavailableError(f"{target.name} cannot be reached: {exc}", hint="is it running?") from exc
+    carrier = dialed.connection
     try:
-        ssh = await _log_in(target, carrier)
+        ssh = await _log_in(target, dialed)
         try:
             yield Link(ssh, carrier)
         finally:
@@ -86,13 +87,12 @@ async def connect(
         carrier.close()
 
 
-async def _log_in(target: Target, carrier: Connection) -> asyncssh.SSHClientConnection:
-    assert carrier.remote is not None
-    host, port = _as_named(target, carrier)
+async def _log_in(target: Target, dialed: Dialed) -> asyncssh.SSHClientConnection:
+    host, port = dialed.host, dialed.port
     client = _Client(target.trust)
     options: dict[str, Any] = {
         "server_host_key_algs": target.trust.algorithms(host, port),
-        "tunnel": _Carried(await first_stream(carrier)),
+        "tunnel": _Carried(await first_stream(dialed.connection)),
         "username": target.user,
         "known_hosts": ([], [], []),  # the client decides
         "client_keys": [_private_key(target.identity)] if target.identity is not None else (),
@@ -125,18 +125,6 @@ async def _log_in(target: Target, carrier: Connection) -> asyncssh.SSHClientConn
     except asyncssh.DisconnectError as exc:
         raise UnavailableError(f"{target.name} ended the connection: {exc.reason}") from exc
     return ssh
-
-
-def _as_named(target: Target, carrier: Connection) -> tuple[str, int]:
-    """The address that was reached, as the user named it: what known_hosts and known_nodes know it by."""
-    assert carrier.remote is not None
-    for host, port in target.addresses:
-        if port == carrier.remote.port and host == carrier.remote.host:
-            return host, port
-    for host, port in target.addresses:
-        if port == carrier.remote.port:
-            return host, port
-    return carrier.remote.host, carrier.remote.port
 
 
 class _Carried:

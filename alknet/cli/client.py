@@ -127,9 +127,7 @@ def find_target(
     return _target(invocation, find_destination(invocation, peer), accept_new)
 
 
-def _target(
-    invocation: Invocation, to: Destination, accept_new: "Callable[[NewHost], bool] | None" = None
-) -> "Target":
+def _target(invocation: Invocation, to: Destination, accept_new: "Callable[[NewHost], bool] | None" = None) -> "Target":
     from alknet.known_nodes import KnownNodes
     from alknet.ssh.client import Target
     from alknet.ssh.trust import HostTrust

@@ -36,8 +36,7 @@ def ping(invocation: Invocation, carriers: tuple[str, ...], verbose: bool, count
     click.echo(f"host key    {answer['host_key']}")
     click.echo(f"login       {answer['login_ms']:.1f} ms")
     click.echo(
-        f"round trip  {statistics.median(trips):.2f} ms (median of {len(trips)};"
-        f" {min(trips):.2f} to {max(trips):.2f})"
+        f"round trip  {statistics.median(trips):.2f} ms (median of {len(trips)}; {min(trips):.2f} to {max(trips):.2f})"
     )
 
 

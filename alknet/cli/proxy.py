@@ -43,7 +43,7 @@ async def _carry(addresses: tuple[tuple[str, int], ...], carriers: tuple[str, ..
     from alknet.alpn.dial import dial, first_stream
     from alknet.ssh.handler import ALPN
 
-    connection = await dial(addresses, alpn=ALPN, carriers=carriers, report=reporter(verbose))
+    connection = (await dial(addresses, alpn=ALPN, carriers=carriers, report=reporter(verbose))).connection
     try:
         stream = await first_stream(connection)
         pump = _Pump()
