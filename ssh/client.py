@@ -25,6 +25,8 @@ from alknet.ssh.trust import HostTrust, TrustingClient
 __all__ = ["ClientSession", "Link", "SessionOptions", "Target", "ask", "connect", "round_trip"]
 
 CONNECT_TIMEOUT_S: Final = 10.0
+QUESTION_TIMEOUT_S: Final = 120.0
+"""What the user may take who is asked about an unknown host."""
 CLOSE_TIMEOUT_S: Final = 1.0
 """What saying goodbye may take before the connection is cut."""
 KEEPALIVE_INTERVAL_S: Final = 30
@@ -89,7 +91,8 @@ async def connect(
 
 async def _log_in(target: Target, dialed: Dialed) -> asyncssh.SSHClientConnection:
     host, port = dialed.host, dialed.port
-    client = _Client(target.trust)
+    client = _Client(target.trust, address=(host, port))
+    patience = CONNECT_TIMEOUT_S + (0.0 if target.trust.accept_new is None else QUESTION_TIMEOUT_S)
     options: dict[str, Any] = {
         "server_host_key_algs": target.trust.algorithms(host, port),
         "tunnel": _Carried(await first_stream(dialed.connection)),
@@ -106,8 +109,8 @@ async def _log_in(target: Target, dialed: Dialed) -> asyncssh.SSHClientConnectio
         "encoding": None,
         "compression_algs": ["none"],
         "encryption_algs": ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr"],
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "login_timeout": CONNECT_TIMEOUT_S,
+        "connect_timeout": patience,
+        "login_timeout": patience,
     }
     try:
         ssh, _ = await asyncssh.create_connection(lambda: client, host, port, **options)

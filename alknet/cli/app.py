@@ -49,8 +49,6 @@ class Invocation:
     json: bool = False
     debug: bool = False
     identity: Path | None = None
-    terminal: bool | None = None
-    """Only for ssh: whether a terminal was asked for behind the peer's name."""
 
     @property
     def home(self) -> Any:

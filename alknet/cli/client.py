@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CANNOT_CONNECT",
     "Destination",
+    "accept_new_option",
+    "accepter",
     "ask_node",
     "carrier_options",
     "find_destination",
@@ -161,6 +163,36 @@ def carrier_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def accept_new_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--accept-new, as every command has it that checks host keys."""
+    return click.option(
+        "--accept-new", is_flag=True, help="Trust a host that is not known yet, and remember its key in known_nodes."
+    )(command)
+
+
+def accepter(*, yes: bool) -> "Callable[[NewHost], bool] | None":
+    """Who decides about a host that nobody knows: --accept-new, else the user, else (None) nobody."""
+    if yes:
+        return _accept
+    try:
+        can_ask = os.isatty(0) and os.isatty(2)
+    except OSError:
+        can_ask = False
+    return _ask_user if can_ask else None
+
+
+def _accept(new: "NewHost") -> bool:
+    click.echo(f"alknet: {printable(str(new))} It is remembered.", err=True)
+    return True
+
+
+def _ask_user(new: "NewHost") -> bool:
+    click.echo(f"alknet: {printable(str(new))}", err=True)
+    question = "Is that right? yes, no, or the fingerprint that it should be"
+    answer = click.prompt(question, prompt_suffix=": ", default="no", show_default=False, err=True)
+    return answer == "yes" or answer == new.key.fingerprint
 
 
 def reporter(verbose: bool) -> Callable[[str], None]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
-from alknet.cli.client import carrier_options, find_target, reporter, run_async
+from alknet.cli.client import accept_new_option, accepter, carrier_options, find_target, reporter, run_async
 from alknet.cli.output import print_json
 
 __all__ = ["ping"]
@@ -17,16 +17,19 @@ MAX_COUNT = 1000
 
 @click.command()
 @carrier_options
+@accept_new_option
 @click.option("-c", "--count", type=click.IntRange(1, MAX_COUNT), default=4, help="Round trips to measure.")
 @click.argument("peer")
 @pass_invocation
-def ping(invocation: Invocation, carriers: tuple[str, ...], verbose: bool, count: int, peer: str) -> None:
+def ping(
+    invocation: Invocation, carriers: tuple[str, ...], verbose: bool, accept_new: bool, count: int, peer: str
+) -> None:
     """Log in to PEER and measure round trips.
 
     Says which carrier was found, how long that and the login took, the round trips, and the SSH host key that the peer
     proved to have. Exits with 5 when it cannot be reached or is not the right one, with 3 when it lets you not in.
     """
-    target = find_target(invocation, peer)
+    target = find_target(invocation, peer, accept_new=accepter(yes=accept_new))
     answer = run_async(lambda: _measure(target, carriers, verbose, count))
     if invocation.json:
         print_json({"peer": peer} | answer)
