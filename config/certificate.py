@@ -30,11 +30,24 @@ def load_tls(home: Home, tls: Tls, *, now: float, in_use: Certificate | None = N
     """The certificate that `tls` asks for; `ConfigError` if it is not right. `in_use` is the running one.
 
     A self-signed one that is missing or has expired is made: nobody else would do it, and no client was told to
-    expect another.
+    expect another. At start (nothing is in use) a certificate out of its time is served with a warning: the doors that
+    do not look at it, SSH above all, must not stay shut for it.
     """
     certificate, key = tls_files(home, tls)
     if tls.mode == "files":
-        return load_certificate(certificate, key, now=now, in_use=in_use)
+        if in_use is not None:
+            return load_certificate(certificate, key, now=now, in_use=in_use)
+        loaded = read_certificate(certificate, key)
+        if not loaded.not_before <= datetime.fromtimestamp(now, UTC) < loaded.not_after:
+            log.warning(
+                event(
+                    "certificate out of its time",
+                    file=certificate,
+                    valid_from=f"{loaded.not_before:%Y-%m-%d}",
+                    valid_until=f"{loaded.not_after:%Y-%m-%d}",
+                )
+            )
+        return loaded
     try:
         complete_tls(home, tls, now=now)
         loaded = read_certificate(certificate, key)

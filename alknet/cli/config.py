@@ -19,10 +19,14 @@ def config() -> None:
 @config.command()
 @pass_invocation
 def check(invocation: Invocation) -> None:
-    """Check the files on disk; exits 7 and says file, line and key if they are wrong."""
+    """Check the files on disk, the certificate among them; exits 7 and says what is wrong where."""
+    from alknet.certificates import load_certificate
+    from alknet.config.certificate import tls_files
     from alknet.config.load import load, revision
 
     settings = load(invocation.home)
+    if settings.tls.mode == "files":
+        load_certificate(*tls_files(invocation.home, settings.tls))
     if invocation.json:
         print_json({"ok": True, "revision": revision(settings), "peers": len(settings.peers)})
     else:

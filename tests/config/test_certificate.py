@@ -50,11 +50,24 @@ def test_named_files_are_read_and_none_are_made(home: Home) -> None:
     assert list(home.keys.iterdir()) == []
 
 
-def test_named_files_that_are_missing_or_expired_are_refused(home: Home) -> None:
+def test_a_reload_refuses_named_files_that_have_expired(home: Home) -> None:
     tls, made = in_files(home)
     with pytest.raises(ConfigError, match=r"crt\.pem: expired"):
-        load_tls(home, tls, now=NOW + 11 * YEARS_S)
+        load_tls(home, tls, now=NOW + 11 * YEARS_S, in_use=make_certificate(("other",)))
     assert load_tls(home, tls, now=NOW + 11 * YEARS_S, in_use=made) == made
+
+
+@pytest.mark.parametrize("now", [NOW + 11 * YEARS_S, NOW - YEARS_S])
+def test_a_start_serves_named_files_out_of_their_time_and_says_so(
+    home: Home, caplog: pytest.LogCaptureFixture, now: float
+) -> None:
+    tls, made = in_files(home)
+    assert load_tls(home, tls, now=now) == made
+    assert [r.getMessage().split(" file=")[0] for r in caplog.records] == ["certificate out of its time"]
+
+
+def test_named_files_that_are_missing_are_refused(home: Home) -> None:
+    tls, _ = in_files(home)
     Path(tls.cert).unlink()
     with pytest.raises(ConfigError, match=r"crt\.pem: cannot be read"):
         load_tls(home, tls, now=NOW)

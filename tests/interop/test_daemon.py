@@ -68,7 +68,7 @@ def test_a_second_start_finds_the_same_home_and_identity(tmp_path: Path) -> None
         files = sorted(p for p in (tmp_path / "home").rglob("*") if p.parent.name in ("keys", "peers.d"))
         homes.append({path: path.read_text() for path in files if path.is_file()})
     assert homes[0] == homes[1]
-    assert len(homes[0]) == 8
+    assert len(homes[0]) == 10
 
 
 def test_your_own_ssh_keys_let_you_in_unless_you_decline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_taken_port_gives_two_clear_lines(node: NodeProcess, tmp_path: Path) -
     )
     assert code == EXIT_START
     assert lines[-2:] == [
-        f"alknet: cannot listen on 127.0.0.1:{node.port}: Address already in use",
+        f"alknet: cannot listen on 127.0.0.1:{node.port} (TCP): Address already in use",
         "  hint: another program, perhaps another node, has it: stop that, or choose another address with --listen"
         " or node.listen",
     ]

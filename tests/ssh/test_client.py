@@ -9,8 +9,9 @@ import pytest
 from alknet.control import SUBSYSTEM
 from alknet.errors import DeniedError, UnavailableError
 from alknet.keys import PublicKey
-from alknet.ssh.client import Target, ask, connect
-from testkit.node import NodeProcess
+from alknet.ssh.client import Target, ask, connect, round_trip
+from alknet.ssh.trust import HostKeyError, HostTrust
+from testkit.node import NodeProcess, wait_until
 
 
 def _target(node: NodeProcess, **changes: object) -> Target:
@@ -19,41 +20,58 @@ def _target(node: NodeProcess, **changes: object) -> Target:
         "addresses": (("127.0.0.1", node.port),),
         "user": "owner",
         "identity": node.home / "keys" / "owner",
-        "host_key": host_key,
+        "trust": HostTrust(pin=host_key),
         "name": "the node",
     }
     return Target(**values | changes)  # type: ignore[arg-type]
 
 
-async def test_a_question_is_answered(node: NodeProcess) -> None:
-    async with await connect(_target(node)) as connection:
-        assert b'"connections"' in await ask(connection, SUBSYSTEM, b'{"op": "node/status"}')
+@pytest.mark.parametrize("carrier", ["quic", "tls"])
+async def test_a_question_is_answered(node: NodeProcess, carrier: str) -> None:
+    async with connect(_target(node), carriers=(carrier,)) as link:
+        assert link.carrier.transport == carrier
+        assert b'"connections"' in await ask(link.ssh, SUBSYSTEM, b'{"op": "node/status"}')
+        assert 0 < await round_trip(link.ssh) < 5
+
+
+async def test_leaving_ends_the_connection_at_both_ends(node: NodeProcess) -> None:
+    for carrier in ("quic", "tls"):
+        async with connect(_target(node), carriers=(carrier,)) as link:
+            pass
+        await link.carrier.wait_closed()
+    assert await asyncio.to_thread(wait_until, lambda: node.json("sessions") == [], "the node knows it too")
 
 
 async def test_the_next_address_is_tried(node: NodeProcess) -> None:
-    async with await connect(_target(node, addresses=(("127.0.0.1", 1), ("::1", node.port)))):
+    async with connect(_target(node, addresses=(("127.0.0.1", 1), ("::1", node.port)))):
         assert len(await asyncio.to_thread(node.json, "sessions")) == 1
 
 
-async def test_nobody_there_is_unavailable(node: NodeProcess) -> None:
-    with pytest.raises(UnavailableError, match=r"the node cannot be reached: 127\.0\.0\.1 port 1"):
-        await connect(_target(node, addresses=(("127.0.0.1", 1),)))
-    with pytest.raises(UnavailableError, match="it has no address"):
-        await connect(_target(node, addresses=()))
+@pytest.mark.parametrize(
+    ("addresses", "said"),
+    [((("127.0.0.1", 1),), r"the node cannot be reached: quic to 127\.0\.0\.1:1: "), ((), "it has no address")],
+)
+async def test_nobody_there_is_unavailable(node: NodeProcess, addresses: tuple[object, ...], said: str) -> None:
+    with pytest.raises(UnavailableError, match=said):
+        async with connect(_target(node, addresses=addresses)):
+            pass
 
 
 async def test_nothing_is_sent_to_a_host_with_another_key(node: NodeProcess) -> None:
     other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
-    with pytest.raises(UnavailableError, match="did not prove to be itself"):
-        await connect(_target(node, host_key=PublicKey.parse(other)))
+    with pytest.raises(HostKeyError, match="did not prove to be itself"):
+        async with connect(_target(node, trust=HostTrust(pin=PublicKey.parse(other)))):
+            pass
     assert not [x for x in node.audit() if x["action"] == "ssh/login"]
 
 
 async def test_a_refused_login_is_denied_with_the_nodes_words(node: NodeProcess, tmp_path: Path) -> None:
     with pytest.raises(DeniedError, match="must be 'owner' or"):
-        await connect(_target(node, user="somebody"))
+        async with connect(_target(node, user="somebody")):
+            pass
     stranger = tmp_path / "stranger"
     key = asyncssh.generate_private_key("ssh-ed25519")
     key.write_private_key(stranger)
     with pytest.raises(DeniedError, match="refused the login of 'owner'"):
-        await connect(_target(node, identity=stranger))
+        async with connect(_target(node, identity=stranger)):
+            pass
