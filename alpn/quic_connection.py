@@ -70,6 +70,7 @@ class QuicConnection(BaseConnection):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._flush_is_due = False
+        self._is_over = False
         self._heard_at = time.monotonic()
         self._keepalive: asyncio.TimerHandle | None = None
 
@@ -127,7 +128,7 @@ class QuicConnection(BaseConnection):
 
     def flush(self) -> None:
         self._flush_is_due = False
-        if self._link.is_blocked:
+        if self._is_over or self._link.is_blocked:
             return
         datagrams = self.engine.datagrams(time.monotonic())
         if datagrams:
@@ -203,6 +204,7 @@ class QuicConnection(BaseConnection):
         self._ended(code, reason)
 
     def terminated(self) -> None:
+        self._is_over = True
         for timer in (self._timer, self._keepalive):
             if timer is not None:
                 timer.cancel()

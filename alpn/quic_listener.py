@@ -13,6 +13,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from alknet.alpn.admission import Admission, Slot
@@ -137,7 +138,10 @@ class QuicListener:
             original_cid=original,
             retry_cid=header.destination if header.token else None,
         )
-        engine.receive(data, address, now)
+        try:
+            engine.receive(data, address, now)
+        except Exception:
+            log.exception(event("connection failed", remote_addr=remote.host))
         if not engine.has_begun:
             slot.leave()
             self.dropped["undecryptable"] += 1
@@ -216,10 +220,18 @@ class _Link:
                     continue
             else:
                 self._sources[connection] = local
-                connection.receive(data, address, now)
+                self._guarded(connection, partial(connection.receive, data, address, now))
             touched[connection] = None
         for connection in touched:
-            connection.progressed()
+            self._guarded(connection, connection.progressed)
+
+    def _guarded(self, connection: QuicConnection, step: Callable[[], None]) -> None:
+        """A mistake of the library's, or of a handler's, that a datagram brings out ends that connection only."""
+        try:
+            step()
+        except Exception:
+            log.exception(event("connection failed", connection=connection.id, remote_addr=connection.remote))
+            connection.abandon()
 
     def _writable(self) -> None:
         for connection in tuple(self._cids):

@@ -75,27 +75,34 @@ async def connect(
         raise UnavailableError(f"{target.name} cannot be reached: {exc}", hint="is it running?") from exc
     carrier = dialed.connection
     try:
-        ssh = await _log_in(target, dialed)
+        stream = await first_stream(carrier)
+        ssh = await _log_in(target, dialed, stream)
         try:
             yield Link(ssh, carrier)
         finally:
-            ssh.close()
-            try:
-                async with asyncio.timeout(CLOSE_TIMEOUT_S):
-                    await ssh.wait_closed()
-            except TimeoutError:
-                ssh.abort()
+            await _leave(ssh, stream)
     finally:
         carrier.close()
 
 
-async def _log_in(target: Target, dialed: Dialed) -> asyncssh.SSHClientConnection:
+async def _leave(ssh: asyncssh.SSHClientConnection, stream: Stream) -> None:
+    """Say goodbye, and let it arrive: asyncssh's own way throws away what its transport has not sent yet."""
+    ssh._send_disconnect(asyncssh.DISC_BY_APPLICATION, "Disconnected by application", "")
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await stream.aclose()
+            await ssh.wait_closed()
+    except TimeoutError:
+        ssh.abort()
+
+
+async def _log_in(target: Target, dialed: Dialed, stream: Stream) -> asyncssh.SSHClientConnection:
     host, port = dialed.host, dialed.port
     client = _Client(target.trust, address=(host, port))
     patience = CONNECT_TIMEOUT_S + (0.0 if target.trust.accept_new is None else QUESTION_TIMEOUT_S)
     options: dict[str, Any] = {
         "server_host_key_algs": target.trust.algorithms(host, port),
-        "tunnel": _Carried(await first_stream(dialed.connection)),
+        "tunnel": _Carried(stream),
         "username": target.user,
         "known_hosts": ([], [], []),  # the client decides
         "client_keys": [_private_key(target.identity)] if target.identity is not None else (),
