@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# How many tests run at once, a debugger needs 0.
+WORKERS ?= logical
 
 # Stock programs that the tests drive, by Debian package.
 TEST_PACKAGES := openssh-client fail2ban procps iproute2
@@ -16,7 +18,7 @@ up: $(VENV)/.base
 
 test: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh $(TEST_PACKAGES)
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

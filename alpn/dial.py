@@ -8,6 +8,7 @@ the hello) before it sends anything of its own.
 """
 
 import asyncio
+import ipaddress
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -68,13 +69,13 @@ async def dial(
     if "quic" in carriers:
         import alknet.alpn.quic_dial  # noqa: F401 - a fifth of a second that must not count as QUIC's head start
     attempts, failures = await _resolve(addresses, carriers)
+    for line in failures:
+        report(line)
     race = _Race(alpn, attempts, report)
     winner = await race.run()
     failures += race.failures
     if winner is not None:
         return winner
-    for line in failures:
-        report(line)
     refused = bool(race.refused) and len(race.refused) == len(race.failures)
     error = AlpnRefused if refused else UnavailableError
     raise error("; ".join(failures) or "it has no address")
@@ -101,6 +102,9 @@ async def _resolve(addresses: Sequence[tuple[str, int]], carriers: Sequence[str]
         except OSError as exc:
             failures.append(f"{host}: {exc.strerror or exc}")
             continue
+        except UnicodeError:  # what Python says of a label that is empty or too long
+            failures.append(f"{host}: is not a name")
+            continue
         for family, _, _, _, address in dict.fromkeys(found):
             attempts += [_Attempt(carrier, host, port, family, address) for carrier in carriers]
     return attempts[: MAX_ADDRESSES * len(carriers)], failures
@@ -113,6 +117,7 @@ class _Race:
         self._report = report
         self._winner: Dialed | None = None
         self._changed = asyncio.Event()
+        self._failed: set[_Attempt] = set()
         self.failures: list[str] = []
         self.refused: list[_Attempt] = []
 
@@ -120,21 +125,26 @@ class _Race:
         """The first connection, with the other attempts ended; None when all have failed."""
         running = Tasks("dial")
         try:
-            for begun, attempt in enumerate(self._attempts):
-                running.start(self._try(attempt), name=str(attempt))
-                await self._wait(begun + 1, HEAD_START_S)
-                if self._winner is not None:
-                    break
-            await self._wait(len(self._attempts), None)
-        finally:
-            await running.aclose()
+            try:
+                for attempt in self._attempts:
+                    running.start(self._try(attempt), name=str(attempt))
+                    await self._wait([attempt], HEAD_START_S)
+                    if self._winner is not None:
+                        break
+                await self._wait(self._attempts, None)
+            finally:
+                await running.aclose()
+        except BaseException:
+            if self._winner is not None:  # nobody will get it
+                self._winner.connection.close()
+            raise
         return self._winner
 
-    async def _wait(self, failures: int, timeout_s: float | None) -> None:
-        """Until there is a winner, or so many attempts have failed, or the time is up."""
+    async def _wait(self, attempts: list[_Attempt], timeout_s: float | None) -> None:
+        """Until there is a winner, or these attempts have failed, or the time is up."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._winner is None and len(self.failures) < failures:
+                while self._winner is None and not self._failed.issuperset(attempts):
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -147,20 +157,36 @@ class _Race:
         except (AlknetError, OSError) as exc:
             if isinstance(exc, AlpnRefused):
                 self.refused.append(attempt)
-            why = exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc)
-            self.failures.append(f"{attempt}: {why}")
-            self._report(self.failures[-1])
+            self._fail(attempt, exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc))
+        except Exception as exc:  # a mistake of ours: the race goes on, and the task's owner logs it
+            self._fail(attempt, repr(exc))
+            raise
         else:
             if self._winner is None:
                 self._winner = Dialed(connection, attempt.host, attempt.port)
                 self._report(f"{attempt}: connected in {(time.monotonic() - started) * 1000:.0f} ms")
             else:
                 connection.close(0, "another carrier was faster")
-        self._changed.set()
+        finally:
+            self._changed.set()
+
+    def _fail(self, attempt: _Attempt, why: str) -> None:
+        self._failed.add(attempt)
+        self.failures.append(f"{attempt}: {why}")
+        self._report(self.failures[-1])
+
+
+def _is_numeric(host: str) -> bool:
+    """Whether it is an address, which is not sent as a name (RFC 6066 section 3)."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _open(attempt: _Attempt, alpn: str) -> Connection:
-    server_name = None if attempt.host == attempt.address[0] else attempt.host
+    server_name = None if _is_numeric(attempt.host) else attempt.host
     if attempt.carrier == "quic":
         from alknet.alpn.quic_dial import dial_quic
 

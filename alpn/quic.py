@@ -1,40 +1,35 @@
-"""The one module that imports a QUIC library: aioquic 1.7, behind `Engine`.
+"""QUIC behind one class, `Engine`; only this module and `quic_library` import a QUIC library (aioquic 1.7).
 
 Nothing here does I/O: datagrams and the time (`time.monotonic`, in seconds) come in, datagrams and calls of a
 `QuicEvents` go out, so that a second library can be put behind the same class. aioquic's own asyncio adapter is not
-used, and three of its methods are overridden (they are private; the minor version is pinned and tests hold them):
-
-- `_write_connection_limits` and `_write_stream_limits` double the receive windows on bytes *received*; ours announce
-  what `ReceiveWindows` grants on bytes *consumed*.
-- `_handle_crypto_frame` buffers up to 512 KiB per packet space before anybody is known; ours `MAX_CRYPTO_BYTES`.
+used; what is changed in its core is in `quic_library`.
 """
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aioquic._buffer import Buffer
 from aioquic.quic import connection as library
 from aioquic.quic import events
-from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
     QuicPacketType,
-    QuicProtocolVersion,
     encode_quic_retry,
     encode_quic_version_negotiation,
     pull_quic_header,
 )
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.retry import QuicRetryTokenHandler
-from aioquic.quic.stream import QuicStream as LibraryStream
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from alknet.alpn.quic_events import QuicEvents
+from alknet.alpn.quic_library import CID_BYTES, IDLE_TIMEOUT_S, VERSIONS, Library, configuration_of
 from alknet.alpn.windows import MAX_STREAMS, STREAM_BYTES, ReceiveWindows
 from alknet.certificates import Certificate, spki_sha256
+from alknet.logs import event
 
 __all__ = [
     "CID_BYTES",
@@ -47,21 +42,15 @@ __all__ = [
     "version_negotiation",
 ]
 
+log = logging.getLogger("alknet.alpn")
+
 MIN_INITIAL_BYTES: Final = SMALLEST_MAX_DATAGRAM_SIZE
 """A datagram that begins a connection has at least so many bytes (RFC 9000 section 14.1)."""
-CID_BYTES: Final = 8
-IDLE_TIMEOUT_S: Final = 180.0
-"""A connection from which nothing is heard for so long is gone; long enough for a train's tunnel."""
-MAX_CRYPTO_BYTES: Final = 64 * 1024
-"""Handshake bytes that one side may send in one packet space; a long certificate chain has 10 KiB."""
-MAX_FRAGMENTS: Final = 1024
-"""Gaps in a stream's received bytes: more come from no network, and each costs memory and time."""
 MAX_SEND_BYTES: Final = 512 * 1024
 """What one stream holds unsent or unacknowledged."""
 SHARED_SEND_BYTES: Final = 4 * 1024 * 1024
 """When a connection holds more than this, each stream may hold only `STREAM_BYTES`: so a stalled one starves none."""
 MAX_REASON_BYTES: Final = 256
-_VERSIONS: Final = (QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2)
 
 Datagrams = list[tuple[bytes, Any]]
 """(bytes, socket address) of each."""
@@ -88,7 +77,7 @@ def read_header(data: bytes) -> Header | None:
     kind = "other"
     if header.packet_type == QuicPacketType.INITIAL:
         kind = "initial"
-    if header.packet_type != QuicPacketType.VERSION_NEGOTIATION and header.version not in (None, *_VERSIONS):
+    if header.packet_type != QuicPacketType.VERSION_NEGOTIATION and header.version not in (None, *VERSIONS):
         kind = "negotiate"
     return Header(kind, header.version, header.destination_cid, header.source_cid, header.token)
 
@@ -96,7 +85,7 @@ def read_header(data: bytes) -> Header | None:
 def version_negotiation(header: Header) -> bytes:
     """The stateless answer to a version that is not spoken here."""
     return encode_quic_version_negotiation(
-        source_cid=header.destination, destination_cid=header.source, supported_versions=list(_VERSIONS)
+        source_cid=header.destination, destination_cid=header.source, supported_versions=list(VERSIONS)
     )
 
 
@@ -146,12 +135,12 @@ class Engine:
         retry_cid: bytes | None,
     ) -> "Engine":
         """The listener's side, for the datagram that is given to `receive` next."""
-        configuration = _configuration(alpns, is_client=False)
+        configuration = configuration_of(alpns, is_client=False)
         configuration.certificate = certificate.leaf
         configuration.certificate_chain = list(certificate.issuers)
         configuration.private_key = certificate.key
         engine = cls(
-            _Library(
+            Library(
                 ReceiveWindows(is_trusted=False),
                 configuration=configuration,
                 original_destination_connection_id=original_cid,
@@ -164,16 +153,20 @@ class Engine:
     @classmethod
     def dial(cls, alpn: str, *, server_name: str | None, address: Any, now: float) -> "Engine":
         """The dialer's side. The certificate is not checked: see `alknet.alpn.tls`."""
-        configuration = _configuration([alpn], is_client=True)
+        configuration = configuration_of([alpn], is_client=True)
         configuration.server_name = server_name
         configuration.verify_mode = 0  # ssl.CERT_NONE
-        engine = cls(_Library(ReceiveWindows(is_trusted=True), configuration=configuration))
+        engine = cls(Library(ReceiveWindows(is_trusted=True), configuration=configuration))
         engine._quic.connect(address, now=now)
         return engine
 
-    def __init__(self, quic: "_Library") -> None:
+    def __init__(self, quic: "Library") -> None:
         self._quic = quic
         self._opened = 0
+        self._theirs: set[int] = set()
+        """The streams of the other side that are not over for whoever uses them."""
+        self._held = 0
+        """What all streams hold unsent or unacknowledged."""
         self._is_closing = False
         self.spki = b""
         """SHA-256 of the public key of the listener's certificate; at the dialer once the handshake is completed."""
@@ -195,8 +188,22 @@ class Engine:
         """Where the other side is now; it may have moved."""
         return self._quic.get_peer_address()
 
-    def receive(self, data: bytes, address: Any, now: float) -> None:
-        self._quic.receive_datagram(data, address, now=now)
+    @property
+    def has_just_closed(self) -> bool:
+        """Whether this side has said that it closes the connection, and the other side may not have heard it."""
+        return self._quic._state == library.QuicConnectionState.CLOSING
+
+    def receive(self, data: bytes, address: Any, now: float) -> bool:
+        """Take a datagram; says whether it was the other side's: anybody can send what cannot be decrypted."""
+        quic = self._quic
+        idle_until = quic._close_at
+        try:
+            quic.receive_datagram(data, address, now=now)
+        except Exception as exc:  # a rule that the library does not check: whoever broke it pays, nobody else
+            log.debug(event("QUIC library failed", remote_addr=address[0]), exc_info=True)
+            reason = f"{type(exc).__name__} in the QUIC library"
+            quic.close(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.PADDING, reason)
+        return quic._close_at != idle_until
 
     def datagrams(self, now: float) -> Datagrams:
         """What is to be sent now; afterwards `timer` may have changed."""
@@ -215,25 +222,27 @@ class Engine:
             stream_id = 4 * self._opened + (1 if quic._is_client else 0)
             self._opened += 1
             quic.windows.opened(stream_id)
+            self._theirs.add(stream_id)
             to.stream_opened(stream_id)
-        while (event := quic.next_event()) is not None:
-            match event:
+        self._held = sum(len(stream.sender._buffer) for stream in quic._streams.values())
+        while (happened := quic.next_event()) is not None:
+            match happened:
                 case events.StreamDataReceived():
-                    to.data_received(event.stream_id, event.data, event.end_stream)
+                    to.data_received(happened.stream_id, happened.data, happened.end_stream)
                 case events.StreamReset():
-                    to.stream_reset(event.stream_id)
+                    to.stream_reset(happened.stream_id)
                 case events.StopSendingReceived():
-                    to.stream_stopped(event.stream_id)
+                    to.stream_stopped(happened.stream_id)
                 case events.HandshakeCompleted():
                     if (theirs := quic.tls._peer_certificate) is not None:
                         self.spki = spki_sha256(theirs.public_bytes(Encoding.DER))
-                    to.handshake_completed(event.alpn_protocol or "")
+                    to.handshake_completed(happened.alpn_protocol or "")
                 case events.ConnectionIdIssued():
-                    to.cid_issued(event.connection_id)
+                    to.cid_issued(happened.connection_id)
                 case events.ConnectionIdRetired():
-                    to.cid_retired(event.connection_id)
+                    to.cid_retired(happened.connection_id)
                 case events.ConnectionTerminated():
-                    self._tell_closing(to, event)
+                    self._tell_closing(to, happened)
                     to.terminated()
         # aioquic tells its user of a close when the time for late packets is over; ours should know at once.
         if quic._close_event is not None:
@@ -250,10 +259,8 @@ class Engine:
 
     def trust(self) -> None:
         """The other side has logged in: it may send and open as much as the limits allow."""
-        quic = self._quic
-        before = quic.windows.max_streams
-        quic.windows.trust()
-        quic._local_max_streams_bidi.value += quic.windows.max_streams - before
+        self._quic.windows.trust()
+        self._quic._local_max_data.value = self._quic.windows.connection_limit
 
     def ping(self) -> None:
         self._quic.send_ping(0)
@@ -278,21 +285,28 @@ class Engine:
 
     def room(self, stream_id: int) -> int:
         """How many bytes may be written now; not more than 0 means wait."""
-        streams = self._quic._streams
-        stream = streams.get(stream_id)
+        stream = self._quic._streams.get(stream_id)
         if stream is None:
             return 0
-        held_by_all = sum(len(other.sender._buffer) for other in streams.values())
-        most = MAX_SEND_BYTES if held_by_all < SHARED_SEND_BYTES else STREAM_BYTES
+        most = MAX_SEND_BYTES if self._held < SHARED_SEND_BYTES else STREAM_BYTES
         return most - len(stream.sender._buffer)
 
     def write(self, stream_id: int, data: bytes, *, is_last: bool = False) -> None:
+        self._held += len(data)
         self._quic.send_stream_data(stream_id, data, end_stream=is_last)
 
     def is_sent(self, stream_id: int) -> bool:
         """Whether everything that was written, its end included, has arrived or was given up."""
         stream = self._quic._streams.get(stream_id)
         return stream is None or stream.sender.is_finished
+
+    def over(self, stream_id: int) -> bool:
+        """Both directions have ended for whoever uses the stream; says whether the other side may open another one."""
+        if stream_id not in self._theirs:
+            return False
+        self._theirs.discard(stream_id)
+        self._quic.stream_limit.over += 1
+        return True
 
     def reset(self, stream_id: int) -> None:
         """Send nothing more on the stream, not even what was written."""
@@ -324,78 +338,3 @@ class Engine:
         final_size = received if stream is None else max(received, stream.receiver.highest_offset)
         self._quic.windows.settled(stream_id, final_size)
         self._quic._local_max_data.value = self._quic.windows.connection_limit
-
-
-def _configuration(alpns: Sequence[str], *, is_client: bool) -> QuicConfiguration:
-    return QuicConfiguration(
-        alpn_protocols=list(alpns),
-        connection_id_length=CID_BYTES,
-        idle_timeout=IDLE_TIMEOUT_S,
-        is_client=is_client,
-        max_stream_data=STREAM_BYTES,
-        supported_versions=list(_VERSIONS),
-    )
-
-
-class _Library(library.QuicConnection):
-    """aioquic's connection with windows held by consumption and tighter bounds."""
-
-    def __init__(self, windows: ReceiveWindows, *, configuration: QuicConfiguration, **options: Any) -> None:
-        configuration.max_data = windows.connection_limit
-        super().__init__(configuration=configuration, **options)
-        self.windows = windows
-        self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = windows.max_streams
-        self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
-
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        streams, data = self._local_max_streams_bidi, self._local_max_data
-        if streams.sent - streams.used < streams.value - streams.sent:  # worth a frame: as many again as are left
-            self._announce(builder, streams.frame_type, self._on_connection_limit_delivery, streams, streams.value)
-            streams.sent = streams.value
-        if data.value != data.sent:
-            self._announce(builder, data.frame_type, self._on_connection_limit_delivery, data, data.value)
-            data.sent = data.value
-
-    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: LibraryStream) -> None:
-        limit = stream.max_stream_data_local
-        if limit == stream.max_stream_data_local_sent or stream.is_blocked:
-            return  # one that is blocked does not exist yet for the other side
-        kind, delivered = QuicFrameType.MAX_STREAM_DATA, self._on_max_stream_data_delivery
-        self._announce(builder, kind, delivered, stream, stream.stream_id or 0, limit)
-        stream.max_stream_data_local_sent = limit
-
-    def _announce(
-        self, builder: QuicPacketBuilder, frame_type: int, delivered: Callable[..., None], limit: object, *numbers: int
-    ) -> None:
-        """Write a frame of numbers; `delivered` hears of `limit` whether it has arrived."""
-        frame = builder.start_frame(
-            frame_type, capacity=library.MAX_STREAM_DATA_FRAME_CAPACITY, handler=delivered, handler_args=(limit,)
-        )
-        for number in numbers:
-            frame.push_uint_var(number)
-
-    def _handle_stream_frame(self, context: library.QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        start = buf.tell()
-        super()._handle_stream_frame(context, frame_type, buf)
-        buf_end = buf.tell()
-        buf.seek(start)
-        stream = self._streams.get(buf.pull_uint_var())
-        buf.seek(buf_end)
-        if stream is not None and len(stream.receiver._ranges) > MAX_FRAGMENTS:
-            raise library.QuicConnectionError(
-                error_code=QuicErrorCode.INTERNAL_ERROR,
-                frame_type=frame_type,
-                reason_phrase="too many gaps in a stream",
-            )
-
-    def _handle_crypto_frame(self, context: library.QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        start = buf.tell()
-        end = buf.pull_uint_var() + buf.pull_uint_var()
-        buf.seek(start)
-        if end > MAX_CRYPTO_BYTES:
-            raise library.QuicConnectionError(
-                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
-                frame_type=frame_type,
-                reason_phrase="too many handshake bytes",
-            )
-        super()._handle_crypto_frame(context, frame_type, buf)

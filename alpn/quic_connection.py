@@ -7,7 +7,6 @@ here starts a task.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -65,7 +64,8 @@ class QuicConnection(BaseConnection):
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._streams: dict[int, QuicStream] = {}
-        self._incoming: deque[QuicStream] = deque()
+        self._incoming: dict[int, QuicStream] = {}
+        """Those of the other side that nobody has accepted, in their order."""
         self._arrived = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -95,7 +95,9 @@ class QuicConnection(BaseConnection):
             self._arrived.clear()
             await self._arrived.wait()
         self._check_open()
-        return self._incoming.popleft()
+        stream = self._incoming.pop(next(iter(self._incoming)))
+        stream.check_over()
+        return stream
 
     def close(self, code: int = 0, reason: str = "") -> None:
         if self._closed.is_set():
@@ -110,8 +112,8 @@ class QuicConnection(BaseConnection):
 
     def receive(self, data: bytes, address: Any, now: float) -> None:
         """A datagram for this connection; `progressed` follows when there are no more."""
-        self._heard_at = now
-        self.engine.receive(data, address, now)
+        if self.engine.receive(data, address, now):
+            self._heard_at = now
 
     def progressed(self) -> None:
         """Deal with what was received, or what the timer has caused."""
@@ -132,8 +134,11 @@ class QuicConnection(BaseConnection):
             return
         datagrams = self.engine.datagrams(time.monotonic())
         if datagrams:
-            self._link.send(datagrams, self)
+            # Nobody answers to a close: whoever does not hear it waits for as long as a connection may be silent.
+            self._link.send(2 * datagrams if self.engine.has_just_closed else datagrams, self)
         self._set_timer()
+        if datagrams:
+            self.engine.pump(self)  # a connection id counts as soon as the other side may have heard of it
 
     def abandon(self) -> None:
         """Forget the connection without a word to the other side."""
@@ -181,7 +186,7 @@ class QuicConnection(BaseConnection):
         if self._closed.is_set():
             stream.reset()
             return
-        self._incoming.append(stream)
+        self._incoming[stream_id] = stream
         self._arrived.set()
 
     def data_received(self, stream_id: int, data: bytes, is_last: bool) -> None:
@@ -213,8 +218,13 @@ class QuicConnection(BaseConnection):
 
     # --- streams ----------------------------------------------------------------------------------------------
 
+    def over(self, stream_id: int) -> None:
+        """Both directions of a stream are over; the other side may open another one once this one was accepted."""
+        if stream_id not in self._incoming and self.engine.over(stream_id):
+            self.flush_soon()
+
     def forget(self, stream_id: int) -> None:
-        """Both directions of a stream are over, and nothing is kept of it."""
+        """Its user is done with a stream that is over, and nothing is kept of it."""
         self._streams.pop(stream_id, None)
 
     def replace(self, stream_id: int, stream: QuicStream) -> None:

@@ -55,7 +55,7 @@ class ResetTokens:
 
 
 def is_reset(datagram: bytes, tokens: Iterable[bytes]) -> bool:
-    """Whether `datagram` ends with one of the `tokens` that the other side gave; compared in constant time."""
+    """Whether `datagram` ends with one of the `tokens` that the other side gave; each is compared in constant time."""
     if len(datagram) < MIN_RESET_BYTES or datagram[0] & 0xC0 != SHORT_HEADER:
         return False
-    return any([hmac.compare_digest(datagram[-TOKEN_BYTES:], token) for token in tokens if len(token) == TOKEN_BYTES])
+    return any(hmac.compare_digest(datagram[-TOKEN_BYTES:], token) for token in tokens if len(token) == TOKEN_BYTES)

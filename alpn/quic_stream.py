@@ -139,8 +139,13 @@ class QuicStream:
             self._engine.room(self._id) > 0 or (self._is_closed and self._engine.is_sent(self._id))
         ):
             self._wake_writer()
-        if self._is_closed and self._is_settled and self._engine.is_sent(self._id):
-            self._connection.forget(self._id)
+        self.check_over()
+
+    def check_over(self) -> None:
+        if self._is_settled and self._engine.is_sent(self._id):
+            self._connection.over(self._id)
+            if self._is_closed:
+                self._connection.forget(self._id)
 
     def wake(self) -> None:
         """Something has changed: let whoever waits look again."""
@@ -177,6 +182,7 @@ class QuicStream:
         self._drop_unread()
         self._maybe_settle()
         self.wake()
+        self.check_over()
 
     def _drop_unread(self) -> None:
         dropped = len(self._unread)
@@ -197,6 +203,7 @@ class QuicStream:
             self._is_settled = True
             self._engine.settled(self._id, self._received)
             self._connection.flush_soon()
+            self.check_over()
 
     def _check_writable(self) -> None:
         self._check_open()

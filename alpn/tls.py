@@ -16,6 +16,7 @@ from alknet.alpn.streams import Address, ChannelBinding
 from alknet.alpn.tcp import OneStreamConnection, TcpStream
 from alknet.alpn.tls_transport import TlsTransport, reason_of
 from alknet.certificates import Certificate, spki_sha256
+from alknet.errors import InvalidInputError
 
 __all__ = ["HANDSHAKE_TIMEOUT_S", "TlsConnection", "accept_tls", "client_context", "dial_tls", "server_context"]
 
@@ -108,18 +109,22 @@ async def dial_tls(sock: socket.socket, *, alpn: str, server_name: str | None, r
         raise AlpnRefused(f"it does not serve {alpn}")
     der = layer.session.getpeercert(binary_form=True)
     assert der is not None, "a TLS 1.3 server always sends its certificate"
-    return TlsConnection(
-        layer,
-        alpn=alpn,
-        binding=ChannelBinding("tls-spki", spki_sha256(der)),
-        remote=remote,
-    )
+    try:
+        binding = ChannelBinding("tls-spki", spki_sha256(der))
+    except InvalidInputError as exc:
+        layer.abort()
+        raise HandshakeFailed(f"what it showed {exc}") from exc
+    return TlsConnection(layer, alpn=alpn, binding=binding, remote=remote)
 
 
 async def _shake_hands(
     sock: socket.socket, context: ssl.SSLContext, *, server_side: bool, server_name: str | None
 ) -> "TlsTransport":
-    layer = TlsTransport(sock, context, server_side=server_side, server_name=server_name)
+    try:
+        layer = TlsTransport(sock, context, server_side=server_side, server_name=server_name)
+    except BaseException:
+        sock.close()
+        raise
     try:
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             await layer.shake_hands()

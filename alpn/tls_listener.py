@@ -1,5 +1,6 @@
 """TLS on the port: shakes hands with whoever opens with a TLS record, then hands over to the handler of its ALPN."""
 
+import asyncio
 import logging
 import socket
 import ssl
@@ -54,7 +55,12 @@ class TlsListener:
         self._handshakes = Tasks("tls-handshake")
 
     def __call__(self, sock: socket.socket, remote: Address, slot: Slot) -> None:
-        self._handshakes.start(self._serve(sock, remote, slot), name=str(remote))
+        def ended(handshake: asyncio.Task[None]) -> None:
+            if handshake.cancelled():  # perhaps before it ran, so tidying up is not left to it
+                sock.close()
+                slot.leave()
+
+        self._handshakes.start(self._serve(sock, remote, slot), name=str(remote)).add_done_callback(ended)
 
     def stop_accepting(self) -> None:
         """Give up every handshake that is under way."""
@@ -79,4 +85,8 @@ class TlsListener:
             slot.leave()
             raise
         else:
-            self._dispatch(connection)
+            try:
+                self._dispatch(connection)
+            except BaseException:
+                connection.close()
+                raise

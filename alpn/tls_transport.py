@@ -102,6 +102,8 @@ class TlsTransport(asyncio.Transport):
         self._raw = transport
 
     def ciphertext_received(self, data: bytes) -> None:
+        if self._eof_received:
+            return  # nothing counts after close_notify (RFC 8446 section 6.1), and kept it would only grow
         self._arriving.write(data)
         if self._shaken is not None and not self._shaken.done():
             self._try_handshake()

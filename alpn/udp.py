@@ -36,7 +36,9 @@ _SOL_UDP: Final = 17
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
 MAX_SEGMENTS: Final = 50
-"""Datagrams in one call; Linux takes 64, or 64 KiB."""
+"""Datagrams in one call; Linux takes 64."""
+MAX_RUN_BYTES: Final = 65_000
+"""Bytes in one call; Linux takes 64 KiB less the headers."""
 _ANCILLARY_BYTES: Final = 128
 
 _NO_SEGMENTS: Final = frozenset({errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP})
@@ -124,9 +126,10 @@ class UdpSocket:
         at = 0
         while at < len(datagrams) and not self._backlog:
             count = _run_length(datagrams, at) if self._segments else 1
-            if not self._try_send(datagrams[at : at + count], source):
+            done = self._try_send(datagrams[at : at + count], source)
+            if not done:
                 break
-            at += count
+            at += done
         if at == len(datagrams):
             return
         if not self._backlog:
@@ -137,13 +140,19 @@ class UdpSocket:
         self.dropped += len(datagrams) - at - len(waiting)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
-        self._sock.close()
+        """Idempotent."""
+        if not self._is_closed:
+            self._loop.remove_reader(self._sock)
+            self._loop.remove_writer(self._sock)
+            self._sock.close()
 
-    def _try_send(self, run: Sequence[tuple[bytes, Any]], source: bytes | None) -> bool:
-        """Send datagrams of one size to one address. False when the system does not take them now; what cannot be sent
-        at all is lost, as datagrams may be."""
+    @property
+    def _is_closed(self) -> bool:
+        return self._sock.fileno() < 0
+
+    def _try_send(self, run: Sequence[tuple[bytes, Any]], source: bytes | None) -> int:
+        """Send datagrams of one size to one address; returns how many are done with, 0 when the system takes none now.
+        What cannot be sent at all is lost, as datagrams may be."""
         data, address = run[0]
         ancillary = [] if source is None else [_from(source)]
         if len(run) > 1:
@@ -154,16 +163,17 @@ class UdpSocket:
             else:
                 self._sock.sendto(data, address)
         except (BlockingIOError, InterruptedError):
-            return False
+            return 0
         except OSError as exc:
             if len(run) > 1 and exc.errno in _NO_SEGMENTS:
-                self._segments = False
-                for one in run:
-                    self._try_send([one], source)
-                return True
+                dropped = self.dropped
+                done = self._try_send(run[:1], source)
+                if done and self.dropped == dropped:
+                    self._segments = False  # one alone passes, so it was not the address (a forged one may be any)
+                return done
             self.dropped += len(run)
             self._note(exc)
-        return True
+        return len(run)
 
     def _send_backlog(self) -> None:
         while self._backlog:
@@ -176,27 +186,33 @@ class UdpSocket:
 
     def _receive(self) -> None:
         batch: list[Datagram] = []
-        while len(batch) < MAX_BATCH:
+        for _ in range(MAX_BATCH):  # calls, because errors and empty datagrams add nothing to the batch
             try:
                 size, ancillary, _, address = self._sock.recvmsg_into([self._buffer], _ANCILLARY_BYTES)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as exc:
                 self._note(exc)
+                if self._is_closed:
+                    return
                 continue
             local, segment = None, size
             for level, kind, data in ancillary:
                 if (level, kind) == (_SOL_UDP, _UDP_GRO):
                     segment = int.from_bytes(data[:4], sys.byteorder)
                 elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-                    local = data[8:12]
+                    local = data[4:8]  # the address to answer from: of a broadcast it is not the one that was asked
                 elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
                     local = data[:16]
             view = memoryview(self._buffer)
             for start in range(0, size, max(1, segment)):
                 batch.append((bytes(view[start : min(start + segment, size)]), address, local))
+            if len(batch) >= MAX_BATCH:
+                break
         if batch:
             self._received(batch)
+        else:
+            self._watch_again()
 
     def _note(self, exc: OSError) -> None:
         if self._failed is not None:
@@ -204,13 +220,23 @@ class UdpSocket:
             with contextlib.suppress(OSError):
                 while self._sock.recvmsg(0, 512, socket.MSG_ERRQUEUE):
                     pass
+            self._watch_again()
             self._failed(exc)
+
+    def _watch_again(self) -> None:
+        """libuv, below uvloop, stops watching a socket that had an error, and says nothing of it."""
+        if not self._is_closed:
+            self._loop.remove_reader(self._sock)
+            self._loop.add_reader(self._sock, self._receive)
 
 
 def _run_length(datagrams: Sequence[tuple[bytes, Any]], start: int) -> int:
     """How many datagrams from `start` on can pass in one call: to one address, of one size, the last may be shorter."""
     data, address = datagrams[start]
-    size, end = len(data), min(len(datagrams), start + MAX_SEGMENTS)
+    size = len(data)
+    if not size:
+        return 1
+    end = min(len(datagrams), start + max(1, min(MAX_SEGMENTS, MAX_RUN_BYTES // size)))
     for at in range(start + 1, end):
         data, to = datagrams[at]
         if to != address or len(data) > size:

@@ -83,11 +83,11 @@ class Site:
 
 
 class Bare:
-    """aioquic alone, with the certificate of `site`."""
+    """One of the servers without SSH, with the certificate of `site`."""
 
-    def __init__(self, stack: ExitStack, site: Site) -> None:
+    def __init__(self, stack: ExitStack, site: Site, program: str = "bare_aioquic.py") -> None:
         keys = site.node.home / "keys"
-        command = [sys.executable, _program("bare_aioquic.py"), str(keys / "tls.crt"), str(keys / "tls.key")]
+        command = [sys.executable, _program(program), str(keys / "tls.crt"), str(keys / "tls.key")]
         process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         stack.callback(process.kill)
         assert process.stdout is not None
@@ -117,7 +117,13 @@ def cpu_s(process: psutil.Process) -> float:
 
 # --- transfers --------------------------------------------------------------------------------------------------
 
-LIBRARY = {BARE: "aioquic alone", "quic": "SSH over QUIC", "tls": "SSH over TLS", "tcp": "SSH over TCP"}
+LIBRARY = {
+    BARE: "aioquic alone",
+    "carrier": "alknet's QUIC without SSH",
+    "quic": "SSH over QUIC",
+    "tls": "SSH over TLS",
+    "tcp": "SSH over TCP",
+}
 PROGRAMS = {"alknet": "alknet ssh --carrier quic", "proxy": "ssh, alknet proxy --carrier quic"}
 CONTENDERS = LIBRARY | PROGRAMS
 
@@ -150,17 +156,18 @@ def measure_transfers(directory: Path, effort: Effort) -> str:
     figures: dict[tuple[str, str], list[float]] = defaultdict(list)
     with ExitStack() as stack:
         site = Site(stack, directory / "node")
-        bare = Bare(stack, site)
+        others = {BARE: Bare(stack, site), "carrier": Bare(stack, site, "bare_carrier.py")}
         for _ in range(effort.rounds):
             for direction in ("down", "up"):
                 for name in CONTENDERS:
                     size = effort.fast_bytes if name in ("tls", "tcp") else effort.slow_bytes
-                    server = (bare if name == BARE else site).process
+                    server = others.get(name, site).process
                     used_s = cpu_s(server)
                     if name in PROGRAMS:
                         took_s = program_transfer(site, name, direction, size)
                     else:
-                        order = site.order("transfer", bare.port, carrier=name, direction=direction, count=size)
+                        port = others[name].port if name in others else 0
+                        order = site.order("transfer", port, carrier=name, direction=direction, count=size)
                         answer = run_order(order)
                         took_s = answer["took_s"]
                         figures[name, f"client, {direction}"].append(answer["cpu_s"] * 1e9 / size)
@@ -243,7 +250,7 @@ def measure_idle(directory: Path, effort: Effort) -> str:
     columns: dict[str, Callable[[str], str]] = {
         "KiB each": lambda kind: median(memory[kind, "KiB"]),
         "/ aioquic": lambda kind: ratio(memory, kind, "KiB"),
-        "ms/s for 1000": lambda kind: f"{(busy[kind] - (busy[''] if kind != BARE else 0.0)) / thousands:.3g}",
+        "ms/s for 1000": lambda kind: f"{max(0.0, busy[kind] - (busy[''] if kind != BARE else 0.0)) / thousands:.2g}",
     }
     return table(f"{effort.idle} idle", IDLE, columns)
 

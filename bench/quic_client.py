@@ -1,12 +1,12 @@
 """The clients of `quic.py`: each run is one process that does one thing, prints what came of it as JSON, and ends.
 
-``python quic_client.py JSON`` where the JSON is an `Order`. The carriers are ``quic``, ``tls`` and ``tcp`` (alknet's own
-client to a node; what nobody dials, plain TCP, is dialed here) and ``bare`` (aioquic alone). What is timed begins when
-the process has everything imported, and a transfer when its connection is there.
+``python quic_client.py JSON`` where the JSON is an `Order`. The carriers are ``quic``, ``tls`` and ``tcp`` (alknet's
+own client to a node; it does not dial plain TCP, so that is dialed here) and ``bare`` (aioquic alone). What is timed
+begins when the process has everything imported, and a transfer when its connection is there. A transfer can also go
+over ``carrier``: alknet's QUIC without SSH.
 """
 
 import asyncio
-import contextlib
 import json
 import resource
 import socket
@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from bare_aioquic import ALPN as BARE_ALPN
 from bare_aioquic import dial_bare
+from bare_carrier import transfer as carrier_transfer
 
 import alknet.alpn.quic_dial  # noqa: F401 - so that no handshake waits for it
 from alknet.alpn.dial import Dialed, dial
 from alknet.alpn.streams import Address
 from alknet.alpn.tcp import TcpConnection
 from alknet.keys import PublicKey
-from alknet.ssh.client import ClientSession, SessionOptions, Target, _log_in
+from alknet.ssh import client
+from alknet.ssh.client import ClientSession, SessionOptions, Target
 from alknet.ssh.handler import ALPN
 from alknet.ssh.trust import HostTrust
 
@@ -38,7 +41,6 @@ TOGETHER = 16
 """Idle connections that are opened at a time."""
 WARM_UP = 5
 """Handshakes of each kind that are not counted."""
-GOODBYE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +64,39 @@ class Order:
         return Target(((HOST, self.port),), self.user, Path(self.key), trust, "the node")
 
 
-async def reach(order: Order, carrier: str) -> Dialed:
-    """A connection to the node; its handshake, if it has one, is completed."""
-    if carrier != "tcp":
-        return await dial(((HOST, order.port),), alpn=ALPN, carriers=(carrier,))
+async def reach(addresses: Any, *, alpn: str, carriers: Any, **options: Any) -> Dialed:
+    """`dial`, which also knows plain TCP."""
+    if carriers != ("tcp",):
+        return await dial(addresses, alpn=alpn, carriers=carriers, **options)
+    host, port = addresses[0]
     sock = socket.socket()
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    await asyncio.get_running_loop().sock_connect(sock, (HOST, order.port))
-    return Dialed(TcpConnection(sock, alpn=ALPN, remote=Address(HOST, order.port)), HOST, order.port)
+    await asyncio.get_running_loop().sock_connect(sock, (host, port))
+    return Dialed(TcpConnection(sock, alpn=alpn, remote=Address(host, port)), host, port)
+
+
+client.dial = reach
 
 
 @asynccontextmanager
 async def connected(order: Order, carrier: str, *, login: bool) -> AsyncIterator[Any]:
     """A connection over `carrier`: the bare client, the carrier's connection, or with `login` asyncssh's."""
+    target = order.target()
     if carrier == "bare":
-        async with dial_bare(order.bare_port) as client:
-            yield client
-        return
-    dialed = await reach(order, carrier)
-    try:
-        if not login:
-            yield dialed.connection
-            return
-        ssh = await _log_in(order.target(), dialed)
-        yield ssh
-        ssh.close()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(GOODBYE_S):
-                await ssh.wait_closed()
-    finally:
+        async with dial_bare(order.bare_port) as bare:
+            yield bare
+    elif carrier == "carrier":
+        dialed = await dial(((HOST, order.bare_port),), alpn=BARE_ALPN, carriers=("quic",))
+        yield dialed.connection
         dialed.connection.close()
+    elif login:
+        async with client.connect(target, carriers=(carrier,)) as link:
+            yield link.ssh
+    else:
+        connection = (await reach(target.addresses, alpn=ALPN, carriers=(carrier,))).connection
+        yield connection
+        connection.close()
 
 
 # --- a transfer -------------------------------------------------------------------------------------------------
@@ -104,6 +108,8 @@ async def transfer(order: Order) -> dict[str, float]:
         before, began = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
         if order.carrier == "bare":
             await connection.transfer(order.direction, order.count)
+        elif order.carrier == "carrier":
+            await carrier_transfer(await connection.open_stream(), order.direction, order.count)
         else:
             await _through_session(connection, order)
         took_s = time.perf_counter() - began

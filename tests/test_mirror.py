@@ -11,7 +11,7 @@ MAX_TEST_LINES = 700  # a test file is read case by case, not from top to bottom
 
 COVERED_ELSEWHERE = {
     # source: (the test that covers it, why that is the better place)
-    "alknet/__main__.py": ("tests/_lib/testkit/node.py", "every node of the interop tests is started through it"),
+    "alknet/__main__.py": ("tests/interop/test_daemon.py", "nodes and commands are started through it"),
     "alknet/_version.py": ("tests/test_architecture.py", "holds one value"),
     "alknet/node.py": ("tests/interop/test_daemon.py", "it puts the parts together; what counts is a whole node"),
     "alknet/cli/app.py": ("tests/interop/test_cli.py", "options, errors and exit codes are seen from outside"),

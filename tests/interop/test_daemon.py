@@ -13,7 +13,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from testkit.node import NodeProcess, free_port, wait_until
+from testkit.node import NodeProcess, free_port, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
 
@@ -172,8 +172,9 @@ def test_sigterm_lets_running_work_finish_within_the_drain(node: NodeProcess) ->
 
 
 def test_what_does_not_finish_is_told_and_ended(node: NodeProcess) -> None:
+    sleep = f"sleep {own_seconds(1020)}"
     work = subprocess.Popen(
-        node.ssh_command("echo in; exec sleep 1020"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        node.ssh_command(f"echo in; exec {sleep}"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert work.stdout is not None
     assert work.stdout.readline() == b"in\n"
@@ -182,7 +183,7 @@ def test_what_does_not_finish_is_told_and_ended(node: NodeProcess) -> None:
     assert node.stop(signal.SIGTERM) == 0
     for client in (work, idle):
         assert b"the node is shutting down" in client.communicate(timeout=5)[1]
-    assert subprocess.run(["pgrep", "-f", "sleep 1020"], check=False).returncode == 1
+    assert subprocess.run(["pgrep", "-f", sleep], check=False).returncode == 1
 
 
 def test_killed_and_started_again_it_serves_as_before(node: NodeProcess) -> None:

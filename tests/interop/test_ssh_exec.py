@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testkit.node import NodeProcess, wait_until
+from testkit.node import NodeProcess, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
 
@@ -105,39 +105,43 @@ def test_many_sessions_share_one_connection(node: NodeProcess, tmp_path: Path) -
 
 
 def test_a_dropped_connection_ends_the_process_group(node: NodeProcess) -> None:
-    client = subprocess.Popen(node.ssh_command("sleep 1001 & sleep 1002; true"))
-    started = wait_until(lambda: len(_running("sleep", "1001", "1002")) == 2, "both sleeps run")
+    first, second = own_seconds(1001), own_seconds(1002)
+    client = subprocess.Popen(node.ssh_command(f"sleep {first} & sleep {second}; true"))
+    started = wait_until(lambda: len(_running("sleep", first, second)) == 2, "both sleeps run")
     assert started
     client.send_signal(signal.SIGKILL)
     client.wait()
-    wait_until(lambda: not _running("sleep", "1001", "1002"), "both sleeps are gone")
+    wait_until(lambda: not _running("sleep", first, second), "both sleeps are gone")
     outcomes = [line.get("outcome") for line in node.audit() if line["action"] == "ssh/exec"]
     assert outcomes[-1] == "hung up"
 
 
 def test_a_group_that_ignores_sighup_is_killed(node: NodeProcess) -> None:
-    client = subprocess.Popen(node.ssh_command("trap '' HUP; sleep 1003; sleep 1003"))
-    wait_until(lambda: _running("sleep", "1003"), "the sleep runs")
+    seconds = own_seconds(1003)
+    client = subprocess.Popen(node.ssh_command(f"trap '' HUP; sleep {seconds}; sleep {seconds}"))
+    wait_until(lambda: _running("sleep", seconds), "the sleep runs")
     client.kill()
     client.wait()
-    wait_until(lambda: not _running("sleep", "1003"), "the sleep is gone")
+    wait_until(lambda: not _running("sleep", seconds), "the sleep is gone")
 
 
 def test_what_a_finished_command_left_in_the_background_lives_on(node: NodeProcess) -> None:
-    assert node.ssh("nohup sleep 1004 >/dev/null 2>&1 </dev/null &").returncode == 0
-    survivors = _running("sleep", "1004")
-    assert survivors
+    seconds = own_seconds(1004)
+    assert node.ssh(f"nohup sleep {seconds} >/dev/null 2>&1 </dev/null &").returncode == 0
+    # What the shell left need not be the program yet when the shell has ended.
+    survivors = wait_until(lambda: _running("sleep", seconds), "the sleep runs")
     for process in survivors:
         process.kill()
 
 
 def test_what_a_cut_connection_leaves_of_an_ended_command_is_ended_too(node: NodeProcess) -> None:
-    client = subprocess.Popen(node.ssh_command("sleep 1007 & exit 0"))
-    wait_until(lambda: _running("sleep", "1007"), "the sleep runs")
-    wait_until(lambda: not _running("sh", "1007") and not _running("bash", "1007"), "its shell has ended")
+    seconds = own_seconds(1007)
+    client = subprocess.Popen(node.ssh_command(f"sleep {seconds} & exit 0"))
+    wait_until(lambda: _running("sleep", seconds), "the sleep runs")
+    wait_until(lambda: not _running("sh", seconds) and not _running("bash", seconds), "its shell has ended")
     client.kill()
     client.wait()
-    wait_until(lambda: not _running("sleep", "1007"), "the sleep is gone")
+    wait_until(lambda: not _running("sleep", seconds), "the sleep is gone")
 
 
 def test_a_command_need_not_be_utf_8(node: NodeProcess) -> None:

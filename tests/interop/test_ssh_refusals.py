@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from testkit.node import NodeProcess, wait_until
+from testkit.users import TEST_USER
 
 pytestmark = pytest.mark.interop
 
@@ -103,7 +104,7 @@ def test_without_as_daemon_an_ordinary_users_node_runs_nothing(user_node: NodePr
     assert result.returncode == EXIT_DENIED
     assert b"[ssh.as_daemon]" in result.stderr
     _peer(user_node, "bob", 'scopes = ["ssh:*"]\n[ssh]\nas_daemon = true')
-    assert b"(alknet-test)" in user_node.ssh("id", key="bob").stdout
+    assert f"({TEST_USER})".encode() in user_node.ssh("id", key="bob").stdout
 
 
 def test_an_ordinary_users_node_cannot_become_somebody_else(user_node: NodeProcess) -> None:

@@ -8,8 +8,12 @@ import pexpect
 import pytest
 
 from testkit.node import NodeProcess
+from testkit.users import TEST_USER
 
 pytestmark = pytest.mark.interop
+
+NAME_LINE = TEST_USER.encode() + b"\n"
+"""What `id -un` prints."""
 
 
 @pytest.fixture
@@ -20,7 +24,7 @@ def mapped(node: NodeProcess, test_user: pwd.struct_passwd) -> NodeProcess:
 
 
 def _bob(node: NodeProcess, more: str, scopes: str = '"ssh:*"') -> None:
-    node.write_peer("bob", f'scopes = [{scopes}]\n[ssh]\nuser = "alknet-test"\n{more}')
+    node.write_peer("bob", f'scopes = [{scopes}]\n[ssh]\nuser = "{TEST_USER}"\n{more}')
     node.alknet("config", "reload")
 
 
@@ -28,26 +32,26 @@ def test_ids_groups_home_and_files_are_the_mapped_users(mapped: NodeProcess, tes
     script = 'id -un; id -gn; id -Gn; echo "$HOME $USER $LOGNAME $SHELL"; pwd; umask; touch made; cat /etc/shadow'
     result = mapped.ssh(script, key="bob")
     user, group, groups, names, directory, umask = result.stdout.decode().splitlines()
-    assert (user, group) == ("alknet-test", "alknet-test")
-    assert set(groups.split()) == {"alknet-test", "alknet-test-group"}
-    assert names == f"{test_user.pw_dir} alknet-test alknet-test /bin/sh"
+    assert (user, group) == (TEST_USER, TEST_USER)
+    assert set(groups.split()) == {TEST_USER, f"{TEST_USER}-group"}
+    assert names == f"{test_user.pw_dir} {TEST_USER} {TEST_USER} /bin/sh"
     assert (directory, umask) == (test_user.pw_dir, "0022")
     assert b"Permission denied" in result.stderr
     assert Path(test_user.pw_dir, "made").stat().st_uid == test_user.pw_uid
 
 
 def test_the_login_name_selects_nothing(mapped: NodeProcess) -> None:
-    for login in ("bob", "alknet-test"):
-        assert mapped.ssh("id -un", key="bob", login=login).stdout == b"alknet-test\n"
+    for login in ("bob", TEST_USER):
+        assert mapped.ssh("id -un", key="bob", login=login).stdout == NAME_LINE
     assert mapped.ssh("id -un", key="bob", login="root").returncode == 255
 
 
 def test_the_terminal_belongs_to_the_mapped_user(mapped: NodeProcess) -> None:
     command = mapped.ssh_command("-tt", "stat -c '%U %G %a' $(tty); echo hello > /dev/tty; id -un", key="bob")
     output = pexpect.spawn(command[0], command[1:], timeout=20, encoding="utf-8")
-    output.expect("alknet-test tty 620\r\n")
+    output.expect(f"{TEST_USER} tty 620\r\n")
     output.expect("hello\r\n")
-    output.expect("alknet-test\r\n")
+    output.expect(f"{TEST_USER}\r\n")
     output.expect(pexpect.EOF)
     output.close()
     assert output.exitstatus == 0
@@ -62,14 +66,14 @@ def test_a_user_that_this_machine_lacks_is_named(node: NodeProcess) -> None:
 
 def test_force_command_replaces_everything(mapped: NodeProcess) -> None:
     _bob(mapped, "force_command = 'echo forced: $SSH_ORIGINAL_COMMAND; id -un'")
-    assert mapped.ssh("cat /etc/passwd", key="bob").stdout == b"forced: cat /etc/passwd\nalknet-test\n"
-    assert mapped.ssh(key="bob").stdout == b"forced:\nalknet-test\n"
-    assert mapped.ssh("alknet-control", key="bob", options=["-s"]).stdout == b"forced: alknet-control\nalknet-test\n"
+    assert mapped.ssh("cat /etc/passwd", key="bob").stdout == b"forced: cat /etc/passwd\n" + NAME_LINE
+    assert mapped.ssh(key="bob").stdout == b"forced:\n" + NAME_LINE
+    assert mapped.ssh("alknet-control", key="bob", options=["-s"]).stdout == b"forced: alknet-control\n" + NAME_LINE
 
 
 def test_a_list_of_commands_runs_them_without_a_shell(mapped: NodeProcess) -> None:
     _bob(mapped, "commands = ['echo *', 'id -un']")
-    assert mapped.ssh("id -un", key="bob").stdout == b"alknet-test\n"
+    assert mapped.ssh("id -un", key="bob").stdout == NAME_LINE
     tricky = "echo a; id $(id) `id` && id | id > /tmp/x"
     assert mapped.ssh(tricky, key="bob").stdout == b"a; id $(id) `id` && id | id > /tmp/x\n"
     for other in ("id", "id -un -r", "/bin/id -un", "sh -c id", "'echo", ""):

@@ -8,11 +8,19 @@ import pexpect
 import psutil
 import pytest
 
-from testkit.node import NodeProcess, wait_until
+from testkit.as_user import Launcher
+from testkit.node import NodeProcess, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
 
 PROMPT = "READY> "
+
+
+@pytest.fixture
+def node(tmp_path: Path, launcher: Launcher) -> Iterator[NodeProcess]:
+    """A running node whose owner has bash."""
+    with NodeProcess(tmp_path, launcher=launcher, shell="/bin/bash") as running:
+        yield running
 
 
 @pytest.fixture
@@ -46,8 +54,9 @@ def test_the_size_arrives_and_follows_the_window(shell: "pexpect.spawn[str]") ->
 
 
 def test_ctrl_c_interrupts_what_runs_and_the_shell_goes_on(shell: "pexpect.spawn[str]") -> None:
-    shell.sendline("sleep 1070; echo not reached")
-    _wait_in_foreground("sleep", "1070")
+    seconds = own_seconds(1070)
+    shell.sendline(f"sleep {seconds}; echo not reached")
+    _wait_in_foreground("sleep", seconds)
     shell.sendcontrol("c")
     shell.expect_exact(PROMPT)
     assert "not reached" not in shell.before
@@ -55,8 +64,9 @@ def test_ctrl_c_interrupts_what_runs_and_the_shell_goes_on(shell: "pexpect.spawn
 
 
 def test_job_control_works(shell: "pexpect.spawn[str]") -> None:
-    shell.sendline("sleep 1071")
-    _wait_in_foreground("sleep", "1071")
+    seconds = own_seconds(1071)
+    shell.sendline(f"sleep {seconds}")
+    _wait_in_foreground("sleep", seconds)
     shell.sendcontrol("z")
     shell.expect("Stopped")
     shell.expect_exact(PROMPT)
@@ -64,8 +74,8 @@ def test_job_control_works(shell: "pexpect.spawn[str]") -> None:
     _run(shell, "bg")
     assert "Running" in _run(shell, "jobs")
     shell.sendline("fg")
-    shell.expect_exact("sleep 1071")
-    _wait_in_foreground("sleep", "1071")
+    shell.expect_exact(f"sleep {seconds}")
+    _wait_in_foreground("sleep", seconds)
     shell.sendcontrol("c")
     shell.expect_exact(PROMPT)
 

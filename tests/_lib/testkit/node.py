@@ -4,10 +4,13 @@ The node listens on a free port of 127.0.0.1 and ::1. Nothing here sleeps: every
 deadline that is far beyond what the machine needs.
 """
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +18,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DEADLINE_S", "NodeProcess", "free_port", "make_key", "wait_until"]
+from testkit.as_user import Launched, Launcher
+
+__all__ = ["DEADLINE_S", "NodeProcess", "free_port", "make_key", "own_seconds", "wait_until"]
 
 DEADLINE_S = 20.0
+PORTS = range(20_000, 30_000)
+"""Of these `free_port` takes one. The kernel gives none of them to a socket that asks for any."""
+
+reserved_ports: list[socket.socket] = []
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = DEADLINE_S) -> Any:
@@ -33,14 +42,29 @@ def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = DE
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, on 127.0.0.1 and ::1."""
-    import socket
+    """A TCP and UDP port that nobody has on 127.0.0.1 and ::1, and that no test gets again while this process runs.
 
-    with socket.socket() as four, socket.socket(socket.AF_INET6) as six:
-        four.bind(("127.0.0.1", 0))
-        port: int = four.getsockname()[1]
-        six.bind(("::1", port))
+    A socket with an abstract name keeps it from the other processes that run tests here.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        reservation = socket.socket(socket.AF_UNIX)
+        try:
+            reservation.bind(f"\0alknet-test-port-{port}")
+            for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    with socket.socket(family, kind) as sock:
+                        sock.bind((host, port))
+        except OSError:
+            reservation.close()
+            continue
+        reserved_ports.append(reservation)
         return port
+    raise AssertionError("all ports for tests are taken")
+
+
+def own_seconds(number: int) -> str:
+    """About so many seconds, for a `sleep` that a test finds again: not even other runs of the tests have the same."""
+    return f"{number}.{os.getpid()}"
 
 
 def make_key(path: Path, kind: str = "ed25519") -> str:
@@ -51,29 +75,51 @@ def make_key(path: Path, kind: str = "ed25519") -> str:
 
 
 class NodeProcess:
-    """``alknet serve`` on a home under `directory`. Use as a context manager, or call `start` and `stop`."""
+    """``alknet serve`` on a home under `directory`. Use as a context manager, or call `start` and `stop`.
 
-    def __init__(self, directory: Path, *, user: str | None = None) -> None:
+    With a `launcher` it and the commands are forks of that, which takes a fraction of the time; a `user` needs one.
+    The owner's sessions have the given shell. /bin/sh reads none of the files with which whoever runs the tests has
+    set up their own; another peer has the shell of its user.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        launcher: Launcher | None = None,
+        user: str | None = None,
+        shell: str = "/bin/sh",
+    ) -> None:
         if user is not None:
             shutil.chown(directory, user)
         self.directory = directory
         self.home = directory / "home"
         self.keys = directory / "keys"
         self.keys.mkdir(exist_ok=True)
+        self.launcher = launcher
         self.user = user
         self.log_path = directory / "node.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Launched | None = None
         self.port = 0
         self.alknet("init", "--no-user-keys", "--listen", "127.0.0.1:0")
+        with (self.home / "peers.d" / "owner.toml").open("a") as file:
+            file.write(f'shell = "{shell}"\n')
 
     # --- the command line -------------------------------------------------------------------------------------
 
-    def alknet(self, *arguments: str, check: bool = True, **keywords: Any) -> subprocess.CompletedProcess[str]:
+    def alknet(
+        self, *arguments: str, check: bool = True, input: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``alknet --home HOME …`` as the node's user."""
-        command = [*self._program(), "--home", str(self.home), *arguments]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=self._env(), cwd="/", **keywords
-        )
+        arguments = ("--home", str(self.home), *arguments)
+        if self.launcher is not None:
+            result = self.launcher.run(arguments, env=self._env(), user=self.user, input=input, timeout=60)
+        else:
+            assert self.user is None
+            command = [sys.executable, "-m", "alknet", *arguments]
+            result = subprocess.run(
+                command, capture_output=True, text=True, timeout=60, env=self._env(), cwd="/", input=input
+            )
         if check and result.returncode:
             raise AssertionError(f"{arguments}: exit {result.returncode}: {result.stderr}{result.stdout}")
         return result
@@ -86,16 +132,25 @@ class NodeProcess:
 
     def start(self) -> "NodeProcess":
         self.log = self.log_path.open("ab")
-        self.process = subprocess.Popen(
-            [*self._program(), "--home", str(self.home), "serve"],
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            env=self._env(),
-            cwd="/",
-            start_new_session=True,
-        )
+        arguments = ["--home", str(self.home), "serve"]
+        with open(os.devnull, "rb") as stdin:
+            if self.launcher is not None:
+                streams = (stdin.fileno(), self.log.fileno(), self.log.fileno())
+                self.process = self.launcher.start(
+                    arguments, streams=streams, env=self._env(), user=self.user, session=True
+                )
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "alknet", *arguments],
+                    stdin=stdin,
+                    stdout=self.log,
+                    stderr=self.log,
+                    env=self._env(),
+                    cwd="/",
+                    start_new_session=True,
+                )
         self.port = wait_until(self._listening_port, f"node listens; log:\n{self.log_text()}")
+        wait_until(self._watches_files, "node watches its files")  # it begins to after it has begun to listen
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:
@@ -127,6 +182,14 @@ class NodeProcess:
             raise AssertionError(f"the node ended with {self.process.returncode}:\n{self.log_text()}")
         running = find_running(self.home / "lock")
         return running.addresses[0][1] if running else 0
+
+    def _watches_files(self) -> bool:
+        descriptors = Path(f"/proc/{self.pid}/fdinfo")
+        for name in os.listdir(descriptors):
+            with contextlib.suppress(FileNotFoundError):
+                if "inotify wd:" in (descriptors / name).read_text():
+                    return True
+        return False
 
     # --- what it left behind ----------------------------------------------------------------------------------
 
@@ -200,11 +263,6 @@ class NodeProcess:
             env=self._env(),
             **keywords,
         )
-
-    def _program(self) -> list[str]:
-        if self.user is None:
-            return [sys.executable, "-m", "alknet"]
-        return [sys.executable, str(Path(__file__).with_name("as_user.py")), self.user]
 
     def _env(self) -> dict[str, str]:
         return {k: v for k, v in os.environ.items() if not k.startswith(("SSH_", "XDG_"))}

@@ -2,13 +2,20 @@
 
 import os
 import pwd
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-__all__ = ["need_root", "os_user"]
+__all__ = ["TEST_USER", "need_root", "os_user"]
+
+TEST_USER = f"alknet-test-{os.getpid()}"
+"""The user's name, which no other run of the tests and no other worker of this one has."""
+
+NAME = re.compile(r"alknet-test-(\d+)")
 
 
 def need_root() -> None:
@@ -20,21 +27,29 @@ def need_root() -> None:
 
 
 @contextmanager
-def os_user(name: str, group: str) -> Iterator[pwd.struct_passwd]:
-    """A user with a home, /bin/sh as its shell, and `group` as an additional group."""
+def os_user() -> Iterator[pwd.struct_passwd]:
+    """The user `TEST_USER` with a home, /bin/sh as its shell, and TEST_USER-group as an additional group."""
     need_root()
-    subprocess.run(["groupadd", "--force", group], check=True)
+    for entry in pwd.getpwall():
+        match = NAME.fullmatch(entry.pw_name)
+        if match and not Path("/proc", match[1]).exists():  # left over from a run that was killed
+            _remove(entry.pw_name)
+    subprocess.run(["groupadd", "--force", f"{TEST_USER}-group"], check=True)
     made = subprocess.run(
-        ["useradd", "--create-home", "--shell", "/bin/sh", "--groups", group, name],
+        ["useradd", "--create-home", "--shell", "/bin/sh", "--groups", f"{TEST_USER}-group", TEST_USER],
         capture_output=True,
         text=True,
         check=False,
     )
-    if made.returncode not in (0, 9):  # 9: left over from a run that was killed
+    if made.returncode:
         raise AssertionError(made.stderr)
     try:
-        yield pwd.getpwnam(name)
+        yield pwd.getpwnam(TEST_USER)
     finally:
-        subprocess.run(["pkill", "-KILL", "-u", name], check=False)
-        subprocess.run(["userdel", "--remove", "--force", name], capture_output=True, check=False)
-        subprocess.run(["groupdel", group], capture_output=True, check=False)
+        _remove(TEST_USER)
+
+
+def _remove(name: str) -> None:
+    subprocess.run(["pkill", "-KILL", "-u", name], stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(["userdel", "--remove", "--force", name], capture_output=True, check=False)
+    subprocess.run(["groupdel", f"{name}-group"], capture_output=True, check=False)
