@@ -36,6 +36,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh openssh-client openssh-server
 	$(BIN)/python bench/ssh.py $(ARGS)
+	$(BIN)/python bench/quic.py $(ARGS)
 
 soak: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh $(TEST_PACKAGES)

@@ -107,7 +107,7 @@ async def _resolve(addresses: Sequence[tuple[str, int]], carriers: Sequence[str]
             continue
         for family, _, _, _, address in dict.fromkeys(found):
             attempts += [_Attempt(carrier, host, port, family, address) for carrier in carriers]
-    return attempts[: MAX_ADDRESSES * len(carriers)], failures
+    return list(dict.fromkeys(attempts))[: MAX_ADDRESSES * len(carriers)], failures
 
 
 class _Race:

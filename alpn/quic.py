@@ -196,6 +196,8 @@ class Engine:
     def receive(self, data: bytes, address: Any, now: float) -> bool:
         """Take a datagram; says whether it was the other side's: anybody can send what cannot be decrypted."""
         quic = self._quic
+        if quic._close_event is not None:
+            return False  # aioquic would go on until the close is sent
         idle_until = quic._close_at
         try:
             quic.receive_datagram(data, address, now=now)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from testkit.node import NodeProcess, make_key, wait_until
+from testkit.node import NodeProcess, make_key, own_seconds, wait_in_foreground, wait_until
 
 pytestmark = pytest.mark.interop
 
@@ -157,8 +157,10 @@ def test_alknet_ssh_moves_much_both_ways(node: NodeProcess, tmp_path: Path) -> N
 def test_alknet_ssh_has_a_real_terminal(node: NodeProcess) -> None:
     command = ["-m", "alknet", "--home", str(node.home), "ssh", "."]
     shell = pexpect.spawn(sys.executable, command, timeout=20, encoding="utf-8", dimensions=(33, 101), cwd="/")
-    shell.sendline("stty size; sleep 1000")
+    seconds = own_seconds(1000)
+    shell.sendline(f"stty size; sleep {seconds}")
     shell.expect("33 101")
+    wait_in_foreground("sleep", seconds)
     shell.sendcontrol("c")
     shell.setwinsize(44, 120)
     shell.sendline("stty size; exit 6")

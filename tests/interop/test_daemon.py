@@ -173,9 +173,7 @@ def test_sigterm_lets_running_work_finish_within_the_drain(node: NodeProcess) ->
 
 def test_what_does_not_finish_is_told_and_ended(node: NodeProcess) -> None:
     sleep = f"sleep {own_seconds(1020)}"
-    work = subprocess.Popen(
-        node.ssh_command(f"echo in; exec {sleep}"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    work = subprocess.Popen(node.ssh_command(f"echo in; exec {sleep}"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert work.stdout is not None
     assert work.stdout.readline() == b"in\n"
     idle = subprocess.Popen(node.ssh_command(options=["-N"]), stderr=subprocess.PIPE)

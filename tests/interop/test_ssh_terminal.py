@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from testkit.as_user import Launcher
-from testkit.node import NodeProcess, own_seconds, wait_until
+from testkit.node import NodeProcess, own_seconds, wait_in_foreground, wait_until
 
 pytestmark = pytest.mark.interop
 
@@ -56,7 +56,7 @@ def test_the_size_arrives_and_follows_the_window(shell: "pexpect.spawn[str]") ->
 def test_ctrl_c_interrupts_what_runs_and_the_shell_goes_on(shell: "pexpect.spawn[str]") -> None:
     seconds = own_seconds(1070)
     shell.sendline(f"sleep {seconds}; echo not reached")
-    _wait_in_foreground("sleep", seconds)
+    wait_in_foreground("sleep", seconds)
     shell.sendcontrol("c")
     shell.expect_exact(PROMPT)
     assert "not reached" not in shell.before
@@ -66,7 +66,7 @@ def test_ctrl_c_interrupts_what_runs_and_the_shell_goes_on(shell: "pexpect.spawn
 def test_job_control_works(shell: "pexpect.spawn[str]") -> None:
     seconds = own_seconds(1071)
     shell.sendline(f"sleep {seconds}")
-    _wait_in_foreground("sleep", seconds)
+    wait_in_foreground("sleep", seconds)
     shell.sendcontrol("z")
     shell.expect("Stopped")
     shell.expect_exact(PROMPT)
@@ -75,7 +75,7 @@ def test_job_control_works(shell: "pexpect.spawn[str]") -> None:
     assert "Running" in _run(shell, "jobs")
     shell.sendline("fg")
     shell.expect_exact(f"sleep {seconds}")
-    _wait_in_foreground("sleep", seconds)
+    wait_in_foreground("sleep", seconds)
     shell.sendcontrol("c")
     shell.expect_exact(PROMPT)
 
@@ -127,20 +127,6 @@ def test_a_background_job_that_keeps_the_terminal_does_not_keep_the_session(node
 def test_much_output_arrives_whole(node: NodeProcess) -> None:
     result = node.ssh("-tt", "seq 200000")
     assert result.stdout.split() == [str(n).encode() for n in range(1, 200001)]
-
-
-def _wait_in_foreground(*command: str) -> None:
-    """Wait until `command` is what the terminal's keys go to. Before that bash itself takes a Ctrl-C, and then waits
-    for a command that never heard of it."""
-
-    def is_there() -> bool:
-        for process in psutil.process_iter(["cmdline"]):
-            if process.info["cmdline"] == list(command):
-                fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
-                return fields[2] == fields[5]  # its process group, and the terminal's foreground group
-        return False
-
-    wait_until(is_there, f"{command} is in the foreground")
 
 
 def _quoted(command: list[str]) -> str:

@@ -59,6 +59,16 @@ class Launched:
             raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
         return self.returncode
 
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
     def _read(self, timeout_s: float | None, *, lines: int) -> None:
         """Take in what the other side says, until it has said so many lines."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -117,7 +127,7 @@ class Launcher:
         with ExitStack() as stack:
             stdin = stack.enter_context(open(os.devnull, "rb"))
             pipes = [os.pipe() for _ in range(2 if input is None else 3)]
-            files = [(stack.enter_context(open(r, "rb")), open(w, "wb")) for r, w in pipes]
+            files = [(stack.enter_context(open(r, "rb")), open(w, "wb")) for r, w in pipes]  # noqa: SIM115
             try:
                 theirs = [files[0][1].fileno(), files[1][1].fileno()]
                 first = stdin.fileno() if input is None else files[2][0].fileno()

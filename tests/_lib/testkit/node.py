@@ -20,7 +20,7 @@ from typing import Any
 
 from testkit.as_user import Launched, Launcher
 
-__all__ = ["DEADLINE_S", "NodeProcess", "free_port", "make_key", "own_seconds", "wait_until"]
+__all__ = ["DEADLINE_S", "NodeProcess", "free_port", "make_key", "own_seconds", "wait_in_foreground", "wait_until"]
 
 DEADLINE_S = 20.0
 PORTS = range(20_000, 30_000)
@@ -74,6 +74,21 @@ def make_key(path: Path, kind: str = "ed25519") -> str:
     return path.with_name(path.name + ".pub").read_text().strip()
 
 
+def wait_in_foreground(*command: str) -> None:
+    """Wait until `command` is what its terminal's keys go to. Before that the shell itself takes a Ctrl-C, and then
+    waits for a command that never heard of it."""
+
+    def is_there() -> bool:
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if (path / "cmdline").read_bytes().split(b"\0")[:-1] == [word.encode() for word in command]:
+                    fields = (path / "stat").read_text().rpartition(")")[2].split()
+                    return fields[2] == fields[5]  # its process group, and the terminal's foreground group
+        return False
+
+    wait_until(is_there, f"{command} is in the foreground")
+
+
 class NodeProcess:
     """``alknet serve`` on a home under `directory`. Use as a context manager, or call `start` and `stop`.
 
@@ -107,9 +122,7 @@ class NodeProcess:
 
     # --- the command line -------------------------------------------------------------------------------------
 
-    def alknet(
-        self, *arguments: str, check: bool = True, input: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def alknet(self, *arguments: str, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run ``alknet --home HOME …`` as the node's user."""
         arguments = ("--home", str(self.home), *arguments)
         if self.launcher is not None:
@@ -131,11 +144,10 @@ class NodeProcess:
     # --- the process ------------------------------------------------------------------------------------------
 
     def start(self) -> "NodeProcess":
-        self.log = self.log_path.open("ab")
         arguments = ["--home", str(self.home), "serve"]
-        with open(os.devnull, "rb") as stdin:
+        with open(os.devnull, "rb") as stdin, self.log_path.open("ab") as log:
             if self.launcher is not None:
-                streams = (stdin.fileno(), self.log.fileno(), self.log.fileno())
+                streams = (stdin.fileno(), log.fileno(), log.fileno())
                 self.process = self.launcher.start(
                     arguments, streams=streams, env=self._env(), user=self.user, session=True
                 )
@@ -143,8 +155,8 @@ class NodeProcess:
                 self.process = subprocess.Popen(
                     [sys.executable, "-m", "alknet", *arguments],
                     stdin=stdin,
-                    stdout=self.log,
-                    stderr=self.log,
+                    stdout=log,
+                    stderr=log,
                     env=self._env(),
                     cwd="/",
                     start_new_session=True,
@@ -158,9 +170,7 @@ class NodeProcess:
         assert self.process is not None
         if self.process.poll() is None:
             os.killpg(self.process.pid, number)
-        code = self.process.wait(timeout=DEADLINE_S)
-        self.log.close()
-        return code
+        return self.process.wait(timeout=DEADLINE_S)
 
     def __enter__(self) -> "NodeProcess":
         return self.start()
