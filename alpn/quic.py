@@ -6,7 +6,8 @@ used; what is changed in its core is in `quic_library`.
 """
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from alknet.alpn.quic_events import QuicEvents
 from alknet.alpn.quic_library import CID_BYTES, IDLE_TIMEOUT_S, VERSIONS, Library, configuration_of
+from alknet.alpn.quic_reset import TOKEN_BYTES, is_reset
 from alknet.alpn.windows import MAX_STREAMS, STREAM_BYTES, ReceiveWindows
 from alknet.certificates import Certificate, spki_sha256
 from alknet.logs import event
@@ -133,8 +135,10 @@ class Engine:
         *,
         original_cid: bytes,
         retry_cid: bytes | None,
+        reset_token: Callable[[bytes], bytes] = lambda cid: os.urandom(TOKEN_BYTES),
     ) -> "Engine":
-        """The listener's side, for the datagram that is given to `receive` next."""
+        """The listener's side, for the datagram that is given to `receive` next. `reset_token` gives what proves a
+        stateless reset of a connection id; the default is for a listener that sends none."""
         configuration = configuration_of(alpns, is_client=False)
         configuration.certificate = certificate.leaf
         configuration.certificate_chain = list(certificate.issuers)
@@ -143,6 +147,7 @@ class Engine:
             Library(
                 ReceiveWindows(is_trusted=False),
                 configuration=configuration,
+                reset_token=reset_token,
                 original_destination_connection_id=original_cid,
                 retry_source_connection_id=retry_cid,
             )
@@ -154,7 +159,7 @@ class Engine:
     def dial(cls, alpn: str, *, server_name: str | None, address: Any, now: float) -> "Engine":
         """The dialer's side. The certificate is not checked: see `alknet.alpn.tls`."""
         configuration = configuration_of([alpn], is_client=True)
-        configuration.server_name = server_name
+        configuration.server_name = server_name and server_name.encode("idna").decode()
         configuration.verify_mode = 0  # ssl.CERT_NONE
         engine = cls(Library(ReceiveWindows(is_trusted=True), configuration=configuration))
         engine._quic.connect(address, now=now)
@@ -205,7 +210,17 @@ class Engine:
             log.debug(event("QUIC library failed", remote_addr=address[0]), exc_info=True)
             reason = f"{type(exc).__name__} in the QUIC library"
             quic.close(QuicErrorCode.INTERNAL_ERROR, QuicFrameType.PADDING, reason)
-        return quic._close_at != idle_until
+        is_theirs = quic._close_at != idle_until
+        if not is_theirs and is_reset(data, self._reset_tokens()):
+            reason = "the other side does not know this connection any more; it may have been restarted"
+            quic._close_event = events.ConnectionTerminated(QuicErrorCode.NO_ERROR, None, reason)
+            quic._close_begin(is_initiator=False, now=now)
+        return is_theirs
+
+    def _reset_tokens(self) -> list[bytes]:
+        quic = self._quic
+        ids = [quic._peer_cid, *quic._peer_cid_available]
+        return [cid.stateless_reset_token for cid in ids if quic._handshake_complete and cid.stateless_reset_token]
 
     def datagrams(self, now: float) -> Datagrams:
         """What is to be sent now; afterwards `timer` may have changed."""

@@ -42,10 +42,10 @@ class _DialerLink:
         self._alpn = alpn
         self._socket: UdpSocket | None = None
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        engine = Engine.dial(alpn, server_name=server_name, address=address, now=time.monotonic())
         self._socket = UdpSocket(
             open_udp(family), received=self._received, writable=self._writable, failed=self._failed
         )
-        engine = Engine.dial(alpn, server_name=server_name, address=address, now=time.monotonic())
         self.connection = QuicConnection(
             engine,
             self,

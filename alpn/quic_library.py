@@ -5,6 +5,7 @@ and tests hold that they exist and have their effect.
 
 - `_write_connection_limits` and `_write_stream_limits` double the receive windows on bytes *received*; ours announce
   what `ReceiveWindows` grants on bytes *consumed*.
+- `_replenish_connection_ids` gives random tokens for stateless resets; ours are those of `quic_reset`.
 - The limit on streams rises when one is over on the network, even if nobody here has accepted it yet; see
   `StreamLimit`.
 - `_handle_crypto_frame` and `_handle_stream_frame` take any number of gaps, each of which makes every later frame
@@ -12,6 +13,7 @@ and tests hold that they exist and have their effect.
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -23,6 +25,7 @@ from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream as LibraryStream
 
+from alknet.alpn.quic_reset import TOKEN_BYTES
 from alknet.alpn.windows import STREAM_BYTES, ReceiveWindows
 
 __all__ = [
@@ -87,10 +90,20 @@ class StreamLimit(library.Limit):
 class Library(library.QuicConnection):
     """One connection; see the module."""
 
-    def __init__(self, windows: ReceiveWindows, *, configuration: QuicConfiguration, **options: Any) -> None:
+    def __init__(
+        self,
+        windows: ReceiveWindows,
+        *,
+        configuration: QuicConfiguration,
+        reset_token: Callable[[bytes], bytes] = lambda cid: os.urandom(TOKEN_BYTES),
+        **options: Any,
+    ) -> None:
         configuration.max_data = windows.connection_limit
         super().__init__(configuration=configuration, **options)
         self.windows = windows
+        self._reset_token = reset_token
+        if not configuration.is_client:
+            self._host_cids[0].stateless_reset_token = reset_token(self.host_cid)
         self._local_max_streams_bidi = self.stream_limit = StreamLimit(windows)
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = 0
 
@@ -120,6 +133,12 @@ class Library(library.QuicConnection):
         )
         for number in numbers:
             frame.push_uint_var(number)
+
+    def _replenish_connection_ids(self) -> None:
+        super()._replenish_connection_ids()
+        for issued in self._host_cids:
+            if not issued.was_sent:
+                issued.stateless_reset_token = self._reset_token(issued.cid)
 
     def _handle_stream_frame(self, context: library.QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()

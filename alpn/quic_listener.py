@@ -28,6 +28,7 @@ from alknet.alpn.quic import (
     version_negotiation,
 )
 from alknet.alpn.quic_connection import QuicConnection
+from alknet.alpn.quic_reset import ResetTokens
 from alknet.alpn.streams import Address
 from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S
 from alknet.alpn.tls_listener import TlsIdentity
@@ -59,6 +60,8 @@ class QuicListener:
         self._admission = admission
         self._dispatch = dispatch
         self._tokens = RetryTokens()
+        # The private key is what the next start of this node has too, and nobody else.
+        self._resets = ResetTokens(identity.certificate.key_pem)
         self._links: list[_Link] = []
         self._half_open: set[QuicConnection] = set()
         self._is_accepting = True
@@ -97,6 +100,10 @@ class QuicListener:
         header = read_header(data) if data and data[0] & LONG_HEADER else None
         if header is None or header.kind == "other":
             self.dropped["unknown" if header or (data and data[0] & 0x40) else "garbage"] += 1
+            if data and data[0] & (LONG_HEADER | 0x40) == 0x40:
+                reset = self._resets.answer(data, _destination_cid(data), now=time.monotonic())
+                if reset is not None:
+                    link.socket.send(reset, address, local)
             return None
         if len(data) < MIN_INITIAL_BYTES or len(header.destination) < CID_BYTES:  # RFC 9000 sections 14.1 and 7.2
             self.dropped["short"] += 1
@@ -137,6 +144,7 @@ class QuicListener:
             self.identity.alpns,
             original_cid=original,
             retry_cid=header.destination if header.token else None,
+            reset_token=self._resets.token,
         )
         try:
             engine.receive(data, address, now)

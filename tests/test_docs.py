@@ -1,6 +1,7 @@
 """The documentation says what the code does: nothing is missing, nothing is stale, and what it tells to type works."""
 
 import ast
+import importlib
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,8 +22,11 @@ import pytest
 from pydantic import BaseModel
 
 from alknet.access import ACTIONS
+from alknet.alpn.admission import AdmissionLimits
 from alknet.cli.app import COMMANDS, EPILOG
+from alknet.cli.escape import SHOWN
 from alknet.config.model import Settings
+from alknet.known_nodes import ROLES, KnownNodes
 from testkit.node import DEADLINE_S, NodeProcess, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +87,7 @@ def test_every_setting_says_what_it_means_and_when_it_takes_effect() -> None:
 
 
 def test_the_readme_lists_every_command() -> None:
-    rows = re.findall(r"^\| `alknet (\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `alknet ([\w-]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == list(COMMANDS)
 
 
@@ -130,6 +135,47 @@ def test_every_rule_is_explained_and_every_explained_rule_exists() -> None:
     assert set(first_column("explanation/access.md", "Rules")) == rules
 
 
+def amount(text: str) -> float:
+    """The number in a cell such as `32 KiB`, `10 s` or `64`."""
+    number, _, unit = text.partition(" ")
+    return float(number) * {"": 1, "s": 1, "KiB": 1024, "MiB": 1024 * 1024}[unit]
+
+
+@pytest.mark.parametrize("heading", ["What a stranger can cost", "What a peer can cost"])
+def test_every_limit_of_the_port_has_the_value_that_is_documented(heading: str) -> None:
+    text = (DOCS / "explanation" / "port.md").read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    documented = re.findall(r"^\| `(\w+)\.([A-Z_]+)` \| ([^|]+) \|", text, re.MULTILINE)
+    assert len(documented) >= 7
+    for module, name, value in documented:
+        assert getattr(importlib.import_module(f"alknet.alpn.{module}"), name) == amount(value), f"{module}.{name}"
+
+
+def test_every_escape_character_is_documented() -> None:
+    documented = {typed[1:] for typed in first_column("reference/client.md", "Escape characters")}
+    assert documented == {shown.partition(" ")[0] for shown in SHOWN.values()} | {"~"}
+
+
+def test_the_example_of_known_nodes_is_one(tmp_path: Path) -> None:
+    page = (DOCS / "reference" / "client.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^## known_nodes\n.*?```text\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    file = tmp_path / "known_nodes"
+    file.write_text(example, encoding="utf-8")
+    file.chmod(0o600)
+    assert KnownNodes(file).find("2001:db8::1", 7022, "host-key") is not None
+    assert {name for _, name, *_ in map(str.split, example.splitlines())} <= set(ROLES)
+    assert [role for role in ROLES if f"`{role}`" not in page] == []
+
+
+def test_every_reason_to_drop_a_datagram_is_documented() -> None:
+    documented = set(first_column("reference/status.md", "Why a datagram was dropped"))
+    source = (ROOT / "alpn" / "quic_listener.py").read_text(encoding="utf-8")
+    reasons = {
+        reason for index in re.findall(r"dropped\[(.*?)\] \+= 1", source) for reason in re.findall(r'"(\w+)"', index)
+    }
+    assert len(reasons) >= 8
+    assert documented == reasons | {field.name for field in fields(AdmissionLimits)}
+
+
 # --- nothing is stale ---------------------------------------------------------------------------------------------
 
 
@@ -172,7 +218,7 @@ def test_every_alknet_command_on_a_page_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = [line for _, info, body in FENCE.findall(text) if info.startswith("sh") for line in body.splitlines()]
     for line in [*lines, *re.findall(r"`(alknet [^`]+)`", prose(ROOT / name))]:
-        for words in re.findall(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z]+(?: [a-z]+)?)\b", line.split(" # ")[0]):
+        for words in re.findall(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z][a-z-]*(?: [a-z]+)?)\b", line.split(" # ")[0]):
             called = re.sub(r" --home \S+", "", words)
             group = " ".join(called.split()[:2])
             assert group in known, line
@@ -240,7 +286,7 @@ def fresh_machine(directory: Path, port: int) -> Iterator[tuple[dict[str, str], 
 
 
 @pytest.mark.interop
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-node.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial/first-node.md", "docs/howto/stock-ssh.md"])
 def test_the_commands_on_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:
     blocks = runnable(ROOT / page)
     assert blocks
@@ -338,6 +384,23 @@ def test_every_field_of_an_audit_line_is_documented(node: NodeProcess) -> None:
     )
     assert example is not None
     assert set(json.loads(example[1])) <= documented
+
+
+@pytest.mark.interop
+def test_every_field_of_the_status_is_documented(node: NodeProcess) -> None:
+    documented = first_column("reference/status.md", "Fields")
+    command = node.ssh_command("echo in; read line")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == "in\n"
+        status = node.json("status")
+        session.communicate("\n", timeout=DEADLINE_S)
+    assert set(documented) == set(status)
+    for name in ("node", "listeners", "connections", "peers", "quic"):
+        parts = status[name] if isinstance(status[name], list) else [status[name]]
+        said = {field for cell in documented[name] for field in re.findall(r"`(\w+)`", cell)}
+        assert parts, name
+        assert {field for part in parts for field in part} - said == set(), name
 
 
 def test_verify_says_what_the_reference_says_that_it_says() -> None:

@@ -61,7 +61,7 @@ class _Session:
         if wanted.terminal is not None:
             loop.add_signal_handler(signal.SIGWINCH, self._resized)
         for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._ssh.abort)  # and restore the terminal
+            loop.add_signal_handler(number, self._cut)  # and restore the terminal
         source.resume()
         await session.ended.wait()
         source.close()
@@ -76,9 +76,13 @@ class _Session:
     def _received(self, data: bytes, is_stderr: bool) -> bool:
         keeps_up = self._sinks[is_stderr].write(data)
         if not is_stderr and self._sinks[0].is_gone:
-            self._ssh.abort()  # nobody reads what comes: end the command, as a broken pipe would
-            self._was_disconnected = True
+            self._cut()  # nobody reads what comes: end the command, as a broken pipe would
         return keeps_up
+
+    def _cut(self) -> None:
+        """This side ends it, and knows why."""
+        self._was_disconnected = True
+        self._ssh.abort()
 
     def _typed(self, data: bytes) -> None:
         for piece in self._escape.feed(data):
@@ -89,8 +93,7 @@ class _Session:
             sys.stderr.flush()
             match piece:
                 case Action.DISCONNECT:
-                    self._was_disconnected = True
-                    self._ssh.abort()
+                    self._cut()
                 case Action.SUSPEND:
                     self._terminal.suspend()
                     self._resized()

@@ -12,19 +12,30 @@
 `HostilePeer` is a client that can put any frames into packets that are otherwise valid.
 """
 
+import asyncio
 import os
+import socket
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
 from aioquic import tls
+from aioquic.quic import connection as library
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicPacketBuilder
 
-from alknet.alpn.quic import Engine, read_header
+from alknet.alpn.admission import Admission, AdmissionLimits
+from alknet.alpn.quic import CID_BYTES, Engine, read_header
+from alknet.alpn.quic_connection import QuicConnection
+from alknet.alpn.quic_dial import dial_quic
+from alknet.alpn.quic_listener import QuicListener
+from alknet.alpn.quic_reset import ResetTokens
+from alknet.alpn.tls_listener import TlsIdentity
+from alknet.alpn.udp import bind_udp
 from alknet.certificates import Certificate, make_certificate
 from testkit.datagrams import Conditions, Lane
 
@@ -36,8 +47,13 @@ __all__ = [
     "End",
     "HostilePeer",
     "Net",
+    "Served",
+    "accepting",
     "certificate",
+    "first_datagram",
+    "new_cid",
     "new_cid_frame",
+    "served",
     "v2",
 ]
 
@@ -56,6 +72,19 @@ _PACKET_TYPES = {
 @cache
 def certificate() -> Certificate:
     return make_certificate(("localhost",))
+
+
+def accepting(data: bytes) -> Engine:
+    """A listener's engine for the datagram that begins a connection; it must still be received."""
+    header = read_header(data)
+    assert header is not None
+    return Engine.accept(
+        certificate(),
+        [ALPN],
+        original_cid=header.destination,
+        retry_cid=None,
+        reset_token=ResetTokens(bytes(32)).token,
+    )
 
 
 def v2(number: int) -> bytes:
@@ -170,10 +199,7 @@ class Net:
     def _deliver(self) -> None:
         for data in self.to_listener.take(self.now):
             if self._listener is None:
-                header = read_header(data)
-                assert header is not None
-                engine = Engine.accept(certificate(), [ALPN], original_cid=header.destination, retry_cid=None)
-                self._listener = End(engine)
+                self._listener = End(accepting(data))
             self._listener.engine.receive(data, DIALER, self.now)
         for data in self.to_dialer.take(self.now):
             self.dialer.engine.receive(data, LISTENER, self.now)
@@ -185,7 +211,7 @@ class Net:
                 end.engine.pump(end)
 
 
-class HostilePeer(QuicConnection):
+class HostilePeer(library.QuicConnection):
     """A client that sends whatever it likes, in packets with the right keys."""
 
     def __init__(self, now: float = START_S, address: Any = LISTENER) -> None:
@@ -240,9 +266,7 @@ class HostilePeer(QuicConnection):
         end.engine.pump(end)
 
     def _accepted(self, data: bytes, now: float) -> End:
-        header = read_header(data)
-        assert header is not None
-        end = End(Engine.accept(certificate(), [ALPN], original_cid=header.destination, retry_cid=None))
+        end = End(accepting(data))
         end.engine.receive(data, DIALER, now)
         end.engine.pump(end)
         return end
@@ -254,3 +278,74 @@ class HostilePeer(QuicConnection):
 def new_cid_frame(number: int, retire_prior_to: int) -> bytes:
     """NEW_CONNECTION_ID."""
     return b"\x18" + v2(number) + v2(retire_prior_to) + b"\x08" + os.urandom(8) + os.urandom(16)
+
+
+def first_datagram(cid: bytes, token: bytes = b"") -> bytes:
+    """What begins a connection to `cid`; all are of one client, so that a thousand cost little."""
+    peer = _one_client()
+    keys = CryptoPair()
+    keys.setup_initial(cid=cid, is_client=True, version=peer._version or 0)
+    builder = QuicPacketBuilder(
+        host_cid=peer.host_cid,
+        is_client=True,
+        max_datagram_size=MAX_PACKET_BYTES,
+        peer_cid=cid,
+        peer_token=token,
+        version=peer._version or 0,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, keys)
+    builder.start_frame(0x06).push_bytes(b"\x00" + v2(len(peer.hello)) + peer.hello)
+    return builder.flush()[0][0]
+
+
+@cache
+def _one_client() -> HostilePeer:
+    return HostilePeer()
+
+
+def new_cid() -> bytes:
+    return os.urandom(CID_BYTES)
+
+
+# --- over sockets ---------------------------------------------------------------------------------------------
+
+
+class Served:
+    """A listener on loopback, and what was accepted there."""
+
+    def __init__(self, limits: AdmissionLimits, identity: Certificate) -> None:
+        self.admission = Admission(limits)
+        self.accepted: asyncio.Queue[QuicConnection] = asyncio.Queue()
+        self.listener = QuicListener(
+            self.admission, TlsIdentity.of(identity, ["other", ALPN]), self.accepted.put_nowait
+        )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        address = self.listener.addresses[0]
+        return "127.0.0.1", address.port
+
+    @property
+    def ids(self) -> int:
+        """Connection ids that are known."""
+        return sum(len(link._by_cid) for link in self.listener._links)
+
+    async def connect(self, address: Any = None, **options: Any) -> tuple[QuicConnection, QuicConnection]:
+        """Dial, directly or by what stands at `address`: the dialer's end and the listener's."""
+        options = {"alpn": ALPN, "server_name": None} | options
+        dialer = await dial_quic(socket.AF_INET, address or self.address, **options)
+        return dialer, await self.accepted.get()
+
+
+@asynccontextmanager
+async def served(
+    limits: AdmissionLimits | None = None, *, host: str = "127.0.0.1", identity: Certificate | None = None
+) -> AsyncIterator[Served]:
+    """Close what was connected before leaving."""
+    one = Served(limits or AdmissionLimits(), identity or certificate())
+    one.listener.serve(bind_udp(host, 0))
+    try:
+        yield one
+    finally:
+        one.listener.stop_accepting()
+        one.listener.close()

@@ -13,7 +13,6 @@ from alknet.alpn.quic import (
     MAX_SEND_BYTES,
     MIN_INITIAL_BYTES,
     SHARED_SEND_BYTES,
-    Engine,
     Header,
     RetryTokens,
     read_header,
@@ -22,7 +21,18 @@ from alknet.alpn.quic import (
 from alknet.alpn.windows import MAX_STREAM_BYTES, MAX_STREAMS, STRANGER_STREAMS, STREAM_BYTES, ReceiveWindows
 from testkit.datagrams import Conditions
 
-from .quic_peer import ALPN, DIALER, LISTENER, START_S, End, HostilePeer, Net, certificate
+from .quic_peer import (
+    ALPN,
+    DIALER,
+    LISTENER,
+    START_S,
+    End,
+    HostilePeer,
+    Net,
+    accepting,
+    certificate,
+    first_datagram,
+)
 
 TOKEN_LIFETIME_S = 30.0
 CONDITIONS = st.builds(
@@ -342,7 +352,7 @@ def test_a_header_is_read_or_it_is_none(data: bytes) -> None:
 @settings(max_examples=60)
 @given(data=st.binary(max_size=1500) | mangled())
 def test_garbage_begins_no_connection_and_does_not_grow(data: bytes) -> None:
-    end = End(Engine.accept(certificate(), [ALPN], original_cid=bytes(CID_BYTES), retry_cid=None))
+    end = End(accepting(first_datagram(bytes(CID_BYTES))))
     for _ in range(3):
         end.engine.receive(data, DIALER, START_S)
     sent = sum(len(datagram) for datagram, _ in end.engine.datagrams(START_S)) if end.engine.has_begun else 0

@@ -16,7 +16,7 @@ from alknet.certificates import make_certificate, write_certificate
 from alknet.keys import PublicKey
 from alknet.ssh.client import Target, connect, round_trip
 from alknet.ssh.trust import HostTrust
-from testkit.carriers import proxied, session
+from testkit.carriers import processes, proxied, running, session, wait_for
 from testkit.node import NodeProcess, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
@@ -28,25 +28,6 @@ NOTED = ("surface", "phase", "peer", "action", "resource", "decision", "rule", "
 SOON_S = 5.0
 DRAIN_S = 2.0
 """The default of node.drain_timeout."""
-
-
-def start(command: list[str], **keywords: Any) -> subprocess.Popen[bytes]:
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen(command, cwd="/", **(pipes | keywords))
-
-
-def wait_for(process: subprocess.Popen[bytes], line: bytes) -> None:
-    """Wait until the session has printed the line."""
-    assert process.stdout is not None
-    assert process.stdout.readline() == line, process.stderr and process.stderr.read()
-
-
-def runs(*command: str) -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "status"])
-        if process.info["cmdline"] == list(command) and process.info["status"] != psutil.STATUS_ZOMBIE
-    ]
 
 
 def noted(node: NodeProcess, connection: str) -> list[dict[str, Any]]:
@@ -150,7 +131,7 @@ def test_a_signal_to_the_client_ends_the_remote_command_at_once(node: NodeProces
         inside = start(session(node, carrier, f"echo in; exec sleep {own_seconds(1081)}"))
         wait_for(inside, b"in\n")
         inside.send_signal(number)
-        wait_until(lambda: not runs("sleep", own_seconds(1081)), "the command is gone", timeout_s=SOON_S)
+        wait_until(lambda: not processes("sleep", own_seconds(1081)), "the command is gone", timeout_s=SOON_S)
         assert inside.wait(SOON_S) == code
         inside.communicate()
     outcomes = [line.get("outcome") for line in node.audit() if line["action"] == "ssh/exec"]
@@ -164,7 +145,7 @@ def test_who_is_ended_by_the_operator_is_told(node: NodeProcess, carrier: str) -
     node.alknet("sessions", "kill", node.json("sessions")[0]["id"])
     _, said = inside.communicate(timeout=SOON_S)
     assert (inside.returncode, b"ended by the operator" in said) == (255, True)
-    assert not runs("sleep", own_seconds(1082))
+    assert not processes("sleep", own_seconds(1082))
 
 
 def test_a_lost_connection_is_exit_code_255(node: NodeProcess) -> None:
@@ -173,7 +154,7 @@ def test_a_lost_connection_is_exit_code_255(node: NodeProcess) -> None:
     node.stop(signal.SIGKILL)
     assert inside.communicate(timeout=SOON_S) == (b"", b"alknet: the connection was lost\n")
     assert inside.returncode == 255
-    for left in runs("sleep", own_seconds(1083)):
+    for left in processes("sleep", own_seconds(1083)):
         left.kill()
 
 
@@ -188,7 +169,7 @@ def test_a_stopping_node_tells_every_session_and_its_port_is_free_at_once(node: 
     for one in inside:
         _, said = one.communicate(timeout=DRAIN_S + SOON_S)
         assert (one.returncode, b"the node is shutting down" in said) == (255, True), said
-    assert not runs("sleep", own_seconds(1084))
+    assert not processes("sleep", own_seconds(1084))
     port = node.port
     listen_on(node, port)
     node.start()

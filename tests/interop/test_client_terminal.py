@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pexpect
-import psutil
 import pytest
 
-from testkit.carriers import alknet, session
+from testkit.carriers import alknet, processes, session
 from testkit.node import NodeProcess, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
@@ -34,10 +33,6 @@ def ended_with(child: "pexpect.spawn[str]") -> int | None:
     return child.exitstatus
 
 
-def runs(*command: str) -> bool:
-    return any(process.info["cmdline"] == list(command) for process in psutil.process_iter(["cmdline"]))
-
-
 def test_a_command_with_a_terminal_hears_of_resizes_and_of_ctrl_c(node: NodeProcess) -> None:
     traps = "trap 'echo now $(stty size)' WINCH; trap 'echo interrupted; exit 9' INT"
     script = f"{traps}; stty size; echo in; while :; do read x; done"
@@ -59,7 +54,7 @@ def test_the_escape_character_ends_the_connection(node: NodeProcess) -> None:
         child.send("\r~.")
         child.expect_exact("~.\r\n")
         assert ended_with(child) == 255
-    wait_until(lambda: not runs("sleep", own_seconds(1091)), "the command is gone")
+    wait_until(lambda: not processes("sleep", own_seconds(1091)), "the command is gone")
 
 
 def test_the_escape_character_helps_and_can_be_typed(node: NodeProcess) -> None:
@@ -126,7 +121,7 @@ def test_a_shell_ends_with_its_code_and_the_terminal_is_as_before(node: NodeProc
 def test_a_terminal_that_is_closed_ends_the_remote_command(node: NodeProcess) -> None:
     with terminal(session(node, "quic", "-t", f"echo in; exec sleep {own_seconds(1092)}")) as child:
         child.expect_exact("in\r\n")
-    wait_until(lambda: not runs("sleep", own_seconds(1092)), "the command is gone")
+    wait_until(lambda: not processes("sleep", own_seconds(1092)), "the command is gone")
 
 
 def test_an_unknown_host_is_asked_about_and_remembered(node: NodeProcess) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from alknet.alpn.streams import Connection
-from testkit.carriers import ALICE, alknet, listening, proxied, session
+from testkit.carriers import ALICE, alknet, listening, processes, proxied, running, session, wait_for
 from testkit.node import NodeProcess, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
@@ -73,14 +73,12 @@ def test_git_clones_and_pushes_through_it(node: NodeProcess, tmp_path: Path) -> 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_proxy_that_is_ended_ends_the_nodes_connection(node: NodeProcess, carrier: str, number: int) -> None:
     command = node.ssh_command(f"echo in; exec sleep {own_seconds(1101)}", options=proxied(node, "--carrier", carrier))
-    pipes = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd="/", **pipes) as ssh:
-        assert ssh.stdout is not None
-        assert ssh.stdout.readline() == b"in\n"
+    with running(command) as ssh:
+        wait_for(ssh, b"in\n")
         (proxy,) = [p for p in psutil.Process(ssh.pid).children(recursive=True) if "proxy" in p.cmdline()]
         proxy.send_signal(number)
         wait_until(lambda: ended(node) == "hung up", "the node has ended the session", timeout_s=CUT_S)
-        wait_until(lambda: not runs("sleep", own_seconds(1101)), "the command is gone", timeout_s=CUT_S)
+        wait_until(lambda: not processes("sleep", own_seconds(1101)), "the command is gone", timeout_s=CUT_S)
         assert ssh.wait(SOON_S) == 255
     assert node.json("sessions") == []
 
@@ -90,21 +88,16 @@ def ended(node: NodeProcess) -> str | None:
     return outcomes[-1] if outcomes else None
 
 
-def runs(*command: str) -> bool:
-    return any(process.info["cmdline"] == list(command) for process in psutil.process_iter(["cmdline"]))
-
-
 def test_a_client_that_has_gone_leaves_no_proxy_and_no_command(node: NodeProcess) -> None:
     """ssh that is killed cannot tell its proxy: that sees the end of its stdin."""
     command = session(node, "proxy", f"echo in; exec sleep {own_seconds(1102)}")
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/") as ssh:
-        assert ssh.stdout is not None
-        assert ssh.stdout.readline() == b"in\n"
+    with running(command, stderr=None) as ssh:
+        wait_for(ssh, b"in\n")
         proxies = [p for p in psutil.Process(ssh.pid).children(recursive=True) if "proxy" in p.cmdline()]
         ssh.kill()
         psutil.wait_procs(proxies, timeout=SOON_S)
     assert not any(proxy.is_running() and proxy.status() != psutil.STATUS_ZOMBIE for proxy in proxies)
-    wait_until(lambda: not runs("sleep", own_seconds(1102)), "the command is gone", timeout_s=CUT_S)
+    wait_until(lambda: not processes("sleep", own_seconds(1102)), "the command is gone", timeout_s=CUT_S)
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)

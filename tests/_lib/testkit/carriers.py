@@ -4,10 +4,14 @@ import asyncio
 import contextlib
 import hashlib
 import shlex
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import psutil
 
 from alknet.access import Identity
 from alknet.alpn.admission import Admission, AdmissionLimits
@@ -20,7 +24,17 @@ from alknet.alpn.tls_listener import TlsIdentity, TlsListener
 from alknet.certificates import Certificate, make_certificate
 from testkit.node import NodeProcess
 
-__all__ = ["ALICE", "alknet", "listening", "proxied", "send_digest", "session"]
+__all__ = [
+    "ALICE",
+    "alknet",
+    "listening",
+    "processes",
+    "proxied",
+    "running",
+    "send_digest",
+    "session",
+    "wait_for",
+]
 
 ALICE = Identity("alice", frozenset(), "test")
 
@@ -40,6 +54,34 @@ def session(node: NodeProcess, carrier: str, *words: str) -> list[str]:
     if carrier in ("tcp", "proxy"):
         return node.ssh_command(*words, options=proxied(node) if carrier == "proxy" else ())
     return alknet(node, "ssh", "--carrier", carrier, ".", *words)
+
+
+@contextmanager
+def running(command: Sequence[str], **keywords: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process with pipes for its streams unless `keywords` say otherwise; what still runs afterwards is killed."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd="/", **(pipes | keywords)) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+def wait_for(process: "subprocess.Popen[bytes]", line: bytes) -> None:
+    """Wait until the process has printed the line."""
+    assert process.stdout is not None
+    printed = process.stdout.readline()
+    assert printed == line, process.communicate()
+
+
+def processes(*command: str) -> list[psutil.Process]:
+    """Those that run exactly this command line."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["cmdline"] == list(command) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
 
 
 @dataclass(frozen=True)
