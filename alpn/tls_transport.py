@@ -1,8 +1,8 @@
 """A TLS 1.3 session on a socket, as an asyncio transport that can half-close.
 
 The record layer is OpenSSL's (`ssl.SSLObject`); the transport around it is ours, because asyncio's own answers the
-other side's close_notify by closing. Here close_notify ends one direction, as TLS 1.3 means it (RFC 8446 section 6.1), and a
-connection that ends without it was cut, which the protocol hears as a lost connection.
+other side's close_notify by closing. Here close_notify ends one direction, as TLS 1.3 means it (RFC 8446 section 6.1),
+and a connection that ends without it was cut, which the protocol hears as a lost connection.
 """
 
 import asyncio
@@ -60,6 +60,7 @@ class TlsTransport(asyncio.Transport):
     async def shake_hands(self) -> None:
         """Raises `OSError` (`ssl.SSLError` is one)."""
         self._shaken = self._loop.create_future()
+        self._shaken.add_done_callback(_heard)
         await self._loop.connect_accepted_socket(lambda: _Below(self), self.sock)
         self._try_handshake()
         await self._shaken
@@ -262,6 +263,12 @@ class TlsTransport(asyncio.Transport):
         assert self._raw is not None
         if data := self._leaving.read():
             self._raw.write(data)
+
+
+def _heard(shaken: asyncio.Future[None]) -> None:
+    """Who waited for the handshake may have been cancelled; then nobody asks why it failed."""
+    if not shaken.cancelled():
+        shaken.exception()
 
 
 class _Below(asyncio.Protocol):

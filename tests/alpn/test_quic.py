@@ -22,7 +22,6 @@ from alknet.alpn.windows import MAX_STREAM_BYTES, MAX_STREAMS, STRANGER_STREAMS,
 from testkit.datagrams import Conditions
 
 from .quic_peer import (
-    ALPN,
     DIALER,
     LISTENER,
     START_S,

@@ -1,5 +1,6 @@
 """One port, three carriers: over plain TCP, TLS and QUIC a session is the same, and so is what the node notes of it."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -9,7 +10,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from alknet.certificates import make_certificate, write_certificate
@@ -26,8 +26,6 @@ TRANSPORTS = {"tcp": "tcp", "tls": "tls", "quic": "quic", "auto": "quic", "proxy
 """What the node says of each way in."""
 NOTED = ("surface", "phase", "peer", "action", "resource", "decision", "rule", "via", "outcome")
 SOON_S = 5.0
-DRAIN_S = 2.0
-"""The default of node.drain_timeout."""
 
 
 def noted(node: NodeProcess, connection: str) -> list[dict[str, Any]]:
@@ -48,11 +46,11 @@ def noted(node: NodeProcess, connection: str) -> list[dict[str, Any]]:
 def test_output_exit_code_and_audit_are_the_same_over_every_carrier(node: NodeProcess) -> None:
     audits = {}
     for carrier, transport in TRANSPORTS.items():
-        inside = start(session(node, carrier, "echo out; read line; echo $line >&2; exit 5"))
-        wait_for(inside, b"out\n")
-        (connection,) = node.json("status")["connections"]
-        assert (connection["transport"], connection["alpn"]) == (transport, "alknet/ssh")
-        assert inside.communicate(b"err\nmore\n", timeout=SOON_S) == (b"", b"err\n")
+        with running(session(node, carrier, "echo out; read line; echo $line >&2; exit 5")) as inside:
+            wait_for(inside, b"out\n")
+            (connection,) = node.json("status")["connections"]
+            assert (connection["transport"], connection["alpn"]) == (transport, "alknet/ssh")
+            assert inside.communicate(b"err\nmore\n", timeout=SOON_S) == (b"", b"err\n")
         assert inside.returncode == 5
         audits[carrier] = noted(node, connection["id"])
     assert [(line["action"], line["resource"], line["decision"], line["outcome"]) for line in audits["tcp"]] == [
@@ -127,66 +125,69 @@ def test_64_mib_up_and_down_over_quic(node: NodeProcess, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("carrier", ["quic", "tls"])
 def test_a_signal_to_the_client_ends_the_remote_command_at_once(node: NodeProcess, carrier: str) -> None:
+    command = session(node, carrier, f"echo in; exec sleep {own_seconds(1081)}")
     for number, code in ((signal.SIGTERM, 255), (signal.SIGHUP, 255), (signal.SIGINT, 130)):
-        inside = start(session(node, carrier, f"echo in; exec sleep {own_seconds(1081)}"))
-        wait_for(inside, b"in\n")
-        inside.send_signal(number)
-        wait_until(lambda: not processes("sleep", own_seconds(1081)), "the command is gone", timeout_s=SOON_S)
-        assert inside.wait(SOON_S) == code
-        inside.communicate()
+        with running(command) as inside:
+            wait_for(inside, b"in\n")
+            inside.send_signal(number)
+            wait_until(lambda: not processes("sleep", own_seconds(1081)), "the command is gone", timeout_s=SOON_S)
+            output, said = inside.communicate(timeout=SOON_S)
+        assert (inside.returncode, output, said.strip()) == (code, b"", b"")
     outcomes = [line.get("outcome") for line in node.audit() if line["action"] == "ssh/exec"]
     assert outcomes == [None, "hung up"] * 3
 
 
 @pytest.mark.parametrize("carrier", ["quic", "tls"])
 def test_who_is_ended_by_the_operator_is_told(node: NodeProcess, carrier: str) -> None:
-    inside = start(session(node, carrier, f"echo in; exec sleep {own_seconds(1082)}"))
-    wait_for(inside, b"in\n")
-    node.alknet("sessions", "kill", node.json("sessions")[0]["id"])
-    _, said = inside.communicate(timeout=SOON_S)
+    with running(session(node, carrier, f"echo in; exec sleep {own_seconds(1082)}")) as inside:
+        wait_for(inside, b"in\n")
+        node.alknet("sessions", "kill", node.json("sessions")[0]["id"])
+        _, said = inside.communicate(timeout=SOON_S)
     assert (inside.returncode, b"ended by the operator" in said) == (255, True)
     assert not processes("sleep", own_seconds(1082))
 
 
 def test_a_lost_connection_is_exit_code_255(node: NodeProcess) -> None:
-    inside = start(session(node, "tls", f"echo in; exec sleep {own_seconds(1083)}"))
-    wait_for(inside, b"in\n")
-    node.stop(signal.SIGKILL)
-    assert inside.communicate(timeout=SOON_S) == (b"", b"alknet: the connection was lost\n")
+    with running(session(node, "tls", f"echo in; exec sleep {own_seconds(1083)}")) as inside:
+        wait_for(inside, b"in\n")
+        node.stop(signal.SIGKILL)
+        assert inside.communicate(timeout=SOON_S) == (b"", b"alknet: the connection was lost\n")
     assert inside.returncode == 255
     for left in processes("sleep", own_seconds(1083)):
         left.kill()
 
 
 def test_a_stopping_node_tells_every_session_and_its_port_is_free_at_once(node: NodeProcess) -> None:
-    inside = [
-        start(session(node, carrier, f"echo in; exec sleep {own_seconds(1084)}"))
-        for carrier in ("quic", "tls", "tcp", "proxy")
-    ]
-    for one in inside:
-        wait_for(one, b"in\n")
-    node.stop()
-    for one in inside:
-        _, said = one.communicate(timeout=DRAIN_S + SOON_S)
-        assert (one.returncode, b"the node is shutting down" in said) == (255, True), said
+    port, script = node.port, f"echo in; exec sleep {own_seconds(1084)}"
+    with contextlib.ExitStack() as stack:
+        inside = [stack.enter_context(running(session(node, carrier, script))) for carrier in TRANSPORTS]
+        for one in inside:
+            wait_for(one, b"in\n")
+        node.stop()
+        for one in inside:
+            _, said = one.communicate(timeout=SOON_S)
+            assert (one.returncode, b"the node is shutting down" in said) == (255, True), said
     assert not processes("sleep", own_seconds(1084))
-    port = node.port
+    (stopped,) = [line for line in node.audit() if line["action"] == "node/stop"]
+    assert stopped["cut"] == len(inside)
     listen_on(node, port)
     node.start()
     assert node.port == port
     for carrier in ("quic", "tls"):
-        assert subprocess.run(session(node, carrier, "exit 5"), cwd="/", check=False).returncode == 5
+        assert node.alknet("ssh", "--carrier", carrier, ".", "exit 5", check=False).returncode == 5
 
 
 def test_a_session_may_finish_while_the_node_stops(node: NodeProcess) -> None:
-    inside = [start(session(node, carrier, "echo in; read go; exit 5")) for carrier in ("quic", "tls")]
-    for one in inside:
-        wait_for(one, b"in\n")
-    os.kill(node.pid, signal.SIGTERM)
-    wait_until(lambda: not listens(node.port), "the node has begun to stop")
-    for one in inside:
-        one.communicate(b"go\n", timeout=SOON_S)
-        assert one.returncode == 5
+    script = "echo in; read go; exit 5"
+    with contextlib.ExitStack() as stack:
+        inside = [stack.enter_context(running(session(node, carrier, script))) for carrier in ("quic", "tls")]
+        for one in inside:
+            wait_for(one, b"in\n")
+        os.kill(node.pid, signal.SIGTERM)
+        wait_until(lambda: not listens(node.port), "the node has begun to stop")
+        for one in inside:
+            one.communicate(b"go\n", timeout=SOON_S)
+            assert one.returncode == 5
     assert node.stop() == 0
 
 
@@ -195,14 +196,14 @@ def test_a_port_that_is_taken_is_a_start_up_error(node: NodeProcess, kind: int, 
     node.stop()
     listen_on(node, node.port)
     with socket.socket(socket.AF_INET, kind) as other:
-        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if kind == socket.SOCK_STREAM else 0)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
         other.bind(("127.0.0.1", node.port))
         if kind == socket.SOCK_STREAM:
             other.listen()
         result = node.alknet("serve", check=False)
-    lines = result.stderr.splitlines()
     assert result.returncode == 7
-    assert f"alknet: cannot listen on 127.0.0.1:{node.port} ({name}): Address already in use" in lines
+    said = f"alknet: cannot listen on 127.0.0.1:{node.port} ({name}): Address already in use"
+    assert said in result.stderr.splitlines()
     assert not listens(node.port)
 
 

@@ -1,0 +1,248 @@
+"""Dialing over QUIC: refusals are told at once, nothing is left of what failed, and the network may change."""
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from alknet.access import Identity
+from alknet.alpn.errors import AlpnRefused, HandshakeFailed, StreamBroken
+from alknet.alpn.quic_connection import QuicConnection
+from alknet.alpn.quic_dial import dial_quic
+from testkit.datagrams import udp_relay
+from testkit.polling import eventually, settled
+
+from .conformance import BULK, Ends, Sender, pieces_of, read_all, same
+from .quic_peer import ALPN, served
+
+ALICE = Identity("alice", frozenset(), "key:SHA256:alice")
+AT_ONCE_S = 1.0
+MIB = 1024 * 1024
+
+
+def sockets() -> int:
+    """How many sockets this process has."""
+    links = [entry for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    return sum(os.readlink(entry).startswith("socket:") for entry in links if entry.exists() or entry.is_symlink())
+
+
+@contextmanager
+def silent_address() -> Iterator[tuple[str, int]]:
+    """Where somebody listens and never answers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()
+
+
+def unused_address() -> tuple[str, int]:
+    with silent_address() as address:
+        return address
+
+
+async def dial(address: tuple[str, int], alpn: str = ALPN, server_name: str | None = None) -> QuicConnection:
+    async with asyncio.timeout(20.0):
+        return await dial_quic(socket.AF_INET, address, alpn=alpn, server_name=server_name)
+
+
+def socket_of(connection: QuicConnection) -> tuple[str, int]:
+    """Where the dialer's datagrams come from."""
+    return "127.0.0.1", connection._link._socket.name[1]  # type: ignore[attr-defined]
+
+
+async def moves(ends: Ends, count: int = MIB) -> None:
+    """Both sides send so much on one stream, and all of it arrives."""
+    data = BULK[:count]
+    a = await ends[0].open_stream()
+    b = await ends[1].accept_stream()
+    async with asyncio.TaskGroup() as group:
+        for stream in (a, b):
+            group.create_task(Sender().send(stream, pieces_of(data)))
+        at_a, at_b = group.create_task(read_all(a)), group.create_task(read_all(b))
+    assert same(at_a.result(), data)
+    assert same(at_b.result(), data)
+    await a.aclose()
+    await b.aclose()
+
+
+# --- refusals -------------------------------------------------------------------------------------------------
+
+
+async def test_where_nobody_listens_is_known_at_once() -> None:
+    before = sockets()
+    async with asyncio.timeout(AT_ONCE_S):
+        with pytest.raises(HandshakeFailed, match=os.strerror(errno.ECONNREFUSED)):
+            await dial(unused_address())
+    assert sockets() == before
+
+
+async def test_an_alpn_that_is_not_served_is_refused_at_once() -> None:
+    async with served() as node:
+        before = sockets()
+        async with asyncio.timeout(AT_ONCE_S):
+            with pytest.raises(AlpnRefused, match="elsewhere"):
+                await dial(node.address, alpn="elsewhere")
+        assert sockets() == before
+        await eventually(lambda: node.admission.open == 0 and node.ids == 0, "the listener forgets it, too")
+
+
+async def test_silence_ends_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alknet.alpn.quic_dial.HANDSHAKE_TIMEOUT_S", 0.2)
+    before = sockets()
+    with silent_address() as address, pytest.raises(HandshakeFailed, match=r"no QUIC handshake within 0\.2 s"):
+        await dial(address)
+    assert sockets() == before
+
+
+@pytest.mark.parametrize("turns", [0, 1, 5])
+async def test_a_cancelled_dial_leaves_no_socket(turns: int) -> None:
+    with silent_address() as address:
+        before = sockets()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(dial(address))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+        assert task.cancelled()
+        assert sockets() == before
+
+
+async def test_a_refused_address_of_the_network_is_a_failed_handshake() -> None:
+    before = sockets()
+    with pytest.raises((HandshakeFailed, OSError)):
+        async with asyncio.timeout(AT_ONCE_S):
+            await dial(("255.255.255.255", 9))  # EACCES: nobody asked for broadcasts
+    assert sockets() == before
+
+
+async def test_a_closed_connection_leaves_no_socket() -> None:
+    async with served() as node:
+        before = sockets()
+        for closer in (0, 1):
+            ends = await node.connect()
+            assert sockets() == before + 1
+            ends[closer].close()
+            await ends[0].wait_closed()
+            assert sockets() == before
+            await ends[1].wait_closed()
+
+
+@pytest.mark.parametrize("name", ["localhost", "bücher.example", "xn--bcher-kva.example"])
+async def test_a_host_may_have_any_name(name: str) -> None:
+    async with served() as node:
+        dialer, listener = await node.connect(server_name=name)
+        dialer.close()
+        await listener.wait_closed()
+
+
+async def test_a_name_that_is_none_leaves_no_socket() -> None:
+    before = sockets()
+    with pytest.raises(UnicodeError):
+        await dial(unused_address(), server_name="x" * 64 + ".example")
+    assert sockets() == before
+
+
+# --- who else sends -------------------------------------------------------------------------------------------
+
+
+async def test_what_comes_from_somewhere_else_is_ignored() -> None:
+    async with served() as node:
+        ends = await node.connect()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.bind(("127.0.0.2", 0))
+            for _ in range(50):
+                stranger.sendto(b"\x40" + ends[0].engine.cid + os.urandom(100), socket_of(ends[0]))
+                stranger.sendto(os.urandom(1200), socket_of(ends[0]))
+            await moves(ends, 64 * 1024)
+        assert ends[0].engine.peer_address == node.address
+        ends[0].close()
+        await ends[1].wait_closed()
+
+
+async def test_garbage_during_the_handshake_does_not_stop_it() -> None:
+    async with served() as node, udp_relay(target=node.address) as relay:
+        relay.hold()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            async with asyncio.TaskGroup() as group:
+                dialing = group.create_task(node.connect(relay.address))
+                source = await eventually(lambda: next(iter(relay.sources), None), "the dialer has sent")
+                for _ in range(20):
+                    stranger.sendto(os.urandom(1200), source)
+                relay.release()
+        dialer, listener = dialing.result()
+        dialer.close()
+        await listener.wait_closed()
+
+
+async def test_after_the_handshake_a_report_of_an_error_ends_nothing() -> None:
+    async with served() as node, udp_relay(target=node.address) as relay:
+        ends = await node.connect(relay.address)
+        for code in (errno.ECONNREFUSED, errno.EHOSTUNREACH):
+            ends[0]._link._failed(OSError(code, os.strerror(code)))
+        await moves(ends, 64 * 1024)
+        node.listener.close()  # now the system reports in earnest
+        relay.close()
+        stream = await ends[0].open_stream()
+        await stream.write(b"is anybody there?")
+        await settled(lambda: int(ends[0].has_ended))
+        assert not ends[0].has_ended
+        ends[0].close()
+        ends[1].close()
+        with pytest.raises(StreamBroken):
+            await (await ends[1].accept_stream()).read() if ends[1]._incoming else _broken()
+
+
+def _broken() -> None:
+    raise StreamBroken("nothing arrived")
+
+
+# --- the network changes --------------------------------------------------------------------------------------
+
+
+async def test_a_nat_that_forgets_does_not_end_the_connection() -> None:
+    async with asyncio.timeout(20.0), served() as node, udp_relay(target=node.address) as relay:
+        ends = await node.connect(relay.address)
+        ends[1].logged_in(ALICE)
+        await moves(ends)
+        sources = set()
+        for _ in range(3):
+            sources |= set(relay.sources.values())
+            relay.rebind()
+            await moves(ends)
+        assert ends[1].engine.peer_address == next(iter(relay.sources.values())) not in sources
+        assert ends[0].close_reason is ends[1].close_reason is None
+        ends[0].close()
+        await ends[1].wait_closed()
+
+
+async def test_a_nat_that_forgets_in_the_middle_of_a_transfer_loses_nothing() -> None:
+    async with asyncio.timeout(20.0), served() as node, udp_relay(target=node.address) as relay:
+        ends = await node.connect(relay.address)
+        ends[1].logged_in(ALICE)
+        async with asyncio.TaskGroup() as group:
+            moving = group.create_task(moves(ends, 2 * MIB))
+            for share in (1, 2, 3):
+                await eventually(lambda: relay.to_client.counts.passed > 300 * share or moving.done(), "some passed")
+                relay.rebind()
+        await moves(ends)
+        ends[0].close()
+        await ends[1].wait_closed()
+
+
+async def test_who_only_listens_is_found_again_when_it_says_something() -> None:
+    """After a rebinding the listener cannot reach the dialer until that sends: a ping does."""
+    async with asyncio.timeout(20.0), served() as node, udp_relay(target=node.address) as relay:
+        ends = await node.connect(relay.address)
+        relay.rebind()
+        stream = await ends[1].open_stream()
+        await stream.write(b"news")
+        ends[0]._keep_alive()
+        ends[0].engine.ping()
+        ends[0].flush()
+        assert await (await ends[0].accept_stream()).read() == b"news"
+        ends[0].close()
+        await ends[1].wait_closed()
