@@ -195,7 +195,7 @@ class Node:
             ],
             "strangers": self._admission.half_open,
             "refused": dict(self._admission.refused),
-            "unserved": dict(self._port.unserved),
+            "unserved": dict(self._port.unserved + self.router.unserved),
             "quic": {
                 "half_open": self._quic.half_open,
                 "retries": self._quic.retries,

@@ -31,8 +31,6 @@ class MemoryConnection(BaseConnection):
     """One end of a pair."""
 
     other: "MemoryConnection"
-    close_reason: tuple[int, str] | None = None
-    """What the end that closed said."""
 
     def __init__(self, *, alpn: str, transport: str, remote: Address | None) -> None:
         super().__init__(alpn=alpn, transport=transport, remote=remote)

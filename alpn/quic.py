@@ -190,8 +190,9 @@ class Engine:
 
     @property
     def peer_address(self) -> Any:
-        """Where the other side is now; it may have moved."""
-        return self._quic.get_peer_address()
+        """Where the other side is, as far as it has proven it; None before. It may move."""
+        paths = self._quic._network_paths
+        return paths[0].addr if paths and paths[0].is_validated else None
 
     @property
     def has_just_closed(self) -> bool:

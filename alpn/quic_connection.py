@@ -6,6 +6,7 @@ here starts a task.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -15,8 +16,11 @@ from alknet.alpn.errors import ConnectionClosed, StreamsExhausted
 from alknet.alpn.quic import Datagrams, Engine
 from alknet.alpn.quic_stream import QuicStream
 from alknet.alpn.streams import Address, BaseConnection, ChannelBinding
+from alknet.logs import event
 
 __all__ = ["KEEPALIVE_S", "Link", "QuicConnection"]
+
+log = logging.getLogger("alknet.alpn")
 
 KEEPALIVE_S: Final = 20.0
 """A connection that has heard nothing for so long asks whether the other side is there; NATs forget after 30 s."""
@@ -57,8 +61,8 @@ class QuicConnection(BaseConnection):
         super().__init__(alpn="", transport="quic", remote=remote, local=local, on_login=on_login)
         self.engine = engine
         self.is_established = False
-        self.close_reason: tuple[int, str] | None = None
-        """What ended it, whoever did."""
+        self._address: Any = None
+        """The socket address that `remote` is of."""
         self._link = link
         self._on_established = on_established
         self._on_closed = on_closed
@@ -121,6 +125,16 @@ class QuicConnection(BaseConnection):
         for stream in tuple(self._streams.values()):
             stream.maybe_wake_writer()
         self.flush()
+        address = self.engine.peer_address
+        if address is not None and address != self._address:
+            self._moved(address)
+
+    def _moved(self, address: Any) -> None:
+        """The other side has another address, or has proven its first one."""
+        remote, self._address = Address.of(address), address
+        if remote != self.remote:
+            log.info(event("connection moved", connection=self.id, remote_addr=remote.host, before=self.remote))
+            self.remote = remote
 
     def flush_soon(self) -> None:
         """Send what is to be sent when the code that runs now has ended."""

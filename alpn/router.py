@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Final
@@ -39,6 +40,8 @@ class Router:
                 by_alpn[alpn] = handler
         self._by_alpn = MappingProxyType(by_alpn)
         self._connections: dict[str, Connection] = {}
+        self.unserved: Counter[str] = Counter()
+        """Connections closed because nobody serves their ALPN, by ALPN."""
         self._tasks = Tasks("connection")
         self._is_stopping = False
 
@@ -70,7 +73,10 @@ class Router:
             return
         handler = self._by_alpn.get(connection.alpn)
         if handler is None:
-            log.warning(event("no handler", alpn=connection.alpn, remote_addr=_host(connection)))
+            self.unserved[connection.alpn] += 1
+            log.info(
+                event("connection closed", remote_addr=_host(connection), alpn=connection.alpn, reason="no handler")
+            )
             connection.close(0, "no handler")
             return
         self._connections[connection.id] = connection

@@ -5,7 +5,7 @@ implementation owes is checked by one conformance suite, ``tests/alpn/conformanc
 
 **Backpressure.** `Stream.write` waits while more than a high-water mark is unsent, and a stream that nobody reads
 stops its sender: the receiver holds at most a bounded amount (`MAX_BUFFERED_BYTES` and one receive, plus what the
-operating system buffers).
+operating system buffers; on QUIC, where nothing of it is the system's, the stream's window: `alknet.alpn.windows`).
 
 **Ends.** `read` returns ``b""`` when the other side has finished writing; after a reset, or when the other side closed
 its connection without closing the stream, it raises :class:`~alknet.alpn.errors.StreamBroken`. Using a stream after
@@ -118,6 +118,10 @@ class Connection(Protocol):
         """End the connection and reset its streams; `code` and `reason` reach the other side where the carrier has
         them. Idempotent."""
 
+    close_reason: tuple[int, str] | None
+    """What ended it, code and words, where the carrier tells: None on TCP and TLS. The words are the other side's, so
+    show them escaped."""
+
     async def wait_closed(self) -> None:
         """Wait until the connection has ended, whoever ended it. That the other side did is noticed, where the
         carrier has no message for it, by reading or writing."""
@@ -131,6 +135,7 @@ class BaseConnection:
 
     channel_binding: ChannelBinding | None = None
     polite_close: Callable[[str], None] | None = None
+    close_reason: tuple[int, str] | None = None
 
     def __init__(
         self,

@@ -107,12 +107,14 @@ async def test_a_connection_goes_to_the_handler_of_its_alpn() -> None:
 
 
 async def test_an_alpn_that_nobody_serves_is_closed_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "alknet")
     router = Router([Door()])
     dialer, _ = dispatched(router, "other")
     await ended(dialer)
     assert dialer.close_reason == (0, "no handler")
     assert router.connections == ()
-    assert "no handler alpn=other" in caplog.text
+    assert "alpn=other reason=\"no handler\"" in caplog.text
+    assert router.unserved == {"other": 1}
 
 
 async def test_a_connection_ends_with_its_handler() -> None:
