@@ -106,7 +106,8 @@ async def _log_in(target: Target, dialed: Dialed, stream: Stream) -> asyncssh.SS
         "username": target.user,
         "known_hosts": ([], [], []),  # the client decides
         "client_keys": [_private_key(target.identity)] if target.identity is not None else (),
-        "keepalive_interval": KEEPALIVE_INTERVAL_S,
+        # QUIC asks for itself, and waits longer: it survives a tunnel that a question at this level would not.
+        "keepalive_interval": 0 if dialed.connection.transport == "quic" else KEEPALIVE_INTERVAL_S,
         "agent_path": () if target.identity is None else None,
         "config": None,
         "gss_host": None,

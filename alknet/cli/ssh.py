@@ -19,7 +19,7 @@ from alknet.cli.client import (
 from alknet.cli.escape import parse_escape
 from alknet.errors import AlknetError
 
-__all__ = ["SshOptions", "ssh"]
+__all__ = ["SshOptions", "is_terminal", "ssh"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,6 @@ def ssh_config(invocation: Invocation, peer: tuple[str, ...]) -> None:
                 f"peer {name!r} has no address to reach it at",
                 hint=f'add addresses = ["host:port"] to {home.peer(name)}',
             )
-    without = [] if peer else [name for name, entry in entries.items() if not entry.addresses]
     identity = _identity(invocation, home)
     known_hosts = home.path / "ssh_known_hosts"
     _refuse_unwritable(home.path, *([identity] if identity is not None else []))
@@ -108,8 +107,6 @@ def ssh_config(invocation: Invocation, peer: tuple[str, ...]) -> None:
         return
     click.echo(_heading(home, blocks[0].host))
     click.echo("\n".join(block.text() for block in chosen), nl=False)
-    for name in without:
-        click.echo(f"\n# {name} has no address to reach it at")
 
 
 def _heading(home: "Home", example: str) -> str:

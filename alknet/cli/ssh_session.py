@@ -15,7 +15,8 @@ import click
 from alknet.cli.client import CANNOT_CONNECT, reporter
 from alknet.cli.escape import BREAK_MS, Action, Escape
 from alknet.cli.ssh import SshOptions, is_terminal
-from alknet.ssh.client import ClientSession, SessionOptions, Target, connect
+from alknet.logs import printable
+from alknet.ssh.client import ClientSession, Link, SessionOptions, Target, connect
 from alknet.ssh.descriptors import Sink, Source, open_sink, open_source
 from alknet.ssh.terminal import local_modes
 
@@ -37,15 +38,16 @@ async def run_session(target: Target, options: SshOptions, *, escape: int | None
             modes=local_modes(0) if is_raw else None,
         )
         with _Terminal(is_raw) as terminal:
-            session = _Session(link.ssh, terminal, Escape(escape if is_raw else None))
+            session = _Session(link, terminal, Escape(escape if is_raw else None))
             return await session.run(wanted)
 
 
 class _Session:
     """The streams between the terminal and the channel."""
 
-    def __init__(self, ssh: "asyncssh.SSHClientConnection", terminal: "_Terminal", escape: Escape) -> None:
-        self._ssh = ssh
+    def __init__(self, link: Link, terminal: "_Terminal", escape: Escape) -> None:
+        self._link = link
+        self._ssh = link.ssh
         self._terminal = terminal
         self._escape = escape
         self._session = ClientSession()
@@ -70,7 +72,8 @@ class _Session:
         if session.exit_signal is not None:
             click.echo(f"alknet: the remote command was ended by SIG{session.exit_signal}", err=True)
         elif session.exit_status is None and not self._was_disconnected:
-            click.echo("alknet: the connection was lost", err=True)
+            _, why = self._link.carrier.close_reason or (0, "")
+            click.echo(f"alknet: the connection was lost{': ' if why else ''}{printable(why)}", err=True)
         return CANNOT_CONNECT if session.exit_status is None else session.exit_status
 
     def _received(self, data: bytes, is_stderr: bool) -> bool:

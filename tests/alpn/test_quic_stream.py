@@ -77,7 +77,7 @@ async def test_late_bytes_of_a_stream_that_was_closed_are_given_back() -> None:
     async with joined() as (a, b):
         await a.write(b"x" * 1000)
         await a.write_eof()
-        await b.aclose()
+        b._stop_reading()
         assert not b._received, "it is on its way"
         await eventually(lambda: b._received == 1000, "it arrives")
         await settled(lambda: window_in_use(connection_of(b)))

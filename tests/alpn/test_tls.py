@@ -83,7 +83,9 @@ async def over_openssl(sock: socket.socket, context: ssl.SSLContext, *, server: 
             return session
         except ssl.SSLWantReadError:
             await loop.sock_sendall(sock, leaving.read())
-            arriving.write(await loop.sock_recv(sock, 64 * 1024))
+            if not (data := await loop.sock_recv(sock, 64 * 1024)):
+                raise ConnectionResetError("the connection was closed") from None
+            arriving.write(data)
         finally:
             await loop.sock_sendall(sock, leaving.read())
 

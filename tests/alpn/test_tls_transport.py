@@ -427,9 +427,9 @@ def test_a_reason_is_in_words(error: OSError, reason: str) -> None:
 # --- openssl s_client -----------------------------------------------------------------------------------------
 
 
-async def s_client(arguments: list[str], typed: list[bytes]) -> tuple[bytes, bytes, int | None]:
-    """Serve one `openssl s_client` that types lines, each after the one before has come back; what the listener read,
-    what the client printed, and its exit code."""
+@asynccontextmanager
+async def s_client(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, Stream]]:
+    """The stock client, and the stream that it has reached."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.setblocking(False)
         port = listening.getsockname()[1]
@@ -440,34 +440,49 @@ async def s_client(arguments: list[str], typed: list[bytes]) -> tuple[bytes, byt
             stderr=asyncio.subprocess.STDOUT,
         )
         sock, remote = await asyncio.get_running_loop().sock_accept(listening)
-    context = server_context(certificate(), ["test"])
-    connection = await accept_tls(
-        sock, context=context, certificate=certificate(), remote=Address.of(remote), default_alpn="http/1.1"
-    )
-    assert client.stdin is not None
-    stream, received = await connection.accept_stream(), bytearray()
-    for line in typed:
-        client.stdin.write(line)
-        if len(line) > 2:  # one letter is a command to the client itself
-            while not received.endswith(line):
-                received += await stream.read()
-            await stream.write(line.upper())
-    client.stdin.close()
-    received += await read_all(stream)
-    await stream.aclose()
-    printed, _ = await client.communicate()
-    return bytes(received), printed, client.returncode
+    try:
+        context = server_context(certificate(), ["test"])
+        connection = await accept_tls(
+            sock, context=context, certificate=certificate(), remote=Address.of(remote), default_alpn="http/1.1"
+        )
+        async with asyncio.timeout(10.0):
+            yield client, await connection.accept_stream()
+            connection.close()
+            await client.communicate()
+    finally:
+        if client.returncode is None:
+            client.kill()
+            await client.communicate()
 
 
 async def test_stock_openssl_ends_in_order() -> None:
-    async with asyncio.timeout(20.0):
-        received, _, code = await s_client(["-quiet", "-no_ign_eof"], [b"question\n"])
-    assert (received, code) == (b"question\n", 0)
+    async with s_client("-quiet", "-no_ign_eof") as (client, stream):
+        assert client.stdin is not None
+        client.stdin.write(b"question\n")
+        client.stdin.close()
+        assert await read_all(stream) == b"question\n"
+        await stream.aclose()
+    assert client.returncode == 0
 
 
-async def test_stock_openssl_may_change_its_keys() -> None:
-    async with asyncio.timeout(20.0):
-        received, printed, code = await s_client([], [b"before\n", b"K\n", b"after\n", b"k\n", b"the end\n"])
-    assert (received, code) == (b"before\nafter\nthe end\n", 0)
-    assert b"KEYUPDATE" in printed
-    assert b"AFTER" in printed
+async def test_stock_openssl_sees_our_end() -> None:
+    async with s_client("-quiet") as (client, stream):
+        assert client.stdout is not None
+        await stream.write(b"words")
+        await stream.aclose()
+        assert (await client.stdout.read()).endswith(b"words")
+    assert client.returncode == 0
+
+
+async def test_stock_openssl_may_change_its_keys_and_ours() -> None:
+    async with s_client() as (client, stream):
+        assert client.stdin is not None
+        assert client.stdout is not None
+        for line in (b"before", b"K", b"after", b"K", b"the end"):
+            client.stdin.write(line + b"\n")
+            if line == b"K":
+                await client.stdout.readuntil(b"KEYUPDATE")
+            else:
+                assert await stream.read() == line + b"\n"
+                await stream.write(line.upper())
+                await client.stdout.readuntil(line.upper())

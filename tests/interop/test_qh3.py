@@ -281,7 +281,7 @@ async def test_we_reach_it_through_the_race() -> None:
 
 
 async def test_it_refuses_our_alpn() -> None:
-    """In its own words: its alert is handshake_failure, and not the no_application_protocol of RFC 9001."""
+    """In its own words: its alert is another one than no_application_protocol, which RFC 9001 asks for."""
     async with server(digest_back, alpn="alknet/other") as (port, _):
         with pytest.raises(HandshakeFailed, match="No common ALPN protocols"):
             await reach(port)

@@ -145,7 +145,6 @@ def test_the_text_says_how_it_was_made_and_who_is_left_out(home: Home, capsys: p
     text = printed(capsys, home)
     assert text.startswith(f"# Made by: alknet --home {home.path} ssh-config\n")
     assert "Include alknet.conf" in text
-    assert "# owner has no address to reach it at" in text
     hosts = [line.split()[1] for line in text.splitlines() if line.startswith("Host ")]
     assert hosts == ["alknet", "db", "new", "web"]
 
