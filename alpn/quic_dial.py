@@ -11,12 +11,14 @@ from alknet.alpn.quic import Datagrams, Engine
 from alknet.alpn.quic_connection import QuicConnection
 from alknet.alpn.streams import Address
 from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S
-from alknet.alpn.udp import Datagram, UdpSocket, open_udp
+from alknet.alpn.udp import Datagram, UdpSocket, open_udp, source_address
 
 __all__ = ["dial_quic"]
 
 NO_APPLICATION_PROTOCOL: Final = 0x178
 """CRYPTO_ERROR with the TLS alert no_application_protocol (RFC 9001 section 8.1)."""
+SOURCE_CHECK_S: Final = 1.0
+"""How often a dialer looks whether its own address has changed."""
 REFUSALS: Final = frozenset({errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM})
 
 
@@ -40,6 +42,9 @@ async def dial_quic(family: int, address: Any, *, alpn: str, server_name: str | 
 class _DialerLink:
     def __init__(self, family: int, address: Any, alpn: str, server_name: str | None) -> None:
         self._alpn = alpn
+        self._target = family, address
+        self._source: str | None = None
+        self._source_check: asyncio.TimerHandle | None = None
         self._socket: UdpSocket | None = None
         self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         engine = Engine.dial(alpn, server_name=server_name, address=address, now=time.monotonic())
@@ -51,7 +56,7 @@ class _DialerLink:
             self,
             remote=Address.of(address),
             local=None,
-            on_established=lambda _: self._settle(None),
+            on_established=self._established,
             on_closed=self._closed,
         )
 
@@ -59,6 +64,20 @@ class _DialerLink:
         self.connection.flush()
         await self._done
         return self.connection
+
+    def _established(self, connection: QuicConnection) -> None:
+        self._settle(None)
+        self._source = source_address(*self._target)
+        self._check_source()
+
+    def _check_source(self) -> None:
+        """Tell the node when this machine has another address: until it hears from there, it sends to the old one."""
+        source = source_address(*self._target)
+        if source is not None and source != self._source:
+            self._source = source
+            self.connection.engine.ping()
+            self.connection.flush_soon()
+        self._source_check = asyncio.get_running_loop().call_later(SOURCE_CHECK_S, self._check_source)
 
     def _settle(self, error: Exception | None) -> None:
         if self._done.done():
@@ -109,6 +128,8 @@ class _DialerLink:
         pass
 
     def over(self, connection: QuicConnection) -> None:
+        if self._source_check is not None:
+            self._source_check.cancel()
         if self._socket is not None:
             self._socket.close()
             self._socket = None

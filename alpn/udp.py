@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-__all__ = ["MAX_BATCH", "Datagram", "UdpSocket", "bind_udp", "open_udp"]
+__all__ = ["MAX_BATCH", "Datagram", "UdpSocket", "bind_udp", "open_udp", "source_address"]
 
 MAX_BATCH: Final = 64
 """Datagrams that are received before the event loop gets its turn."""
@@ -79,6 +79,17 @@ def open_udp(family: int) -> socket.socket:
     else:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
     return sock
+
+
+def source_address(family: int, address: Any) -> str | None:
+    """The local address that the system would send from to `address` now; None if it knows no way there."""
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect(address)  # sends nothing: it only asks the routing table
+        except OSError:
+            return None
+        host: str = sock.getsockname()[0]
+        return host
 
 
 class UdpSocket:

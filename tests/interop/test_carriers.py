@@ -87,7 +87,8 @@ def test_a_session_over_quic_is_like_one_of_ssh(node: NodeProcess) -> None:
         return result.returncode, result.stdout, result.stderr
 
     for code in (0, 1, 255):
-        assert run(f"exit {code}") == (code, b"", b"")
+        result = node.alknet("ssh", "--carrier", "quic", ".", f"exit {code}", check=False)
+        assert (result.returncode, result.stdout, result.stderr) == (code, "", "")
     assert run("wc -c", given=b"12345") == (0, b"5\n", b"")  # stdin to its end
     assert run("exit 6", given=bytes(4 * MIB)) == (6, b"", b"")  # and a command that does not read it
     assert run("seq 100000 >&2; echo out; exit 7") == (7, b"out\n", b"".join(b"%d\n" % n for n in range(1, 100_001)))

@@ -141,7 +141,7 @@ def test_a_home_that_ssh_has_no_spelling_for_is_refused(
 # --- what is printed --------------------------------------------------------------------------------------------
 
 
-def test_the_text_says_how_it_was_made_and_who_is_left_out(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_text_says_how_it_was_made(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, home)
     assert text.startswith(f"# Made by: alknet --home {home.path} ssh-config\n")
     assert "Include alknet.conf" in text
