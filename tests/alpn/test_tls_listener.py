@@ -32,7 +32,7 @@ SOON_S = 0.05
 
 
 @cache
-def identity(number: int = 0) -> TlsIdentity:
+def identity(number: int) -> TlsIdentity:
     return TlsIdentity.of(make_certificate((f"node{number}.example",)), ["test"])
 
 
@@ -43,7 +43,7 @@ class Door:
         self.admission = Admission(AdmissionLimits())
         self.dispatched: list[Connection] = []
         self.fails = False
-        self.listener = TlsListener(identity(), self._dispatch)
+        self.listener = TlsListener(identity(0), self._dispatch)
         self.brought_in: list[socket.socket] = []
         self._strangers: list[socket.socket] = []
 
@@ -231,17 +231,17 @@ async def test_a_new_certificate_is_for_new_handshakes_and_old_connections_go_on
 
 
 def test_an_identity_is_its_certificate_and_its_alpns() -> None:
-    certificate = identity().certificate
-    assert TlsIdentity.of(certificate, ["test"]) == identity()
-    assert TlsIdentity.of(certificate, ["other"]) != identity()
+    certificate = identity(0).certificate
+    assert TlsIdentity.of(certificate, ["test"]) == identity(0)
+    assert TlsIdentity.of(certificate, ["other"]) != identity(0)
     assert identity(0) != identity(1)
-    assert "PRIVATE" not in repr(identity())
+    assert "PRIVATE" not in repr(identity(0))
 
 
 def with_short_key(folder: Path) -> Certificate:
     key = rsa.generate_private_key(65537, 1024)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "weak")])
-    model = identity().certificate.leaf
+    model = identity(0).certificate.leaf
     leaf = (
         x509.CertificateBuilder(issuer_name=name, subject_name=name)
         .public_key(key.public_key())
