@@ -9,6 +9,7 @@ the hello) before it sends anything of its own.
 
 import asyncio
 import ipaddress
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -157,7 +158,8 @@ class _Race:
         except (AlknetError, OSError) as exc:
             if isinstance(exc, AlpnRefused):
                 self.refused.append(attempt)
-            self._fail(attempt, exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc))
+            # The event loop puts words of its own for the system's.
+            self._fail(attempt, os.strerror(exc.errno) if isinstance(exc, OSError) and exc.errno else str(exc))
         except Exception as exc:  # a mistake of ours: the race goes on, and the task's owner logs it
             self._fail(attempt, repr(exc))
             raise

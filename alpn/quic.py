@@ -281,7 +281,9 @@ class Engine:
         self._quic._local_max_data.value = self._quic.windows.connection_limit
 
     def ping(self) -> None:
-        self._quic.send_ping(0)
+        """Ask whether the other side is there, however much is in flight: what the library asks by itself comes at
+        intervals that double, so that a connection would not outlive a long silence of the network."""
+        self._quic._send_probe()
 
     def close(self, code: int, reason: str) -> None:
         text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")

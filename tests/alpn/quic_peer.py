@@ -164,6 +164,7 @@ class Net:
 
     def __init__(self, conditions: Conditions = NEAR, seed: int = 0) -> None:
         self.now = START_S
+        self.dialer_address = DIALER
         self.dialer = End(Engine.dial(ALPN, server_name=None, address=LISTENER, now=self.now))
         self._listener: End | None = None
         self.to_listener: Lane[bytes] = Lane(conditions, f"{seed} to listener")
@@ -202,7 +203,7 @@ class Net:
         for data in self.to_listener.take(self.now):
             if self._listener is None:
                 self._listener = End(accepting(data))
-            self._listener.engine.receive(data, DIALER, self.now)
+            self._listener.engine.receive(data, self.dialer_address, self.now)
         for data in self.to_dialer.take(self.now):
             self.dialer.engine.receive(data, LISTENER, self.now)
         for end in (self.dialer, self._listener):

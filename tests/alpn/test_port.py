@@ -287,7 +287,7 @@ async def test_a_second_address_that_the_machine_lacks_is_left_out() -> None:
 
 async def test_a_first_address_that_the_machine_lacks_is_an_error() -> None:
     port = Port(Admission(AdmissionLimits()), {})
-    with pytest.raises(StartupError, match=r"cannot listen on 192\.0\.2\.1:0: Cannot assign") as caught:
+    with pytest.raises(StartupError, match=r"cannot listen on 192\.0\.2\.1:0 \(TCP\): Cannot assign") as caught:
         port.listen(("192.0.2.1",), 0)
     assert "node.listen" in caught.value.hint
 

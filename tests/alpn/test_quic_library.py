@@ -30,6 +30,7 @@ USED = [  # what `alpn/quic.py` and `alpn/quic_library.py` touch beside public n
     "_local_max_streams_uni",
     "_on_connection_limit_delivery",
     "_on_max_stream_data_delivery",
+    "_send_probe",
     "_state",
     "_streams",
 ]
