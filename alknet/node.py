@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -110,7 +111,9 @@ class Node:
         self.router = Router([self._ssh])
         identity = TlsIdentity.of(certificate, self.router.alpns)
         self._tls = TlsListener(identity, self.router.dispatch)
-        self._quic = QuicListener(self._admission, identity, self.router.dispatch)
+        # The node's own key is of this home alone, where a certificate may serve several machines.
+        secret = hashlib.blake2b(home.node_key.read_bytes(), person=b"alknet-quicreset").digest()
+        self._quic = QuicListener(self._admission, identity, self.router.dispatch, reset_secret=secret)
         carriers: dict[Opening, Carrier] = {Opening.SSH: plain(SSH_ALPN, self.router), Opening.TLS: self._tls}
         self._port = Port(self._admission, carriers, self._quic)
         self._reloader = Reloader(home, settings, identity, apply=self._apply, clock=self._clock)

@@ -285,6 +285,10 @@ class Engine:
         intervals that double, so that a connection would not outlive a long silence of the network."""
         self._quic._send_probe()
 
+    def forget(self) -> None:
+        """The connection is over: let go of what it held, without waiting for the collector of cycles."""
+        self._quic.forget()
+
     def close(self, code: int, reason: str) -> None:
         text = reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
         self._quic.close(error_code=code, reason_phrase=text)

@@ -25,6 +25,12 @@ log = logging.getLogger("alknet.alpn")
 KEEPALIVE_S: Final = 20.0
 """A connection that has heard nothing for so long asks whether the other side is there; NATs forget after 30 s."""
 
+CLOSE_LINGER_S: Final = 3.0
+"""How long a closed connection is kept, so that the other side hears of it; QUIC's own measure is the other side's to
+stretch."""
+MOVE_LOG_INTERVAL_S: Final = 10.0
+"""A connection that moves all the time is logged once in this."""
+
 
 class Link(Protocol):
     """Where a connection's datagrams go."""
@@ -76,6 +82,8 @@ class QuicConnection(BaseConnection):
         self._flush_is_due = False
         self._is_over = False
         self._heard_at = time.monotonic()
+        self._move_logged_at = -MOVE_LOG_INTERVAL_S
+        self._linger: asyncio.TimerHandle | None = None
         self._keepalive: asyncio.TimerHandle | None = None
 
     # --- the contract -----------------------------------------------------------------------------------------
@@ -114,10 +122,13 @@ class QuicConnection(BaseConnection):
 
     # --- being driven -----------------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, address: Any, now: float) -> None:
-        """A datagram for this connection; `progressed` follows when there are no more."""
-        if self.engine.receive(data, address, now):
+    def receive(self, data: bytes, address: Any, now: float) -> bool:
+        """A datagram for this connection; `progressed` follows when there are no more. Says whether it was the other
+        side's."""
+        is_theirs = self.engine.receive(data, address, now)
+        if is_theirs:
             self._heard_at = now
+        return is_theirs
 
     def progressed(self) -> None:
         """Deal with what was received, or what the timer has caused."""
@@ -132,15 +143,19 @@ class QuicConnection(BaseConnection):
     def _moved(self, address: Any) -> None:
         """The other side has another address, or has proven its first one."""
         remote, self._address = Address.of(address), address
-        if remote != self.remote:
-            log.info(event("connection moved", connection=self.id, remote_addr=remote.host, before=self.remote))
-            self.remote = remote
+        before, self.remote = self.remote, remote
+        now = time.monotonic()
+        if self.identity is None or before is None or remote.host == before.host:
+            return
+        if now - self._move_logged_at >= MOVE_LOG_INTERVAL_S:
+            self._move_logged_at = now
+            log.info(event("connection moved", connection=self.id, remote_addr=remote.host, before=before.host))
 
     def flush_soon(self) -> None:
         """Send what is to be sent when the code that runs now has ended."""
         if not self._flush_is_due:
             self._flush_is_due = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_soon(self.safely, self.flush)
 
     def flush(self) -> None:
         self._flush_is_due = False
@@ -169,8 +184,19 @@ class QuicConnection(BaseConnection):
         self._timer_at = at
         self._timer = self._loop.call_later(max(0.0, at - time.monotonic()), self._timer_fired)
 
+    def safely(self, step: Callable[[], object]) -> None:
+        """A mistake that `step` brings out, the library's or a handler's, ends this connection and no other."""
+        try:
+            step()
+        except Exception:
+            log.exception(event("connection failed", connection=self.id, remote_addr=self.remote))
+            self.abandon()
+
     def _timer_fired(self) -> None:
         self._timer = None
+        self.safely(self._look_at_time)
+
+    def _look_at_time(self) -> None:
         now, at = time.monotonic(), self.engine.timer()
         if at is not None and at <= now:
             self.engine.handle_timer(now)
@@ -224,11 +250,12 @@ class QuicConnection(BaseConnection):
 
     def terminated(self) -> None:
         self._is_over = True
-        for timer in (self._timer, self._keepalive):
+        for timer in (self._timer, self._keepalive, self._linger):
             if timer is not None:
                 timer.cancel()
         self._ended(0, "")
         self._link.over(self)
+        self.engine.forget()
 
     # --- streams ----------------------------------------------------------------------------------------------
 
@@ -262,6 +289,8 @@ class QuicConnection(BaseConnection):
         for stream in tuple(self._streams.values()):
             stream.connection_ended()
         self._incoming.clear()
+        if not self._is_over:
+            self._linger = self._loop.call_later(CLOSE_LINGER_S, self.terminated)
         if self._on_closed is not None:
             self._on_closed()
 

@@ -14,17 +14,20 @@ and tests hold that they exist and have their effect.
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from aioquic._buffer import Buffer
 from aioquic.quic import connection as library
+from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import QuicCongestionControl, register_congestion_control
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicProtocolVersion
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream as LibraryStream
 
+from alknet.alpn.congestion import PathModel
 from alknet.alpn.quic_reset import TOKEN_BYTES
 from alknet.alpn.windows import STREAM_BYTES, ReceiveWindows
 
@@ -49,6 +52,8 @@ MAX_CRYPTO_FRAGMENTS: Final = 64
 """Gaps in the handshake bytes of one packet space: browsers shuffle a ClientHello into about ten pieces."""
 MAX_FRAGMENTS: Final = 512
 """Gaps in a stream's received bytes: a full window with every second packet lost has fewer."""
+CONGESTION: Final = "alknet"
+"""What aioquic calls our congestion control."""
 VERSIONS: Final = (QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2)
 
 # It warns of every packet that breaks a rule: strangers could fill the log.
@@ -58,12 +63,52 @@ library.logger.setLevel(logging.ERROR)
 def configuration_of(alpns: Sequence[str], *, is_client: bool) -> QuicConfiguration:
     return QuicConfiguration(
         alpn_protocols=list(alpns),
+        congestion_control_algorithm=CONGESTION,
         connection_id_length=CID_BYTES,
         idle_timeout=IDLE_TIMEOUT_S,
         is_client=is_client,
         max_stream_data=STREAM_BYTES,
         supported_versions=list(VERSIONS),
     )
+
+
+class _Congestion(QuicCongestionControl):
+    """`PathModel` as aioquic wants it."""
+
+    def __init__(self, *, max_datagram_size: int) -> None:
+        super().__init__(max_datagram_size=max_datagram_size)
+        self._model = PathModel(max_datagram_size)
+
+    def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
+        self._model.sent(packet.packet_number, packet.sent_bytes, packet.sent_time or 0.0)
+        self._note()
+
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
+        self._model.acked(packet.packet_number, packet.sent_bytes, now)
+        self._note()
+
+    def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
+        for packet in packets:
+            self._model.forgotten(packet.packet_number, packet.sent_bytes)
+        self._note()
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
+        for packet in packets:
+            self._model.lost(packet.packet_number, packet.sent_bytes)
+        self._note()
+
+    def on_persistent_congestion(self) -> None:
+        self._model.collapsed()
+        self._note()
+
+    def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
+        self._model.round_trip(rtt, now)
+
+    def _note(self) -> None:
+        self.bytes_in_flight, self.congestion_window = self._model.in_flight, self._model.window
+
+
+register_congestion_control(CONGESTION, _Congestion)
 
 
 class StreamLimit(library.Limit):
@@ -133,6 +178,15 @@ class Library(library.QuicConnection):
         )
         for number in numbers:
             frame.push_uint_var(number)
+
+    def forget(self) -> None:
+        """Break the cycles that would keep a dead connection's buffers until Python looks for cycles."""
+        self._QuicConnection__frame_handlers: dict[int, Any] = {}
+        self._crypto_buffers, self._crypto_streams, self._cryptos, self._cryptos_initial = {}, {}, {}, {}
+        self._streams, self._streams_queue = {}, []
+        self._close_event = self._close_event or events.ConnectionTerminated(QuicErrorCode.NO_ERROR, None, "")
+        self._state = library.QuicConnectionState.TERMINATED
+        self.__dict__.pop("tls", None)
 
     def _replenish_connection_ids(self) -> None:
         super()._replenish_connection_ids()

@@ -41,6 +41,8 @@ log = logging.getLogger("alknet.alpn")
 
 RETRY_ABOVE: Final = 32
 """With more unfinished handshakes than this, newcomers must prove their address."""
+RETRY_ABOVE_PER_S: Final = 100
+"""So they must when more than this have come within a second."""
 LOG_INTERVAL_S: Final = 1.0
 """A flood of refused datagrams makes one log line in this time for each reason."""
 LONG_HEADER: Final = 0x80
@@ -49,10 +51,18 @@ LONG_HEADER: Final = 0x80
 class QuicListener:
     """Serves QUIC on any number of UDP sockets; `dispatch` gets each connection whose handshake is completed.
 
-    `identity` may be replaced at any time: connections that begin afterwards use the new one.
+    `identity` may be replaced at any time: connections that begin afterwards use the new one. `reset_secret` belongs to
+    this node alone and to its next start; without one, a restarted node cannot tell whom it has forgotten.
     """
 
-    def __init__(self, admission: Admission, identity: TlsIdentity, dispatch: Callable[[QuicConnection], None]) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        identity: TlsIdentity,
+        dispatch: Callable[[QuicConnection], None],
+        *,
+        reset_secret: bytes = b"",
+    ) -> None:
         self.identity = identity
         self.dropped: Counter[str] = Counter()
         """Datagrams that led nowhere, by reason."""
@@ -60,8 +70,8 @@ class QuicListener:
         self._admission = admission
         self._dispatch = dispatch
         self._tokens = RetryTokens()
-        # The private key is what the next start of this node has too, and nobody else.
-        self._resets = ResetTokens(identity.certificate.key_pem)
+        self._resets = ResetTokens(reset_secret or os.urandom(32))
+        self._second = self._made = 0
         self._links: list[_Link] = []
         self._half_open: set[QuicConnection] = set()
         self._is_accepting = True
@@ -101,9 +111,7 @@ class QuicListener:
         if header is None or header.kind == "other":
             self.dropped["unknown" if header or (data and data[0] & 0x40) else "garbage"] += 1
             if data and data[0] & (LONG_HEADER | 0x40) == 0x40:
-                reset = self._resets.answer(data, _destination_cid(data), now=time.monotonic())
-                if reset is not None:
-                    link.socket.send(reset, address, local)
+                self._answer_unknown(data, address, local, link)
             return None
         if len(data) < MIN_INITIAL_BYTES or len(header.destination) < CID_BYTES:  # RFC 9000 sections 14.1 and 7.2
             self.dropped["short"] += 1
@@ -117,6 +125,14 @@ class QuicListener:
             return None
         return self._admit(data, header, address, local, link)
 
+    def _answer_unknown(self, data: bytes, address: Any, local: bytes | None, link: "_Link") -> None:
+        cid = _destination_cid(data)
+        if any(other.knows(cid) for other in self._links):
+            return  # it came to the wrong socket; the token would let whoever sent it end that connection
+        reset = self._resets.answer(data, cid, now=time.monotonic())
+        if reset is not None:
+            link.socket.send(reset, address, local)
+
     def _admit(
         self, data: bytes, header: Header, address: Any, local: bytes | None, link: "_Link"
     ) -> QuicConnection | None:
@@ -127,7 +143,7 @@ class QuicListener:
             if original is None:
                 self.dropped["token"] += 1
                 return None
-        elif len(self._half_open) > RETRY_ABOVE:
+        elif len(self._half_open) > RETRY_ABOVE or self._made_this_second(now) > RETRY_ABOVE_PER_S:
             self.retries += 1
             retry = self._tokens.ask(header, address, new_cid=os.urandom(CID_BYTES), now=now)
             link.socket.send(retry, address, local)
@@ -139,6 +155,7 @@ class QuicListener:
             self._log_refusal(remote, slot)
             return None
         assert original is not None
+        self._made += 1
         engine = Engine.accept(
             self.identity.certificate,
             self.identity.alpns,
@@ -187,6 +204,12 @@ class QuicListener:
         self.dropped["handshake_timeout"] += 1
         connection.abandon()
 
+    def _made_this_second(self, now: float) -> int:
+        """Engines begun in this second, whatever became of them: one costs a millisecond."""
+        if int(now) != self._second:
+            self._second, self._made = int(now), 0
+        return self._made
+
     def _log_refusal(self, remote: Address, limit: str) -> None:
         now = self._loop.time()
         if now - self._logged_at.get(limit, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
@@ -211,6 +234,9 @@ class _Link:
             host = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
         return Address.of((host, port))
 
+    def knows(self, cid: bytes) -> bool:
+        return cid in self._by_cid
+
     def adopt(self, connection: QuicConnection, cids: Sequence[bytes], local: bytes | None) -> None:
         self._cids[connection] = set()
         self._sources[connection] = local
@@ -227,19 +253,15 @@ class _Link:
                 if connection is None:
                     continue
             else:
-                self._sources[connection] = local
-                self._guarded(connection, partial(connection.receive, data, address, now))
+                connection.safely(partial(self._give, connection, (data, address, local), now))
             touched[connection] = None
         for connection in touched:
-            self._guarded(connection, connection.progressed)
+            connection.safely(connection.progressed)
 
-    def _guarded(self, connection: QuicConnection, step: Callable[[], None]) -> None:
-        """A mistake of the library's, or of a handler's, that a datagram brings out ends that connection only."""
-        try:
-            step()
-        except Exception:
-            log.exception(event("connection failed", connection=connection.id, remote_addr=connection.remote))
-            connection.abandon()
+    def _give(self, connection: QuicConnection, datagram: Datagram, now: float) -> None:
+        data, address, local = datagram
+        if connection.receive(data, address, now):
+            self._sources[connection] = local
 
     def _writable(self) -> None:
         for connection in tuple(self._cids):

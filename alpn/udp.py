@@ -189,7 +189,7 @@ class UdpSocket:
     def _send_backlog(self) -> None:
         while self._backlog:
             data, address, source = self._backlog[0]
-            if not self._try_send([(data, address)], source):
+            if not self._try_send([(data, address)], source) or self._is_closed:
                 return
             self._backlog.popleft()
         self._loop.remove_writer(self._sock)

@@ -6,11 +6,11 @@ it sends anything: see :mod:`alknet.ssh.trust`.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncssh
 
@@ -24,6 +24,7 @@ from alknet.ssh.trust import HostTrust, TrustingClient
 
 __all__ = ["ClientSession", "Link", "SessionOptions", "Target", "ask", "connect", "round_trip"]
 
+T = TypeVar("T")
 CONNECT_TIMEOUT_S: Final = 10.0
 QUESTION_TIMEOUT_S: Final = 120.0
 """What the user may take who is asked about an unknown host."""
@@ -45,6 +46,8 @@ class Target:
     trust: HostTrust
     name: str
     """For messages."""
+    may_ask: bool = False
+    """Whether `trust` asks a person, who needs time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ async def _leave(ssh: asyncssh.SSHClientConnection, stream: Stream) -> None:
 async def _log_in(target: Target, dialed: Dialed, stream: Stream) -> asyncssh.SSHClientConnection:
     host, port = dialed.host, dialed.port
     client = _Client(target.trust, address=(host, port))
-    patience = CONNECT_TIMEOUT_S + (0.0 if target.trust.accept_new is None else QUESTION_TIMEOUT_S)
+    patience = CONNECT_TIMEOUT_S + (QUESTION_TIMEOUT_S if target.may_ask else 0.0)
     options: dict[str, Any] = {
         "server_host_key_algs": target.trust.algorithms(host, port),
         "tunnel": _Carried(stream),
@@ -152,8 +155,17 @@ class _Carried:
 async def round_trip(ssh: asyncssh.SSHClientConnection) -> float:
     """Seconds that a request takes to the other side's SSH and back."""
     began = time.monotonic()
-    await ssh._make_global_request(b"keepalive@openssh.com")
+    await _in_time(ssh._make_global_request(b"keepalive@openssh.com"))
     return time.monotonic() - began
+
+
+async def _in_time(answer: Awaitable[T]) -> T:
+    """An answer of the other side's SSH, which the carrier says is alive."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await answer
+    except TimeoutError:
+        raise UnavailableError(f"the other side does not answer within {CONNECT_TIMEOUT_S:g} s") from None
 
 
 async def ask(ssh: asyncssh.SSHClientConnection, subsystem: str, request: bytes) -> bytes:
@@ -173,7 +185,7 @@ async def ask(ssh: asyncssh.SSHClientConnection, subsystem: str, request: bytes)
                 ended.set_result(None)
 
     try:
-        channel, _ = await ssh.create_session(Question, subsystem=subsystem, encoding=None)
+        channel, _ = await _in_time(ssh.create_session(Question, subsystem=subsystem, encoding=None))
         channel.write(request)
         channel.write_eof()
         await ended
@@ -218,13 +230,15 @@ class ClientSession(asyncssh.SSHClientSession[bytes]):
     ) -> asyncssh.SSHClientChannel[bytes]:
         """Open the channel and start the command or shell."""
         try:
-            channel, _ = await connection.create_session(
-                lambda: session,
-                options.command or (),
-                encoding=None,
-                term_type=options.terminal,
-                term_size=options.size,
-                term_modes=options.modes or {},
+            channel, _ = await _in_time(
+                connection.create_session(
+                    lambda: session,
+                    options.command or (),
+                    encoding=None,
+                    term_type=options.terminal,
+                    term_size=options.size,
+                    term_modes=options.modes or {},
+                )
             )
         except asyncssh.ChannelOpenError as exc:
             raise UnavailableError(f"no session could be opened: {exc.reason}") from exc

@@ -9,6 +9,7 @@ from typing import Final
 import asyncssh
 
 from alknet.access import Identity
+from alknet.alpn.errors import ConnectionClosed
 from alknet.alpn.streams import Connection, Stream
 from alknet.gate import Gate
 from alknet.ssh.child import Child
@@ -58,10 +59,14 @@ class SshHandler:
         self._options = server_options(host_key)
         self._on_login_failed = on_login_failed
         self._connections: set[SshConnection] = set()
+        self._waiting: set[Connection] = set()
+        """Those that have not opened a stream yet."""
         self._hung_up: set[Child] = set()
 
     async def handle(self, connection: Connection) -> None:
-        stream = await connection.accept_stream()
+        stream = await self._first_stream(connection)
+        if stream is None:
+            return
         ssh = SshConnection(self, connection, self._options)
         self._connections.add(ssh)
         connection.polite_close = ssh.end
@@ -71,6 +76,17 @@ class SshHandler:
             await ssh.wait_gone()
         finally:
             self._connections.discard(ssh)
+
+    async def _first_stream(self, connection: Connection) -> Stream | None:
+        """The stream that SSH runs on; None when none comes in the time for a login, or the connection ends first."""
+        self._waiting.add(connection)
+        try:
+            async with asyncio.timeout(self.settings.login_grace_s):
+                return await connection.accept_stream()
+        except (TimeoutError, ConnectionClosed):
+            return None
+        finally:
+            self._waiting.discard(connection)
 
     def recheck(self) -> None:
         for connection in tuple(self._connections):
@@ -91,6 +107,8 @@ class SshHandler:
 
     async def shutdown(self, deadline: float) -> None:
         """Refuse new sessions, let running ones finish until `deadline`, disconnect everybody, end what still runs."""
+        for waiting in tuple(self._waiting):
+            waiting.close(0, "the node is shutting down")
         await asyncio.gather(*(self._drain(connection, deadline) for connection in self._connections))
         children = [child for child in self._hung_up if child.is_running]
         async with asyncio.TaskGroup() as group:

@@ -76,9 +76,16 @@ PARTS = {
 
 LIBRARIES = {
     # library: (where it may be imported, why nowhere else)
+    "aioquic": (
+        ("alknet.alpn.quic", "alknet.alpn.quic_library"),
+        "its private hooks are dealt with in one place, so that another QUIC library can be put there",
+    ),
     "asyncssh": (("alknet.ssh",), "its errors and its private hooks are dealt with in one folder"),
     "click": (("alknet.cli",), "only the command line parses arguments"),
-    "cryptography": (("alknet.certificates", "alknet.keys"), "only the key files need it, and it is slow to import"),
+    "cryptography": (
+        ("alknet.certificates", "alknet.keys", "alknet.alpn.quic"),  # aioquic hands out its objects
+        "only the key files need it, and it is slow to import",
+    ),
     "platformdirs": (("alknet.config.home",), "one module knows where a home is"),
     "pydantic": (("alknet.config",), "a policy or a session must not depend on how settings are checked"),
     "rich": (("alknet.cli.output",), "one module knows how results look"),
@@ -90,7 +97,10 @@ LIBRARIES = {
 PURE = (
     "alknet.access",
     "alknet.alpn.admission",
+    "alknet.alpn.congestion",
     "alknet.alpn.first_byte",
+    "alknet.alpn.quic_events",
+    "alknet.alpn.windows",
     "alknet.cli.escape",
     "alknet.config.addresses",
     "alknet.config.diff",
@@ -218,7 +228,18 @@ def test_the_root_package_imports_only_the_version() -> None:
 
 
 def test_help_is_shown_without_the_heavy_libraries() -> None:
-    heavy = ["asyncio", "asyncssh", "cryptography", "pydantic", "rich", "tomlkit", "uvloop", "watchfiles"]
+    heavy = [
+        "aioquic",
+        "asyncio",
+        "asyncssh",
+        "cryptography",
+        "pydantic",
+        "rich",
+        "ssl",
+        "tomlkit",
+        "uvloop",
+        "watchfiles",
+    ]
     code = (
         "import sys\nfrom alknet.cli import main\nassert main(['--help']) == 0\n"
         f"print('LOADED', *(name for name in {heavy} if name in sys.modules))"
@@ -291,6 +312,8 @@ def _plant(root: Path, path: str, text: str) -> Path:
         ("alknet/__init__.py", "from alknet.errors import AlknetError\n", PARTS["root"].reason),
         ("alknet/access.py", "import time\n", PURE_REASON),
         ("config/x.py", "from asyncssh import connect\n", LIBRARIES["asyncssh"][1]),
+        ("alpn/dial.py", "from aioquic.quic.events import QuicEvent\n", LIBRARIES["aioquic"][1]),
+        ("alpn/windows.py", "import time\n", PURE_REASON),
         ("alknet/newcomer.py", "", "give it one in PARTS"),
     ],
 )

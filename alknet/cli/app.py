@@ -180,5 +180,5 @@ def _fail(message: str, hint: str, code: int) -> int:
     for line in lines[1:]:
         click.echo(f"        {line}", err=True)
     if hint:
-        click.echo(f"  hint: {hint}", err=True)
+        click.echo(f"  hint: {printable(hint)}", err=True)
     return code

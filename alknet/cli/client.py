@@ -141,7 +141,7 @@ def _target(invocation: Invocation, to: Destination, accept_new: "Callable[[NewH
         use_known_hosts=not to.is_local,
         accept_new=accept_new,
     )
-    return Target(to.addresses, to.user, _identity(invocation), trust, to.name)
+    return Target(to.addresses, to.user, _identity(invocation), trust, to.name, may_ask=accept_new is _ask_user)
 
 
 def carrier_options(command: Callable[..., Any]) -> Callable[..., Any]:

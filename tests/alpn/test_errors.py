@@ -3,7 +3,7 @@
 import pytest
 
 from alknet.alpn import errors
-from alknet.errors import AlknetError, BrokenError, ClosedError, LocalError
+from alknet.errors import AlknetError, BrokenError, ClosedError, LocalError, UnavailableError
 
 
 @pytest.mark.parametrize(
@@ -13,10 +13,12 @@ from alknet.errors import AlknetError, BrokenError, ClosedError, LocalError
         (errors.StreamClosed, ClosedError),
         (errors.StreamBroken, BrokenError),
         (errors.StreamsExhausted, LocalError),
+        (errors.HandshakeFailed, UnavailableError),
+        (errors.AlpnRefused, UnavailableError),
     ],
 )
 def test_an_error_says_whose_fault_it_was(error: type[AlknetError], fault: type[AlknetError]) -> None:
-    faults = [base for base in (ClosedError, BrokenError, LocalError) if issubclass(error, base)]
+    faults = [base for base in (ClosedError, BrokenError, LocalError, UnavailableError) if issubclass(error, base)]
     assert faults == [fault]
     assert error("why", hint="what now").hint == "what now"
 

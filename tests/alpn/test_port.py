@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import os
+import re
 import resource
 import socket
 import struct
@@ -10,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,10 +21,16 @@ from hypothesis import strategies as st
 
 from alknet.access import Identity
 from alknet.alpn.admission import Admission, AdmissionLimits, Slot
+from alknet.alpn.errors import HandshakeFailed
 from alknet.alpn.first_byte import Opening, opening
 from alknet.alpn.port import Carrier, Port, plain
+from alknet.alpn.quic_dial import dial_quic
+from alknet.alpn.quic_listener import QuicListener
 from alknet.alpn.router import Router
 from alknet.alpn.streams import Address, Connection
+from alknet.alpn.tls_listener import TlsIdentity
+from alknet.alpn.udp import bind_udp
+from alknet.certificates import make_certificate
 from alknet.errors import StartupError
 from testkit.polling import eventually, settled
 
@@ -299,7 +308,7 @@ async def test_a_taken_port_is_an_error_that_leaves_nothing_bound(taken: str) ->
     with socket.create_server((taken, 0), family=family) as other:
         number = other.getsockname()[1]
         where = str(Address(taken, number)).replace("[", r"\[").replace("]", r"\]")
-        with pytest.raises(StartupError, match=f"cannot listen on {where}: Address already in use") as caught:
+        with pytest.raises(StartupError, match=rf"cannot listen on {where} \(TCP\): Address already in use") as caught:
             port.listen(("127.0.0.1", "::1"), number)
     assert "--listen" in caught.value.hint
     assert port.addresses == ()
@@ -326,6 +335,131 @@ async def test_stopping_closes_who_waits_and_frees_the_port() -> None:
         assert port.addresses == ()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((address.host, address.port))
+
+
+# --- UDP ------------------------------------------------------------------------------------------------------
+
+
+@cache
+def identity() -> TlsIdentity:
+    return TlsIdentity.of(make_certificate(("localhost",)), ["test"])
+
+
+@asynccontextmanager
+async def serving_quic() -> AsyncIterator[tuple[Port, QuicListener, list[Connection]]]:
+    """A port that does not listen yet, its QUIC, and the connections that come to it."""
+    admission, accepted = Admission(AdmissionLimits()), list[Connection]()
+    quic = QuicListener(admission, identity(), accepted.append)
+    port = Port(admission, Doors().carriers, quic)
+    try:
+        async with asyncio.timeout(20.0):
+            yield port, quic, accepted
+    finally:
+        port.stop_accepting()
+        quic.close()
+
+
+def is_refused(address: Address) -> bool:
+    """Whether TCP is not accepted at `address`."""
+    with contextlib.suppress(ConnectionRefusedError), client(address):
+        return False
+    return True
+
+
+def udp_holder(host: str, port: int = 0) -> socket.socket:
+    """Another program's socket."""
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((host, port))
+    return sock
+
+
+async def test_udp_has_the_number_of_tcp_on_every_address() -> None:
+    async with serving_quic() as (port, quic, accepted):
+        port.listen(("127.0.0.1", "::1"), 0)
+        assert quic.addresses == port.addresses
+        assert len({address.port for address in port.addresses}) == 1
+        for address in port.addresses:
+            ((family, *_, name),) = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_DGRAM)
+            dialer = await dial_quic(family, name, alpn="test", server_name=None)
+            await eventually(lambda: accepted, "it is there")
+            connection = accepted.pop()
+            assert (connection.transport, connection.local) == ("quic", address)
+            assert port.admission.open == 1
+            dialer.close()
+            await eventually(lambda: port.admission.open == 0, "its end is heard")
+
+
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+async def test_a_port_that_is_taken_on_udp_is_an_error_that_leaves_nothing_bound(taken: str) -> None:
+    async with serving_quic() as (port, quic, _):
+        with udp_holder(taken) as other:
+            number = other.getsockname()[1]
+            where = re.escape(str(Address(taken, number)))
+            with pytest.raises(StartupError, match=rf"cannot listen on {where} \(UDP\): Address already in use"):
+                port.listen(("127.0.0.1", "::1"), number)
+            assert (port.addresses, quic.addresses) == ((), ())
+            for host in ("127.0.0.1", "::1"):
+                assert is_refused(Address(host, number))
+                if host != taken:
+                    udp_holder(host, number).close()
+        port.listen(("127.0.0.1", "::1"), number)
+        assert len(port.addresses) == len(quic.addresses) == 2
+
+
+async def test_tcp_accepts_nobody_before_udp_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = []
+
+    def bind(host: str, number: int) -> socket.socket:
+        refused.append(all(is_refused(Address(each, number)) for each in ("127.0.0.1", "::1")))
+        return bind_udp(host, number)
+
+    monkeypatch.setattr("alknet.alpn.port.bind_udp", bind)
+    async with serving_quic() as (port, _, _):
+        port.listen(("127.0.0.1", "::1"), 0)
+        assert refused == [True, True]
+        assert not any(is_refused(address) for address in port.addresses)
+
+
+async def test_port_zero_takes_a_number_that_is_free_on_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def bind(host: str, number: int) -> socket.socket:
+        tried.append(number)
+        if len(tried) < 4:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        return bind_udp(host, number)
+
+    monkeypatch.setattr("alknet.alpn.port.bind_udp", bind)
+    async with serving_quic() as (port, quic, _):
+        port.listen(("127.0.0.1",), 0)
+        assert quic.addresses == port.addresses == (Address("127.0.0.1", tried[3]),)
+        tried.clear()
+        monkeypatch.setattr("alknet.alpn.port.PORT_ZERO_TRIES", 3)
+        with pytest.raises(StartupError, match=r"no port is free on all of 127\.0\.0\.2"):
+            port.listen(("127.0.0.2",), 0)
+        assert len(port.addresses) == len(quic.addresses) == 1
+
+
+async def test_after_stopping_quic_connections_go_on_and_no_new_ones_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving_quic() as (port, quic, accepted):
+        port.listen(("127.0.0.1",), 0)
+        (address,) = port.addresses
+        where = (address.host, address.port)
+        dialer = await dial_quic(socket.AF_INET, where, alpn="test", server_name=None)
+        await eventually(lambda: accepted, "it is there")
+        port.stop_accepting()
+        port.stop_accepting()
+        assert is_refused(address)
+        monkeypatch.setattr("alknet.alpn.quic_dial.HANDSHAKE_TIMEOUT_S", 4 * SOON_S)
+        with pytest.raises(HandshakeFailed):
+            await dial_quic(socket.AF_INET, where, alpn="test", server_name=None)
+        assert quic.dropped["stopping"] > 0
+        assert port.admission.open == len(accepted) == 1
+        stream = await dialer.open_stream()
+        await stream.write(b"still here")
+        assert await (await accepted[0].accept_stream()).read() == b"still here"
+        dialer.close()
+        await eventually(lambda: port.admission.open == 0, "its end is heard")
 
 
 # --- limits ---------------------------------------------------------------------------------------------------

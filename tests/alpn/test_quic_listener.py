@@ -397,6 +397,40 @@ async def test_a_short_header_for_nobody_gets_less_than_it_brought_and_not_often
             assert nothing_is_left(node)
 
 
+async def test_a_connection_id_of_another_socket_gets_no_answer() -> None:
+    """With the token that it would be, whoever has seen the connection id could end the connection."""
+    async with served() as node:
+        ends = await node.connect()
+        node.listener.serve(bind_udp("127.0.0.1", 0))
+        second = node.listener.addresses[1]
+        with raw_peer(node) as peer:
+            peer.address = (second.host, second.port)
+            cids = list(node.listener._links[0]._by_cid)
+            for cid in cids:
+                peer.send(b"\x40" + cid + bytes(100))
+            await eventually(lambda: node.listener.dropped["unknown"] == len(cids), "they are dropped")
+            assert await peer.everything(0.05) == []
+        ends[0].close()
+        await ends[1].wait_closed()
+
+
+async def test_garbage_does_not_turn_the_answers_to_another_address() -> None:
+    async with everywhere() as node:
+        dialer, listener = await node.connect()
+        with raw_peer(node) as peer:
+            await peer.everything(0.1)  # the handshake's last acknowledgements have come
+            peer.address = (OTHER, node.address[1])
+            for cid in list(node.listener._links[0]._by_cid):
+                peer.send(b"\x40" + cid + bytes(100))
+            await peer.everything(0.05)
+        assert node.listener._links[0]._sources[listener] == socket.inet_aton(node.address[0])
+        stream = await listener.open_stream()
+        await stream.write(b"still from where it was asked")
+        assert await (await dialer.accept_stream()).read() == b"still from where it was asked"
+        dialer.close()
+        await listener.wait_closed()
+
+
 async def test_an_empty_datagram_is_nothing() -> None:
     async with everywhere() as node:
         with raw_peer(node) as peer:

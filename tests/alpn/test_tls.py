@@ -136,9 +136,7 @@ async def test_a_dialer_refuses_what_does_not_serve_its_alpn_and_says_nothing(se
 
 async def test_a_listener_hears_nothing_of_a_dialer_that_wants_something_else() -> None:
     near, far = sockets()
-    dialed, accepted = await asyncio.gather(
-        dial(near, "elsewhere"), accept(far, ("test",)), return_exceptions=True
-    )
+    dialed, accepted = await asyncio.gather(dial(near, "elsewhere"), accept(far, ("test",)), return_exceptions=True)
     assert isinstance(dialed, AlpnRefused)
     if isinstance(accepted, TlsConnection):  # its handshake was completed before the dialer was gone
         assert accepted.alpn == "http/1.1"
@@ -172,7 +170,9 @@ async def test_tls_1_2_is_refused(server: bool) -> None:
             assert "protocol" in str(error).lower(), "the client is told why"
 
 
-@pytest.mark.parametrize("says", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello", b"\x15\x03\x03\x00\x02\x02\x28"])
+@pytest.mark.parametrize(
+    "says", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05hello", b"\x15\x03\x03\x00\x02\x02\x28"]
+)
 @pytest.mark.parametrize("dials", [False, True], ids=["listener", "dialer"])
 async def test_something_else_than_a_handshake_is_refused(says: bytes, dials: bool) -> None:
     async with stranger() as (ours, theirs):

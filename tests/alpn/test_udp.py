@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alknet.alpn.udp import MAX_BACKLOG, MAX_BATCH, MAX_RUN_BYTES, MAX_SEGMENTS, Datagram, UdpSocket, bind_udp, open_udp
+from alknet.alpn.udp import (
+    MAX_BACKLOG,
+    MAX_BATCH,
+    MAX_RUN_BYTES,
+    MAX_SEGMENTS,
+    Datagram,
+    UdpSocket,
+    bind_udp,
+    open_udp,
+    source_address,
+)
 from testkit.polling import eventually, settled
 
 UDP_SEGMENT = 103
@@ -400,7 +410,10 @@ async def test_closing_is_idempotent_and_nothing_is_sent_or_heard_afterwards() -
         assert (a.datagrams, b.datagrams, a.writable) == ([], [], 0)
 
 
-async def test_whoever_hears_of_a_failure_may_close_the_socket() -> None:
+@pytest.mark.parametrize("waits", [False, True])
+async def test_whoever_hears_of_a_failure_may_close_the_socket(waits: bool) -> None:
+    mistakes: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context))
     failures = []
 
     def failed(exc: OSError) -> None:
@@ -409,8 +422,25 @@ async def test_whoever_hears_of_a_failure_may_close_the_socket() -> None:
 
     sock = Watched.of(open_udp(socket.AF_INET))
     udp = UdpSocket(sock, received=lambda batch: None, writable=lambda: None, failed=failed)
-    udp.send(b"hello?", nobody("127.0.0.1"))
+    sock.is_full = waits
+    udp.send_all([(b"hello?", nobody("127.0.0.1")), (b"x" * 70_000, nobody("127.0.0.1")), (b"and you?", ("::", 1))])
+    sock.is_full = False
     await eventually(lambda: failures, "the refusal is heard")
     calls = sock.receives
     assert await settled(lambda: sock.receives) == calls
-    assert len(failures) == 1
+    assert mistakes == []
+
+
+# --- which address the system takes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "source"),
+    [
+        (socket.AF_INET, ("127.0.0.9", 7022), "127.0.0.1"),
+        (socket.AF_INET6, ("::1", 7022, 0, 0), "::1"),
+        (socket.AF_INET, ("255.255.255.255", 7022), None),
+    ],
+)
+def test_the_source_of_what_would_be_sent_is_known(family: int, address: Any, source: str | None) -> None:
+    assert source_address(family, address) == source
