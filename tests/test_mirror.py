@@ -22,8 +22,12 @@ COVERED_ELSEWHERE = {
     "alknet/cli/config.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/daemon.py": ("tests/interop/test_daemon.py", "a command is what a process prints and exits with"),
     "alknet/cli/peers.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
+    "alknet/cli/ping.py": ("tests/interop/test_carriers.py", "it needs a node to reach"),
+    "alknet/cli/proxy.py": ("tests/interop/test_proxy.py", "it is a program between two others"),
     "alknet/cli/running.py": ("tests/interop/test_cli.py", "it needs a running node to ask"),
     "alknet/cli/ssh.py": ("tests/interop/test_cli.py", "it needs a node and a terminal"),
+    "alknet/cli/ssh_session.py": ("tests/interop/test_client_terminal.py", "it needs a node and a terminal"),
+    "alpn/quic_events.py": ("tests/alpn/test_quic.py", "it says what an engine tells"),
     "ssh/channel.py": ("tests/ssh/test_session.py", "a channel does nothing without its session"),
 }
 
