@@ -237,7 +237,7 @@ def _parse_chain(path: Path, data: bytes) -> "list[x509.Certificate]":
         )
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError as exc:
+    except (ValueError, x509.InvalidVersion) as exc:
         raise ConfigError(f"{path}: holds a damaged certificate", hint=f"openssl x509 -text -in {path}") from exc
 
 

@@ -163,10 +163,7 @@ class QuicListener:
             retry_cid=header.destination if header.token else None,
             reset_token=self._resets.token,
         )
-        try:
-            engine.receive(data, address, now)
-        except Exception:
-            log.exception(event("connection failed", remote_addr=remote.host))
+        engine.receive(data, address, now)
         if not engine.has_begun:
             slot.leave()
             self.dropped["undecryptable"] += 1

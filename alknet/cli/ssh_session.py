@@ -8,7 +8,7 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -19,9 +19,6 @@ from alknet.logs import printable
 from alknet.ssh.client import ClientSession, Link, SessionOptions, Target, connect
 from alknet.ssh.descriptors import Sink, Source, open_sink, open_source
 from alknet.ssh.terminal import local_modes
-
-if TYPE_CHECKING:
-    import asyncssh
 
 __all__ = ["run_session"]
 
@@ -57,7 +54,7 @@ class _Session:
     async def run(self, wanted: SessionOptions) -> int:
         session, loop = self._session, asyncio.get_running_loop()
         session.on_data = self._received
-        self._channel: asyncssh.SSHClientChannel[bytes] = await ClientSession.start(self._ssh, session, wanted)
+        self._channel: Any = await ClientSession.start(self._ssh, session, wanted)
         source: Source = open_source(0, self._typed, self._channel.write_eof)
         session.on_pause = lambda paused: source.pause() if paused else source.resume()
         if wanted.terminal is not None:
@@ -90,7 +87,8 @@ class _Session:
     def _typed(self, data: bytes) -> None:
         for piece in self._escape.feed(data):
             if isinstance(piece, bytes):
-                self._channel.write(piece)
+                with contextlib.suppress(BrokenPipeError):  # the command reads no more, and will end or not
+                    self._channel.write(piece)
                 continue
             sys.stderr.write(self._escape.notice(piece))
             sys.stderr.flush()

@@ -26,12 +26,13 @@ from alknet.alpn.udp import bind_udp
 from alknet.certificates import Certificate, make_certificate
 from alknet.errors import AlknetError, UnavailableError
 from alknet.tasks import Tasks
-from testkit.datagrams import udp_relay
+from testkit.datagrams import UdpRelay, udp_relay
 from testkit.polling import eventually
 
 HOST = "127.0.0.1"
 NEVER_S = 3600.0
 SOON_S = 0.05
+TRIES = 20
 SMALL_S = 0.75
 """What a handshake on loopback takes on a busy machine, and more."""
 
@@ -132,10 +133,30 @@ def silent_tcp(port: int = 0) -> Iterator[socket.socket]:
         yield sock
 
 
+def is_free_on_tcp(port: int) -> bool:
+    with contextlib.suppress(OSError), silent_tcp(port):
+        return True
+    return False
+
+
 def unused_port() -> int:
     """A port on which nobody listens, over TCP or UDP."""
-    with silent_udp() as port, silent_tcp(port):
-        return port
+    for _ in range(TRIES):
+        with silent_udp() as port:
+            if is_free_on_tcp(port):
+                return port
+    raise AssertionError("no port is free")
+
+
+@asynccontextmanager
+async def behind_a_slow_path(it: Node, delay_s: float) -> AsyncIterator[UdpRelay]:
+    """A way to a node's QUIC whose number is free on TCP."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(TRIES):
+            relay = await stack.enter_async_context(udp_relay(target=it.address, delay_s=delay_s))
+            if is_free_on_tcp(relay.address[1]):
+                break
+        yield relay
 
 
 class Lines(list[str]):
@@ -192,7 +213,7 @@ async def test_where_udp_is_refused_tls_begins_at_once(monkeypatch: pytest.Monke
 
 async def test_where_tcp_is_refused_quic_still_wins_however_slow() -> None:
     lines = Lines()
-    async with node(carriers=["quic"]) as it, udp_relay(target=it.address, delay_s=0.3) as relay:
+    async with node(carriers=["quic"]) as it, behind_a_slow_path(it, 0.3) as relay:
         found = await dialed(relay.address, report=lines)
         assert found.connection.transport == "quic"
         assert lines[0] == f"tls to {HOST}:{found.port}: Connection refused"
@@ -203,7 +224,7 @@ async def test_where_tcp_is_refused_quic_still_wins_however_slow() -> None:
 async def test_a_loser_on_quic_is_closed_and_the_node_forgets_it() -> None:
     async with (
         node(carriers=["quic"]) as slow,
-        udp_relay(target=slow.address, delay_s=0.3) as relay,
+        behind_a_slow_path(slow, 0.3) as relay,
         node(carriers=["tls"], port=relay.address[1]) as fast,
     ):
         assert (await dialed(fast.address)).connection.transport == "tls"
@@ -213,7 +234,7 @@ async def test_a_loser_on_quic_is_closed_and_the_node_forgets_it() -> None:
 
 
 async def test_a_loser_on_tls_is_closed() -> None:
-    async with node(carriers=["quic"]) as it, udp_relay(target=it.address, delay_s=0.2) as relay:
+    async with node(carriers=["quic"]) as it, behind_a_slow_path(it, 0.2) as relay:
         with silent_tcp(relay.address[1]) as listening:
             found = await dialed(relay.address)
             assert found.connection.transport == "quic"
@@ -271,7 +292,8 @@ async def test_silence_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("tls", "dial", "quic_dial"):
         monkeypatch.setattr(f"alknet.alpn.{module}.HANDSHAKE_TIMEOUT_S", 2 * SOON_S)
     monkeypatch.setattr("alknet.alpn.dial.HEAD_START_S", SOON_S)
-    with silent_udp() as port, silent_tcp(port), pytest.raises(UnavailableError) as caught:
+    port = unused_port()
+    with silent_udp(port), silent_tcp(port), pytest.raises(UnavailableError) as caught:
         await dialed((HOST, port))
     assert "no QUIC handshake within 0.1 s" in str(caught.value)
     assert "no TLS handshake within 0.1 s" in str(caught.value)
@@ -323,7 +345,8 @@ async def test_the_first_address_that_answers_is_told_as_it_was_given(monkeypatc
 
 
 async def test_a_silent_address_does_not_keep_the_next_one_waiting() -> None:
-    with silent_udp() as dead, silent_tcp(dead):
+    dead = unused_port()
+    with silent_udp(dead), silent_tcp(dead):
         async with node() as it, asyncio.timeout(2 * HEAD_START_S + SMALL_S):
             assert (await dialed((HOST, dead), it.address)).port == it.address[1]
 
@@ -332,7 +355,8 @@ async def test_an_attempt_that_fails_gives_its_turn_to_the_next_though_others_ar
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("alknet.alpn.dial.HEAD_START_S", 3 * SMALL_S)
-    with silent_udp() as dead:  # its TCP refuses
+    dead = unused_port()
+    with silent_udp(dead):  # its TCP refuses
         async with node() as it, asyncio.timeout(5 * SMALL_S):
             assert (await dialed((HOST, dead), it.address)).port == it.address[1]
 

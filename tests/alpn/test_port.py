@@ -367,10 +367,16 @@ def is_refused(address: Address) -> bool:
 
 
 def udp_holder(host: str, port: int = 0) -> socket.socket:
-    """Another program's socket."""
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind((host, port))
-    return sock
+    """Another program's socket; its number is free on TCP."""
+    while True:
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((host, port))
+        try:
+            socket.create_server(("::", sock.getsockname()[1]), family=socket.AF_INET6, dualstack_ipv6=True).close()
+        except OSError:
+            sock.close()
+        else:
+            return sock
 
 
 async def test_udp_has_the_number_of_tcp_on_every_address() -> None:

@@ -113,7 +113,7 @@ async def test_an_alpn_that_nobody_serves_is_closed_and_logged(caplog: pytest.Lo
     await ended(dialer)
     assert dialer.close_reason == (0, "no handler")
     assert router.connections == ()
-    assert "alpn=other reason=\"no handler\"" in caplog.text
+    assert 'alpn=other reason="no handler"' in caplog.text
     assert router.unserved == {"other": 1}
 
 

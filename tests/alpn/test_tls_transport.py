@@ -1,4 +1,4 @@
-"""The TLS layer against OpenSSL's own ends: what is an end and what a cut, and that no byte is lost or kept too long."""
+"""The TLS layer against OpenSSL's: what is an end and what a cut, and that no byte is lost or kept too long."""
 
 import asyncio
 import contextlib
