@@ -33,7 +33,7 @@ COVERED_ELSEWHERE = {
 
 WITHOUT_SOURCE = {
     # test: the reason why it mirrors no source
-    "tests/alpn/test_bad_network.py": "the contract of streams on a network that loses: every part of QUIC has its share",
+    "tests/alpn/test_bad_network.py": "the contract on a network that loses; every part of QUIC has its share",
 }
 
 

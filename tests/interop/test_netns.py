@@ -1,7 +1,7 @@
 """The network that other tests break: two namespaces and the link between them (`testkit.netns`)."""
 
-import hashlib
 import contextlib
+import hashlib
 import os
 import random
 import signal
