@@ -368,7 +368,7 @@ def is_refused(address: Address) -> bool:
 
 def udp_holder(host: str, port: int = 0) -> socket.socket:
     """Another program's socket; its number is free on TCP."""
-    while True:
+    for _ in range(20):
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
         sock.bind((host, port))
         try:
@@ -377,6 +377,7 @@ def udp_holder(host: str, port: int = 0) -> socket.socket:
             sock.close()
         else:
             return sock
+    raise AssertionError("no port is free")
 
 
 async def test_udp_has_the_number_of_tcp_on_every_address() -> None:
