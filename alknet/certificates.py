@@ -83,7 +83,7 @@ def spki_sha256(der: bytes) -> bytes:
 
     try:
         return hashlib.sha256(_spki(x509.load_der_x509_certificate(der).public_key())).digest()
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as exc:
         raise InvalidInputError(f"is not a certificate with a known kind of key ({exc})") from exc
 
 
