@@ -7,6 +7,7 @@ anything and are shared with other processes, so that they must not be set non-b
 
 import asyncio
 import os
+import select
 import stat
 from collections.abc import Callable
 from typing import Final
@@ -70,14 +71,16 @@ class Source:
     def _readable(self) -> None:
         if not self.is_open or self._is_paused:
             return
+        data = b""
         try:
-            data = os.read(self._fd, CHUNK_BYTES)
+            # Standard streams are shared and may block, so one that may be empty is looked at before it is read.
+            if not self._ends_when_empty or _has_something(self._fd):
+                data = os.read(self._fd, CHUNK_BYTES)
         except BlockingIOError:
             if not self._ends_when_empty:
                 return
-            data = b""
         except OSError:
-            data = b""  # EIO: the last writer of a terminal is gone
+            pass  # EIO: the last writer of a terminal is gone
         if data:
             self._on_data(data)
             if self._ends_when_empty and not self._is_paused:
@@ -85,6 +88,13 @@ class Source:
         else:
             self.close()
             self._on_end()
+
+
+def _has_something(fd: int) -> bool:
+    """Whether a read of `fd` would return at once: with data, or with its end."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _FileSource(Source):

@@ -1,7 +1,6 @@
 """``proxy``: the peer's SSH door on stdin and stdout, for stock ssh, scp, sftp, rsync and git."""
 
 import asyncio
-import select
 import signal
 from typing import Final, cast
 
@@ -15,8 +14,6 @@ __all__ = ["proxy"]
 
 GOODBYE_S: Final = 1.0
 """What passing on the last words may take once ssh has gone."""
-LOOK_AGAIN_S: Final = 0.01
-"""How often it is looked meanwhile whether everything was read."""
 
 
 @click.command()
@@ -72,17 +69,7 @@ class _Pump(asyncio.Protocol):
     def finish(self) -> None:
         """Nobody will say more: pass on what was said, its end, and wait no longer than `GOODBYE_S`."""
         asyncio.get_running_loop().call_later(GOODBYE_S, self._transport.abort)
-        self._end_when_empty()
-
-    def _end_when_empty(self) -> None:
-        # The source's own `end_when_empty` would read; stdin is shared and so it blocks, as long as ssh has it open.
-        if not self._source.is_open:
-            return
-        if select.select([0], [], [], 0)[0]:
-            asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._end_when_empty)
-        else:
-            self._source.close()
-            self._transport.write_eof()
+        self._source.end_when_empty()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         from alknet.ssh.descriptors import open_sink, open_source

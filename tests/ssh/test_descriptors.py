@@ -81,6 +81,22 @@ async def test_a_source_can_end_although_a_writer_is_left() -> None:
     os.close(write)
 
 
+async def test_a_source_that_would_block_ends_when_it_is_empty() -> None:
+    read, write = os.pipe()
+    got = Collector()
+    source = open_source(read, got.on_data, got.ended.set)
+    os.write(write, b"last words")
+    source.resume()
+    async with asyncio.timeout(5):
+        while not got.data:
+            await asyncio.sleep(0)
+        source.end_when_empty()
+        await got.ended.wait()
+    assert bytes(got.data) == b"last words"
+    for fd in (read, write):
+        os.close(fd)
+
+
 async def test_ending_when_empty_respects_a_pause() -> None:
     read, write = _pipe()
     got = Collector()
