@@ -51,7 +51,10 @@ class SshConnection(FastConnection):
         handler: "SshHandler",
         connection: Connection,
         options: asyncssh.SSHServerConnectionOptions,
+        *,
+        login_until: float,
     ) -> None:
+        """`login_until` (event-loop time) is when a stranger has to have logged in."""
         super().__init__(asyncio.get_running_loop(), options)
         self.handler = handler
         self.connection = connection
@@ -73,7 +76,7 @@ class SshConnection(FastConnection):
         self._denials = 0
         self._was_refused = False
         self._last_key = ""
-        self._grace = self._loop.call_later(handler.settings.login_grace_s, self._grace_is_over)
+        self._grace = self._loop.call_at(login_until, self._grace_is_over)
 
     @property
     def remote_host(self) -> str | None:

@@ -64,10 +64,11 @@ class SshHandler:
         self._hung_up: set[Child] = set()
 
     async def handle(self, connection: Connection) -> None:
-        stream = await self._first_stream(connection)
+        login_until = asyncio.get_running_loop().time() + self.settings.login_grace_s
+        stream = await self._first_stream(connection, login_until)
         if stream is None:
             return
-        ssh = SshConnection(self, connection, self._options)
+        ssh = SshConnection(self, connection, self._options, login_until=login_until)
         self._connections.add(ssh)
         connection.polite_close = ssh.end
         try:
@@ -77,11 +78,11 @@ class SshHandler:
         finally:
             self._connections.discard(ssh)
 
-    async def _first_stream(self, connection: Connection) -> Stream | None:
+    async def _first_stream(self, connection: Connection, login_until: float) -> Stream | None:
         """The stream that SSH runs on; None when none comes in the time for a login, or the connection ends first."""
         self._waiting.add(connection)
         try:
-            async with asyncio.timeout(self.settings.login_grace_s):
+            async with asyncio.timeout_at(login_until):
                 return await connection.accept_stream()
         except (TimeoutError, ConnectionClosed):
             return None

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CANNOT_CONNECT",
+    "LOCAL",
     "Destination",
     "accept_new_option",
     "accepter",

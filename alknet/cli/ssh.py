@@ -16,7 +16,7 @@ from alknet.cli.client import (
     find_target,
     run_async,
 )
-from alknet.cli.escape import parse_escape
+from alknet.cli.escape import DEFAULT_ESCAPE, parse_escape
 from alknet.errors import AlknetError
 
 __all__ = ["SshOptions", "is_terminal", "ssh"]
@@ -66,7 +66,7 @@ def ssh(invocation: Invocation, /, peer: str, command: tuple[str, ...], **given:
     """
     words, given = _behind(click.get_current_context(), command, given)
     options = SshOptions(**given | {"force_terminal": bool(given["force_terminal"])})
-    escape = parse_escape(options.escape or "~")
+    escape = DEFAULT_ESCAPE if options.escape is None else parse_escape(options.escape)
     text = " ".join(words) or None
     try:
         target = find_target(invocation, peer, accept_new=accepter(yes=options.accept_new))

@@ -41,6 +41,19 @@ async def test_a_connection_without_a_stream_is_closed_after_the_time_for_a_logi
         assert await asyncio.to_thread(lambda: node.json("status")["strangers"]) == 0
 
 
+async def test_the_wait_for_the_first_stream_is_part_of_the_time_for_a_login(node: NodeProcess) -> None:
+    node.edit_config('login_grace = "30s"', 'login_grace = "4s"')
+    node.alknet("config", "reload")
+    loop = asyncio.get_running_loop()
+    async with handshakes(node, 1) as (connection,), asyncio.timeout(20):
+        began = loop.time()
+        await asyncio.sleep(3)
+        stream = await connection.open_stream()
+        assert (await stream.read()).startswith(b"SSH-2.0-")
+        await connection.wait_closed()
+        assert loop.time() - began < 6.5, "3 s and another 4 s would be 7"
+
+
 async def test_connections_without_a_stream_do_not_hold_up_the_end_of_a_node(node: NodeProcess) -> None:
     node.edit_config('drain_timeout = "2s"', 'drain_timeout = "60s"')
     node.alknet("config", "reload")
