@@ -7,18 +7,20 @@ denial id.
 A :class:`Policy` is built from the configuration and swapped whole by a reload; nothing in it changes.
 """
 
-import re
-import shlex
-from collections.abc import Callable, Mapping
+import hmac
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Final, Protocol
 
 from blake3 import blake3
 
+from alknet.actions import ACTIONS, Verdict
+
 __all__ = [
-    "ACTIONS",
+    "Access",
+    "Authority",
     "Context",
     "DaemonUser",
     "Decision",
@@ -27,13 +29,15 @@ __all__ = [
     "Peer",
     "Policy",
     "SshRights",
+    "Token",
     "authorize",
-    "command_matches",
     "deny",
     "scope_grants",
+    "token_digest",
 ]
 
 DENIAL_ID_BYTES: Final = 8
+TOKEN_PREFIX_CHARS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,59 @@ class Identity:
     """A caller as proven by a credential.
 
     `id` is the peer's stable name, never key material. `via` names the credential that proved it, such as
-    ``key:SHA256:…``, so that the identity can be looked up again after a reload.
+    ``key:SHA256:…`` or ``token:PREFIX``, so that the identity can be looked up again after a reload. `scopes` are
+    the credential's; the peer's own count as well, see `authorize`. `expires_at` is the credential's own end, in
+    seconds since 1970.
     """
 
     id: str
     scopes: frozenset[str]
     via: str
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The rights that an operation's handler composes under, instead of those of whoever called it.
+
+    `label` is the operation's name; in decisions and in the audit log it stands as ``operation:LABEL``.
+    """
+
+    label: str
+    scopes: frozenset[str] = frozenset()
+    resources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return f"operation:{self.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What an operation asks of its caller.
+
+    In order: `public` lets everybody in; every one of `required_scopes`; one of `required_scopes_any` (an empty tuple
+    lets nobody in, None asks for nothing); then the caller's `resources`: with a `resource_type` an entry
+    of that type must name `resource_action`, see `Peer.resources`.
+    """
+
+    public: bool = False
+    required_scopes: tuple[str, ...] = ()
+    required_scopes_any: tuple[str, ...] | None = None
+    resource_type: str | None = None
+    resource_action: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A bearer token as it is kept: what it may do and the digest of its text, never the text."""
+
+    prefix: str
+    peer: str
+    scopes: frozenset[str]
+    digest: bytes = field(repr=False)
+    expires_at: float | None = None
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +113,11 @@ class SshRights:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A known remote, as the decision sees it. `scopes` maps each scope to where it was granted."""
+    """A known remote, as the decision sees it. `scopes` maps each scope to where it was granted.
+
+    `resources` maps a type of resource to what may be done with it: ``read`` (with all of them), ``read:alpha`` (with
+    that one), ``*:beta-*`` (everything, with those that match; ``*`` and ``?`` are globs, and nothing else is).
+    """
 
     id: str
     scopes: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +125,7 @@ class Peer:
     enabled: bool = True
     expires_at: float | None = None
     ssh: SshRights = SshRights()
+    resources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +142,9 @@ class IdentityProvider(Protocol):
     def lookup_key(self, fingerprint: str) -> Identity | None:
         """The peer that holds the key, whether or not it is enabled; None for a stranger's key."""
 
+    def lookup_token(self, text: str) -> Identity | None:
+        """The peer that the token was made for, whether or not either has expired; None for what is no token."""
+
     def renew(self, identity: Identity) -> Identity | None:
         """The same credential looked up again; None when it no longer belongs to that peer."""
 
@@ -100,6 +159,8 @@ class Policy:
     daemon: DaemonUser
     exec_enabled: bool = True
     shell_enabled: bool = True
+    tokens: Mapping[str, Token] = field(default_factory=dict, repr=False)
+    """By their public prefix."""
     _by_key: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -112,15 +173,34 @@ class Policy:
             return None
         return Identity(peer_id, frozenset(self.peers[peer_id].scopes), f"key:{fingerprint}")
 
+    def lookup_token(self, text: str) -> Identity | None:
+        token, digest = self.tokens.get(text[4 : 4 + TOKEN_PREFIX_CHARS]), token_digest(text)
+        # The digest is of the whole text, its head included; for an unknown prefix the work is the same.
+        same = hmac.compare_digest(bytes(len(digest)) if token is None else token.digest, digest)
+        return _bearer(token) if token is not None and same else None
+
     def renew(self, identity: Identity) -> Identity | None:
         kind, _, credential = identity.via.partition(":")
-        found = self.lookup_key(credential) if kind == "key" else None
+        if kind == "token":
+            token = self.tokens.get(credential)
+            found = None if token is None else _bearer(token)
+        else:
+            found = self.lookup_key(credential) if kind == "key" else None
         return found if found is not None and found.id == identity.id else None
 
     def next_expiry(self, now: float) -> float | None:
-        """The nearest `expires_at` that still lies ahead, in seconds since 1970."""
-        ahead = (p.expires_at for p in self.peers.values() if p.expires_at and p.expires_at > now)
-        return min(ahead, default=None)
+        """The nearest `expires_at` of a peer or a token that still lies ahead, in seconds since 1970."""
+        ends = [p.expires_at for p in self.peers.values()] + [t.expires_at for t in self.tokens.values()]
+        return min((end for end in ends if end and end > now), default=None)
+
+
+def token_digest(text: str) -> bytes:
+    """What is kept of a token's text; it has so many random bits that a fast hash is enough."""
+    return blake3(text.encode("utf-8", "surrogatepass"), derive_key_context="alknet token v1").digest()
+
+
+def _bearer(token: Token) -> Identity:
+    return Identity(token.peer, token.scopes, f"token:{token.prefix}", token.expires_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,32 +233,29 @@ class Decision:
         return f"{self.reason} [{self.rule}]{suffix}"
 
 
-_Verdict = tuple[str, str]
-"""A rule that says no: its name and the reason."""
+def authorize(
+    caller: Identity | Authority | None,
+    action: str,
+    resource: str | None,
+    context: Context,
+    *,
+    access: Access | None = None,
+) -> Decision:
+    """Decide whether `caller` may do `action` on `resource`. Never raises; unknown actions are denied.
 
-_Rule = Callable[[Peer, str | None, Policy], _Verdict | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Action:
-    scope: str | None
-    rules: tuple[_Rule, ...] = ()
-
-
-def authorize(identity: Identity | None, action: str, resource: str | None, context: Context) -> Decision:
-    """Decide whether `identity` may do `action` on `resource`. Never raises; unknown actions are denied.
-
-    In order: the caller is proven; its peer exists, is enabled and has not expired; a scope grants the
-    action; the action's own rules. The first that says no decides.
+    `access` says what an operation asks for; without one, `action` is looked up among those that are no operations.
+    In order: what is public is allowed; the caller is proven; its peer exists and is enabled, and neither it nor the
+    credential has expired; the scopes, which both the credential and the peer must have; the action's own rules or
+    the resource rule. The first that says no decides.
     """
-    verdict, granted = _judge(identity, action, resource, context)
+    verdict, granted = _judge(caller, action, resource, context, access)
     if verdict is None:
         return Decision(True, granted[0], granted[1])
-    return deny(identity, action, resource, context.policy, *verdict)
+    return deny(caller, action, resource, context.policy, *verdict)
 
 
 def deny(
-    identity: Identity | None,
+    caller: Identity | Authority | None,
     action: str,
     resource: str | None,
     policy: Policy,
@@ -186,48 +263,116 @@ def deny(
     reason: str,
 ) -> Decision:
     """A denial with its id; for the few rules that lie outside a snapshot (see `gate`)."""
-    caller = "" if identity is None else identity.id
+    name = "" if caller is None else caller.id
     digest = blake3(key=policy.denial_key)
-    for part in (caller, action, "" if resource is None else "=" + resource, rule, policy.revision):
+    for part in (name, action, "" if resource is None else "=" + resource, rule, policy.revision):
         raw = part.encode("utf-8", "surrogatepass")  # JSON from outside may hold half a surrogate pair
         digest.update(len(raw).to_bytes(4, "big") + raw)
     return Decision(False, rule, reason, "den_" + digest.hexdigest(length=DENIAL_ID_BYTES))
 
 
+_NOTHING: Final = ("", "")
+_PUBLIC: Final = ("public", "the operation is public")
+
+
 def _judge(
-    identity: Identity | None, action: str, resource: str | None, context: Context
-) -> tuple[_Verdict | None, _Verdict]:
+    caller: Identity | Authority | None, action: str, resource: str | None, context: Context, access: Access | None
+) -> tuple[Verdict | None, Verdict]:
     """(why not, or None; what grants it)."""
-    nothing = ("", "")
-    if identity is None:
-        return ("anonymous", "authentication required"), nothing
-    known = ACTIONS.get(action)
-    if known is None:
-        return ("action:unknown", f"there is no action {action!r}"), nothing
-    peer = context.policy.peers.get(identity.id)
-    if peer is None:
-        return ("peer:unknown", f"there is no peer {identity.id!r}"), nothing
-    if not peer.enabled:
-        return ("peer:disabled", f"peer {peer.id!r} is disabled"), nothing
-    if peer.expires_at is not None and context.now >= peer.expires_at:
-        return ("peer:expired", f"the access of peer {peer.id!r} has expired"), nothing
-    if known.scope is None:
-        granted = ("peer:enabled", f"peer {peer.id!r} is known and enabled")
+    if access is not None and access.public:
+        return None, _PUBLIC
+    if caller is None:
+        return ("anonymous", "authentication required"), _NOTHING
+    if isinstance(caller, Authority):
+        scopes, own, resources, who = caller.scopes, None, caller.resources, f"operation {caller.label!r}"
+        granted = ("authority", f"{who} composes with it")
     else:
-        # The first by name, not by hash: every process names the same rule for the same question.
-        match = min((s for s in identity.scopes if scope_grants(s, known.scope)), default=None)
-        if match is None:
-            return (
-                f"scope:{known.scope}",
-                f"peer {peer.id!r} lacks the scope {known.scope}",
-            ), nothing
-        source = peer.scopes.get(match, "credential")
-        granted = (f"scope:{match}", f"peer {peer.id!r} has the scope {match} ({source})")
-    for rule in known.rules:
-        verdict = rule(peer, resource, context.policy)
+        peer = context.policy.peers.get(caller.id)
+        verdict = _barred(caller, peer, context.now)
+        if verdict is not None or peer is None:
+            return verdict, _NOTHING
+        scopes, own, resources, who = caller.scopes, peer.scopes, peer.resources, f"peer {peer.id!r}"
+        granted = ("peer:enabled", f"{who} is known and enabled")
+    wanted: tuple[str, ...]
+    if access is None:
+        known = ACTIONS.get(action)
+        if known is None or isinstance(caller, Authority):
+            return ("action:unknown", f"there is no action {action!r}"), _NOTHING
+        wanted, any_of = (known.scope,) if known.scope is not None else (), None
+    else:
+        known, wanted, any_of = None, access.required_scopes, access.required_scopes_any
+    for scope in wanted:
+        verdict, grant = _scope(scope, scopes, own, who)
         if verdict is not None:
-            return verdict, nothing
+            return verdict, _NOTHING
+        granted = grant
+    if any_of is not None:
+        tried = [_scope(scope, scopes, own, who) for scope in any_of]
+        grant = next((grant for verdict, grant in tried if verdict is None), _NOTHING)
+        if grant is _NOTHING:
+            narrowed = any(verdict is not None and verdict[0].startswith("token-") for verdict, _ in tried)
+            lacks = "and its token share none" if narrowed else "lacks every one"
+            return ("scope:any", f"{who} {lacks} of the scopes {', '.join(any_of) or '(none)'}"), _NOTHING
+        granted = grant
+    if access is not None and access.resource_type is not None:
+        verdict = _resource(access.resource_type, access.resource_action, resource, resources, who)
+        if verdict is not None:
+            return verdict, _NOTHING
+    if known is not None:
+        assert peer is not None
+        for rule in known.rules:
+            verdict = rule(peer, resource, context.policy)
+            if verdict is not None:
+                return verdict, _NOTHING
     return None, granted
+
+
+def _barred(identity: Identity, peer: Peer | None, now: float) -> Verdict | None:
+    """Why this caller may do nothing at all."""
+    if peer is None:
+        return "peer:unknown", f"there is no peer {identity.id!r}"
+    if not peer.enabled:
+        return "peer:disabled", f"peer {peer.id!r} is disabled"
+    if peer.expires_at is not None and now >= peer.expires_at:
+        return "peer:expired", f"the access of peer {peer.id!r} has expired"
+    if identity.expires_at is not None and now >= identity.expires_at:
+        return "token:expired", f"the token of peer {peer.id!r} has expired"
+    return None
+
+
+def _scope(
+    required: str, scopes: frozenset[str], own: Mapping[str, str] | None, who: str
+) -> tuple[Verdict | None, Verdict]:
+    """Both must have it: the credential, whose scopes are `scopes`, and the peer, whose scopes are `own`."""
+    match = _granting(scopes, required)
+    if own is None:  # an authority
+        if match is None:
+            return (f"scope:{required}", f"{who} composes without the scope {required}"), _NOTHING
+        return None, (f"scope:{match}", f"{who} composes with the scope {match}")
+    source = _granting(own, required)
+    if source is None:
+        return (f"scope:{required}", f"{who} lacks the scope {required}"), _NOTHING
+    if match is None:
+        return (f"token-scope:{required}", f"the token of {who} lacks the scope {required}"), _NOTHING
+    return None, (f"scope:{source}", f"{who} has the scope {source} ({own[source]})")
+
+
+def _granting(scopes: Collection[str], required: str) -> str | None:
+    """The one of `scopes` that covers `required`: itself, else the first by name, so that every process names it."""
+    return required if required in scopes else min((s for s in scopes if scope_grants(s, required)), default=None)
+
+
+def _resource(
+    kind: str, action: str | None, resource: str | None, resources: Mapping[str, tuple[str, ...]], who: str
+) -> Verdict | None:
+    for entry in resources.get(kind, ()):
+        can, narrowed, which = entry.partition(":")
+        if (can == "*" or action is None or can == action) and (
+            not narrowed or (resource is not None and fnmatchcase(resource, which.replace("[", "[[]")))
+        ):
+            return None
+    what = "" if resource is None else f" {resource!r}"
+    return f"resource:{kind}", f"{who} may not {action or 'use'} the {kind}{what}"
 
 
 def scope_grants(granted: str, required: str) -> bool:
@@ -243,116 +388,3 @@ def scope_grants(granted: str, required: str) -> bool:
         if segment not in ("*", want[index]):
             return False
     return len(have) == len(want)
-
-
-def command_matches(pattern: str, command: str) -> bool:
-    """Whether `command`, split into words as a shell would, is what `pattern` allows.
-
-    Word by word; within a word ``*`` and ``?``, and nothing else, are globs, and neither stands for a ``/``; a lone
-    ``*`` as the last word stands for any number of further words, whatever they are. No shell ever sees the command,
-    so nothing else in it is special.
-    """
-    try:
-        words, allowed = shlex.split(command), shlex.split(pattern)
-    except ValueError:
-        return False
-    if not words or not allowed:
-        return False
-    if allowed[-1] == "*":
-        allowed.pop()
-        if len(words) < len(allowed):
-            return False
-        words = words[: len(allowed)]
-    return len(words) == len(allowed) and all(
-        _glob(glob).fullmatch(word) for word, glob in zip(words, allowed, strict=True)
-    )
-
-
-@cache
-def _glob(pattern: str) -> re.Pattern[str]:
-    """`pattern` as a regular expression. A glob stays in its path segment, and never stands for ``..``."""
-    segments = []
-    for segment in pattern.split("/"):
-        text = "".join({"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char) for char in segment)
-        segments.append(text if text == re.escape(segment) else rf"(?!\.\.?(?:/|\Z)){text}")
-    return re.compile("/".join(segments), re.DOTALL)
-
-
-# --- the rules of single actions --------------------------------------------------------------------------
-
-
-def _login_name(peer: Peer, resource: str | None, policy: Policy) -> _Verdict | None:
-    """The login name selects nothing; a wrong one is refused so that nobody believes it did."""
-    names = {peer.id, peer.ssh.user} - {None}
-    if resource is None or resource in names:
-        return None
-    allowed = " or ".join(sorted(repr(name) for name in names))
-    return "login-name", f"the login name of peer {peer.id!r} must be {allowed}"
-
-
-def _no_forced_command(peer: Peer, resource: str | None, policy: Policy) -> _Verdict | None:
-    """What runs instead of a shell is a command, and is decided as one."""
-    if peer.ssh.force_command is None:
-        return None
-    return "ssh.force_command", f"whatever peer {peer.id!r} asks for, its force_command runs, as ssh/exec"
-
-
-def _exec_switch(peer: Peer, resource: str | None, policy: Policy) -> _Verdict | None:
-    return None if policy.exec_enabled else ("ssh.exec", "[ssh] exec is off on this node")
-
-
-def _shell_switch(peer: Peer, resource: str | None, policy: Policy) -> _Verdict | None:
-    return None if policy.shell_enabled else ("ssh.shell", "[ssh] shell is off on this node")
-
-
-def _runs_as(peer: Peer, resource: str | None, policy: Policy) -> _Verdict | None:
-    """Who runs things: a mapped user under root, else the daemon's own user where that was granted."""
-    daemon, user = policy.daemon, peer.ssh.user
-    if daemon.is_root:
-        if user is None:
-            return "ssh.user", f"peer {peer.id!r} has no ssh.user, and the node runs as root"
-        return None
-    if not peer.ssh.as_daemon:
-        return (
-            "ssh.as_daemon",
-            f"peer {peer.id!r} may not run things as {daemon.name!r}, the user that the node runs as"
-            " (as_daemon is false)",
-        )
-    if user is not None and user != daemon.name:
-        return (
-            "ssh.user",
-            f"peer {peer.id!r} runs things as {user!r}, but the node runs as {daemon.name!r} and cannot"
-            " change to another user",
-        )
-    return None
-
-
-def _commands(peer: Peer, resource: str | None, policy: Policy) -> _Verdict | None:
-    allowed = peer.ssh.commands
-    if allowed is None:
-        return None
-    if resource is not None and any(command_matches(pattern, resource) for pattern in allowed):
-        return None
-    return "ssh.commands", f"peer {peer.id!r} may run only: {', '.join(allowed) or 'nothing'}"
-
-
-def _no_commands(peer: Peer, resource: str | None, policy: Policy) -> _Verdict | None:
-    """A shell would run anything, so a list of commands rules it out."""
-    if peer.ssh.commands is None:
-        return None
-    return "ssh.commands", f"peer {peer.id!r} has a list of commands, which rules out a shell"
-
-
-ACTIONS: Final[Mapping[str, _Action]] = MappingProxyType(
-    {
-        "ssh/login": _Action(None, (_login_name,)),
-        "ssh/exec": _Action("ssh:exec", (_exec_switch, _runs_as, _commands)),
-        "ssh/shell": _Action("ssh:shell", (_shell_switch, _no_forced_command, _runs_as, _no_commands)),
-        "node/status": _Action("node:read"),
-        "node/sessions": _Action("node:read"),
-        "node/can": _Action("node:read"),
-        "node/reload": _Action("node:admin"),
-        "node/kill": _Action("node:admin"),
-    }
-)
-"""Every action that a door of this version can attempt, with the scope it needs and its own rules."""

@@ -8,7 +8,7 @@ import logging
 import os
 from typing import Any, Final
 
-from alknet.access import Context, Decision, Identity, Policy, authorize, deny
+from alknet.access import Access, Authority, Context, Decision, Identity, Policy, authorize, deny
 from alknet.audit import AuditSink
 from alknet.clock import Clock
 from alknet.errors import AuditError
@@ -36,23 +36,25 @@ class Gate:
 
     def ask(
         self,
-        identity: Identity | None,
+        caller: Identity | Authority | None,
         action: str,
         resource: str | None = None,
         *,
         surface: str,
+        access: Access | None = None,
         **facts: Any,
     ) -> "Act":
         """Decide, and write the intent (or the denial) before anything is done.
 
         The credential is looked up again, so that an identity that was kept for a while brings no old rights along.
-        `facts` (remote, connection, via, …) go into the audit line as they are. When the line cannot be
-        written the act is refused if `audit.required`, and otherwise allowed with an error in the log.
+        `access` is what an operation asks for; its name is the action. `facts` (remote, connection, via, …) go into
+        the audit line as they are. When the line cannot be written the act is refused if `audit.required`, and
+        otherwise allowed with an error in the log.
         """
-        decision = self.peek(None, action, resource) if identity is None else self.still(identity, action, resource)
+        decision = self.still(caller, action, resource, access=access)
         record = {
             "surface": surface,
-            "peer": None if identity is None else identity.id,
+            "peer": None if caller is None else caller.id,
             "action": action,
             "resource": resource,
             "decision": "allow" if decision else "deny",
@@ -65,20 +67,36 @@ class Gate:
         phase = {"phase": "intent"} if decision else {"phase": "outcome", "outcome": "denied"}
         if not self.note(record | phase) and decision and self.audit_required:
             reason = "the audit log cannot be written, and this node acts only on the record"
-            act.refuse(deny(identity, action, resource, self.policy, RULE_AUDIT, reason))
+            act.refuse(deny(caller, action, resource, self.policy, RULE_AUDIT, reason))
         return act
 
-    def peek(self, identity: Identity | None, action: str, resource: str | None) -> Decision:
-        """The decision alone, for questions (`alknet can`) and for live things after a reload."""
-        return authorize(identity, action, resource, Context(self.policy, self.clock.wall()))
+    def peek(
+        self,
+        caller: Identity | Authority | None,
+        action: str,
+        resource: str | None = None,
+        *,
+        access: Access | None = None,
+    ) -> Decision:
+        """The decision alone, for questions (`alknet can`) and for lists of what a caller may do."""
+        return authorize(caller, action, resource, Context(self.policy, self.clock.wall()), access=access)
 
-    def still(self, identity: Identity, action: str, resource: str | None) -> Decision:
+    def still(
+        self,
+        caller: Identity | Authority | None,
+        action: str,
+        resource: str | None = None,
+        *,
+        access: Access | None = None,
+    ) -> Decision:
         """Whether what was allowed before is allowed under the current policy, credential included."""
-        renewed = self.policy.renew(identity)
-        if renewed is None and identity.id in self.policy.peers:
-            reason = f"the credential no longer belongs to peer {identity.id!r}"
-            return deny(identity, action, resource, self.policy, RULE_CREDENTIAL, reason)
-        return self.peek(renewed or identity, action, resource)
+        if isinstance(caller, Identity):
+            renewed = self.policy.renew(caller)
+            if renewed is None and caller.id in self.policy.peers:
+                reason = f"the credential no longer belongs to peer {caller.id!r}"
+                return deny(caller, action, resource, self.policy, RULE_CREDENTIAL, reason)
+            caller = renewed or caller
+        return self.peek(caller, action, resource, access=access)
 
     def changed(self, identity: Identity, action: str, resource: str | None) -> Decision:
         """The denial of a live thing that is still allowed, but would now be done in another way."""

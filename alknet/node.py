@@ -6,11 +6,14 @@ import hashlib
 import logging
 import os
 import signal
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 from alknet._version import __version__
-from alknet.access import DaemonUser, Policy
+from alknet.access import DaemonUser, Policy, Token
 from alknet.alpn.admission import Admission, AdmissionLimits
 from alknet.alpn.first_byte import Opening
 from alknet.alpn.port import Carrier, Port, plain
@@ -19,6 +22,14 @@ from alknet.alpn.router import Router
 from alknet.alpn.streams import Connection
 from alknet.alpn.tls_listener import TlsIdentity, TlsListener
 from alknet.audit import AuditFile
+from alknet.call.carried import SUBSYSTEM
+from alknet.call.command import serve_command
+from alknet.call.discovery import Discovery
+from alknet.call.dispatch import Dispatcher
+from alknet.call.errors import CallError
+from alknet.call.handler import CallHandler, CallSettings
+from alknet.call.operations import operations_of
+from alknet.call.registry import Registry, load_modules
 from alknet.clock import Clock, SystemClock
 from alknet.config.addresses import ListenAddress
 from alknet.config.certificate import load_tls, tls_files
@@ -27,17 +38,18 @@ from alknet.config.load import load
 from alknet.config.model import Settings
 from alknet.config.policy import build_policy, daemon_user
 from alknet.config.watch import watch
-from alknet.control import SUBSYSTEM, Control
 from alknet.errors import AuditError, ConfigError, StartupError
 from alknet.gate import Gate
 from alknet.keys import check_private
 from alknet.lock import HomeLock
 from alknet.logs import event
 from alknet.notify import notify, notify_reloading
-from alknet.reload import Reloader, Report
+from alknet.reload import Reloader, Report, Running
+from alknet.services.node import NodeService
 from alknet.ssh.handler import ALPN as SSH_ALPN
 from alknet.ssh.handler import SshHandler, SshSettings
 from alknet.ssh.options import load_host_key
+from alknet.sshsig import KeySigner
 from alknet.state import SqliteState
 from alknet.tasks import Tasks
 
@@ -53,8 +65,17 @@ EXPIRY_CHECK_S: Final = 1.0
 class Node:
     """One node on one home. Use as ``async with Node(home) as node: await node.wait_stopped()``."""
 
-    def __init__(self, home: Home, *, listen: tuple[ListenAddress, ...] = (), clock: Clock | None = None) -> None:
-        self.home = home
+    def __init__(
+        self,
+        home: Home | Path | str,
+        *,
+        listen: tuple[ListenAddress, ...] = (),
+        operations: Iterable[Any] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """`operations` (decorated functions, modules, services) are served beside those of the configuration."""
+        self.home = home if isinstance(home, Home) else Home(Path(home).absolute())
+        self._own_operations = tuple(operations)
         self._listen = listen
         self._clock = clock or SystemClock()
         self._tasks = Tasks("node")
@@ -99,16 +120,33 @@ class Node:
             raise StartupError(str(exc), hint=f"check the disk, and the owner and mode of {home.audit}") from exc
         self._undo.callback(audit.close)
         self._denial_key = self._state.denial_key()
-        self.gate = Gate(self._policy(settings), audit, self._clock)
+        self._state.prune(self._clock.wall())
+        self.gate = Gate(self._policy(settings, self._tokens()), audit, self._clock)
         self._admission = Admission(AdmissionLimits())
+        self._dispatcher = Dispatcher(Registry(), self.gate, call_peer=self._call_peer)
+
+        def login_failed(host: str) -> None:
+            self._admission.failed_login(host, loop.time())
+
+        self._calls = CallHandler(
+            self.gate,
+            self._dispatcher,
+            CallSettings(),
+            name=settings.node.name or os.uname().nodename,
+            key=KeySigner.from_file(home.node_key),
+            on_login_failed=login_failed,
+            connections_of=self._connections_of,
+        )
         self._ssh = SshHandler(
             self.gate,
             host_key,
             SshSettings(),
-            subsystems={SUBSYSTEM: Control(self)},
-            on_login_failed=lambda host: self._admission.failed_login(host, loop.time()),
+            subsystems={SUBSYSTEM: self._calls.serve_subsystem},
+            commands={"op": partial(serve_command, self._dispatcher)},
+            on_login_failed=login_failed,
+            connections_of=self._connections_of,
         )
-        self.router = Router([self._ssh])
+        self.router = Router([self._ssh, self._calls])
         identity = TlsIdentity.of(certificate, self.router.alpns)
         self._tls = TlsListener(identity, self.router.dispatch)
         # The node's own key is of this home alone, where a certificate may serve several machines.
@@ -116,11 +154,18 @@ class Node:
         self._quic = QuicListener(self._admission, identity, self.router.dispatch, reset_secret=secret)
         carriers: dict[Opening, Carrier] = {Opening.SSH: plain(SSH_ALPN, self.router), Opening.TLS: self._tls}
         self._port = Port(self._admission, carriers, self._quic)
-        self._reloader = Reloader(home, settings, identity, apply=self._apply, clock=self._clock)
-        self._apply(settings, identity)
+        self._reloader = Reloader(
+            home,
+            Running(settings, identity, self._registry_for(settings.services.modules), self._tokens()),
+            apply=self._apply,
+            load_registry=self._registry_for,
+            load_tokens=self._tokens,
+            clock=self._clock,
+        )
+        self._apply(self._reloader.running)
 
     def _start(self) -> None:
-        settings = self._reloader.running
+        settings = self._reloader.running.settings
         self._undo.callback(self._quic.close)
         self._undo.callback(self._port.stop_accepting)
         for address in self._listen or settings.node.listen:
@@ -133,7 +178,7 @@ class Node:
 
     @property
     def name(self) -> str:
-        return self._reloader.running.node.name or os.uname().nodename
+        return self._reloader.running.settings.node.name or os.uname().nodename
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -162,7 +207,7 @@ class Node:
         notify("STOPPING=1")
         self._port.stop_accepting()
         self._tls.stop_accepting()
-        deadline = asyncio.get_running_loop().time() + self._reloader.running.node.drain_timeout
+        deadline = asyncio.get_running_loop().time() + self._reloader.running.settings.node.drain_timeout
         cut = await self.router.shutdown(deadline)
         self._stop.set()
         await self._tasks.aclose()
@@ -225,13 +270,14 @@ class Node:
         self.gate.note(record | {"outcome": "ok", "changed": changed, "revision": self.gate.policy.revision})
         return report
 
-    def _apply(self, settings: Settings, identity: TlsIdentity) -> None:
-        """Swap `settings` and `identity` in and end what they forbid. Builds first, assigns last, and does not wait.
+    def _apply(self, new: Running) -> None:
+        """Swap `new` in and end what it forbids. Builds first, assigns last, and does not wait.
 
         The new policy decides at once; live things that it forbids end a moment later, so that whoever asked for the
         reload has its answer first.
         """
-        policy = self._policy(settings)
+        settings = new.settings
+        policy = self._policy(settings, new.tokens)
         limits = settings.limits
         self._admission.limits = AdmissionLimits(
             limits.connections,
@@ -246,13 +292,57 @@ class Node:
             connections_per_peer=limits.connections_per_peer,
             env_allow=settings.ssh.env_allow,
         )
-        self._tls.identity = self._quic.identity = identity
+        self._calls.settings = CallSettings(
+            max_frame=settings.call.max_frame,
+            max_in_flight=settings.call.max_in_flight,
+            connections_per_peer=limits.connections_per_peer,
+        )
+        self._dispatcher.default_timeout_s = settings.call.default_timeout
+        self._dispatcher.registry = new.registry
+        self._tls.identity = self._quic.identity = new.identity
         self.gate.audit_required = settings.audit.required
         self.gate.policy = policy
         asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self.router.recheck)
 
-    def _policy(self, settings: Settings) -> Policy:
-        return build_policy(settings, denial_key=self._denial_key, daemon=self._daemon)
+    def _policy(self, settings: Settings, tokens: Mapping[str, Token]) -> Policy:
+        return build_policy(settings, denial_key=self._denial_key, daemon=self._daemon, tokens=tokens)
+
+    def _tokens(self) -> dict[str, Token]:
+        return {token.prefix: token for token in self._state.all()}
+
+    def _registry_for(self, modules: tuple[str, ...]) -> Registry:
+        """Every operation of this node, with those of `modules`."""
+        built_in = operations_of((NodeService(self), Discovery(self._dispatcher)))
+        return Registry((*built_in, *load_modules(modules), *operations_of(self._own_operations)))
+
+    # --- what the operations need of the node -----------------------------------------------------------------------
+
+    @property
+    def registry(self) -> Registry:
+        return self._dispatcher.registry
+
+    async def reload_settings(self, cause: str) -> dict[str, Any]:
+        report = await self.reload(cause)
+        return {
+            "changed": list(report.changed),
+            "needs_restart": list(report.needs_restart),
+            "revision": self.gate.policy.revision,
+        }
+
+    def end_connection(self, id: str) -> dict[str, Any]:
+        ended = self.router.end(id, "ended by the operator")
+        return {"id": ended.id, "peer": None if ended.identity is None else ended.identity.id}
+
+    def _connections_of(self, peer: str) -> int:
+        return sum(c.identity is not None and c.identity.id == peer for c in self.router.connections)
+
+    async def _call_peer(self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str) -> Any:
+        session = self._calls.session_of(peer)
+        if session is None:
+            raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
+        return await session.call(name, value, timeout_s=timeout_s, forwarded_for=forwarded_for)
+
+    # --- causes of a reload -------------------------------------------------------------------------------------------
 
     def _hangup_received(self) -> None:
         self._tasks.start(self._reload_quietly("SIGHUP"), name="reload")
@@ -266,7 +356,9 @@ class Node:
             log.exception(event("reload failed", cause=cause))  # and the next change is watched for all the same
 
     async def _watch_files(self) -> None:
-        async for _ in watch(self.home, self._stop, more=lambda: tls_files(self.home, self._reloader.running.tls)):
+        async for _ in watch(
+            self.home, self._stop, more=lambda: tls_files(self.home, self._reloader.running.settings.tls)
+        ):
             await self._reload_quietly("file changed")
 
     async def _watch_expiry(self) -> None:

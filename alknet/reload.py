@@ -6,11 +6,13 @@ configuration running and says why; after the swap nothing can fail.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from alknet.access import Token
 from alknet.alpn.tls_listener import TlsIdentity
+from alknet.call.registry import Registry
 from alknet.clock import Clock
 from alknet.config.certificate import load_tls
 from alknet.config.diff import changes, keep_until_restart
@@ -26,6 +28,19 @@ log = logging.getLogger("alknet.config")
 
 CERTIFICATE: Final = "tls.certificate"
 """What a report calls the certificate itself, beside the keys of [tls] that say where it is."""
+TOKENS: Final = "tokens"
+"""What a report calls the tokens, which no key of the configuration names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a node runs on, all of it replaced at once."""
+
+    settings: Settings
+    identity: TlsIdentity
+    """What TLS and QUIC show."""
+    registry: Registry
+    tokens: Mapping[str, Token]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,42 +52,51 @@ class Report:
 
 
 class Reloader:
-    """Owns the running settings and what TLS and QUIC show. `apply` swaps both in: it must not fail nor wait."""
+    """Owns what is `running`. `apply` swaps it in: it must not fail nor wait."""
 
     def __init__(
         self,
         home: Home,
-        settings: Settings,
-        identity: TlsIdentity,
+        running: Running,
         *,
-        apply: Callable[[Settings, TlsIdentity], None],
+        apply: Callable[[Running], None],
+        load_registry: Callable[[tuple[str, ...]], Registry],
+        load_tokens: Callable[[], Mapping[str, Token]],
         clock: Clock,
     ) -> None:
         self._home = home
         self._apply = apply
+        self._load_registry = load_registry
+        self._load_tokens = load_tokens
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
-        self.running = settings
-        self.identity = identity
+        self.running = running
 
     async def reload(self, cause: str) -> Report:
         """Read the files again and apply what they say; raises `ConfigError` and changes nothing if they are wrong."""
         async with self._one_at_a_time:
+            running = self.running
             try:
                 loaded, identity = await asyncio.to_thread(self._read)
+                tokens = self._load_tokens()
+                registry = running.registry
+                if loaded.services != running.settings.services:
+                    registry = self._load_registry(loaded.services.modules)
             except ConfigError as exc:
                 for line in str(exc).splitlines():
                     log.error("reload (%s) changed nothing: %s", cause, line)
                 raise
-            found = changes(self.running, loaded)
+            found = changes(running.settings, loaded)
             live = tuple(change.key for change in found if not change.needs_restart)
-            if identity != self.identity:
+            if identity != running.identity:
                 live += (CERTIFICATE,)
+            if tokens != running.tokens:
+                live += (TOKENS,)
             waiting = tuple(change.key for change in found if change.needs_restart)
             if live:
-                effective = keep_until_restart(self.running, loaded)
-                self._apply(effective, identity)
-                self.running, self.identity = effective, identity
+                new = Running(keep_until_restart(running.settings, loaded), identity, registry, tokens)
+                self._apply(new)
+                self.running = new
             if live or waiting:
                 log.info(event("reloaded", cause=cause, changed=",".join(live) or None))
             if waiting:
@@ -80,6 +104,6 @@ class Reloader:
             return Report(live + waiting, waiting)
 
     def _read(self) -> tuple[Settings, TlsIdentity]:
-        settings, running = load(self._home), self.identity
+        settings, running = load(self._home), self.running.identity
         certificate = load_tls(self._home, settings.tls, now=self._clock.wall(), in_use=running.certificate)
         return settings, running if certificate == running.certificate else TlsIdentity.of(certificate, running.alpns)

@@ -175,6 +175,8 @@ class Engine:
         self._is_closing = False
         self.spki = b""
         """SHA-256 of the public key of the listener's certificate; at the dialer once the handshake is completed."""
+        self.peer_certificates: tuple[bytes, ...] = ()
+        """What the listener showed the dialer, in DER, its own first; once the handshake is completed."""
 
     # --- datagrams and time -----------------------------------------------------------------------------------
 
@@ -253,7 +255,9 @@ class Engine:
                     to.stream_stopped(happened.stream_id)
                 case events.HandshakeCompleted():
                     if (theirs := quic.tls._peer_certificate) is not None:
-                        self.spki = spki_sha256(theirs.public_bytes(Encoding.DER))
+                        shown = (theirs, *quic.tls._peer_certificate_chain)
+                        self.peer_certificates = tuple(each.public_bytes(Encoding.DER) for each in shown)
+                        self.spki = spki_sha256(self.peer_certificates[0])
                     to.handshake_completed(happened.alpn_protocol or "")
                 case events.ConnectionIdIssued():
                     to.cid_issued(happened.connection_id)

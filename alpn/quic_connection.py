@@ -218,6 +218,7 @@ class QuicConnection(BaseConnection):
         self.alpn = alpn
         self.is_established = True
         self.channel_binding = ChannelBinding("tls-spki", self.engine.spki)
+        self.peer_certificates = self.engine.peer_certificates
         self._keepalive = self._loop.call_later(KEEPALIVE_S, self._keep_alive)
         self._on_established(self)
 

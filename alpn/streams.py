@@ -98,6 +98,9 @@ class Connection(Protocol):
     """The address of this machine that the other side reached."""
     channel_binding: ChannelBinding | None
     """None where the carrier has none: on plain TCP."""
+    peer_certificates: tuple[bytes, ...]
+    """What the listener showed, as the dialer got it: certificates in DER, its own first, that nobody has checked (see
+    `alknet.verification`). Empty at the listener, and where the carrier has none."""
     since: float
     """When it began, in seconds since 1970."""
     identity: Identity | None
@@ -134,6 +137,7 @@ class BaseConnection:
     """What is the same on every carrier: the facts of a connection and the note of who logged in."""
 
     channel_binding: ChannelBinding | None = None
+    peer_certificates: tuple[bytes, ...] = ()
     polite_close: Callable[[str], None] | None = None
     close_reason: tuple[int, str] | None = None
 

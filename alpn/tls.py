@@ -1,9 +1,11 @@
 """TLS 1.3 over TCP as a carrier: one connection, one stream, and an ALPN that says which handler it is for.
 
 Nobody's certificate is checked here. Whoever dials proves, with what it carries (the SSH host key, the hello), whom it
-reached; a certificate only binds that proof to the connection (`channel_binding`).
+reached; a certificate only binds that proof to the connection (`channel_binding`). What it showed can be looked at
+afterwards (`peer_certificates`).
 """
 
+import _ssl
 import asyncio
 import os
 import socket
@@ -60,6 +62,7 @@ class TlsConnection(OneStreamConnection):
         alpn: str,
         binding: ChannelBinding,
         remote: Address,
+        peer_certificates: tuple[bytes, ...] = (),
         on_login: Callable[[], None] | None = None,
         on_closed: Callable[[], None] | None = None,
     ) -> None:
@@ -73,6 +76,7 @@ class TlsConnection(OneStreamConnection):
             on_closed=on_closed,
         )
         self.channel_binding = binding
+        self.peer_certificates = peer_certificates
 
 
 async def accept_tls(
@@ -107,14 +111,26 @@ async def dial_tls(sock: socket.socket, *, alpn: str, server_name: str | None, r
     if layer.session.selected_alpn_protocol() != alpn:
         layer.abort()
         raise AlpnRefused(f"it does not serve {alpn}")
-    der = layer.session.getpeercert(binary_form=True)
-    assert der is not None, "a TLS 1.3 server always sends its certificate"
+    shown = _shown_by(layer.session)
     try:
-        binding = ChannelBinding("tls-spki", spki_sha256(der))
+        binding = ChannelBinding("tls-spki", spki_sha256(shown[0]))
     except InvalidInputError as exc:
         layer.abort()
         raise HandshakeFailed(f"what it showed {exc}") from exc
-    return TlsConnection(layer, alpn=alpn, binding=binding, remote=remote)
+    return TlsConnection(layer, alpn=alpn, binding=binding, remote=remote, peer_certificates=shown)
+
+
+def _shown_by(session: ssl.SSLObject) -> tuple[bytes, ...]:
+    """The listener's certificate and those that it sent with it, in DER."""
+    leaf = session.getpeercert(binary_form=True)
+    assert leaf is not None, "a TLS 1.3 server always sends its certificate"
+    ask = getattr(session, "get_unverified_chain", None)
+    if ask is not None:  # Python 3.13
+        return tuple(ask()) or (leaf,)
+    ask = getattr(getattr(session, "_sslobj", None), "get_unverified_chain", None)
+    if ask is None:
+        return (leaf,)
+    return tuple(each.public_bytes(_ssl.ENCODING_DER) for each in ask() or ()) or (leaf,)
 
 
 async def _shake_hands(

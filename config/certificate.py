@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from alknet.certificates import Certificate, load_certificate, make_certificate, read_certificate, write_certificate
+from alknet.config.fields import DNS_NAME
 from alknet.config.home import Home
-from alknet.config.model import DNS_NAME, Tls
+from alknet.config.model import Tls
 from alknet.errors import ConfigError
 from alknet.logs import event
 

@@ -16,10 +16,12 @@ import pydantic
 from blake3 import blake3
 from pydantic import BaseModel
 
+from alknet.config.fields import PEER_ID
 from alknet.config.home import Home, check_not_writable_by_others, read_config_file
-from alknet.config.model import PEER_ID, PeerEntry, Settings
+from alknet.config.model import PeerEntry, Settings
 from alknet.config.positions import KeyPath, line_of, positions
 from alknet.errors import ConfigError
+from alknet.keys import PublicKey
 
 __all__ = ["load", "revision"]
 
@@ -133,6 +135,8 @@ def _validate(model: type[M], source: _Source, problems: list[str]) -> M | None:
 def _describe(model: type[BaseModel], source: _Source, error: dict[str, Any]) -> str:
     """One line: file, line, key, what was found and what is allowed."""
     path: KeyPath = tuple(error["loc"])
+    is_key = path[-1:] == ("[key]",)  # the name of a table's entry is wrong, not its value
+    path = path[:-1] if is_key else path
     key = _dotted(path)
     place = source.at(path)
     if error["type"] == "extra_forbidden":
@@ -144,7 +148,7 @@ def _describe(model: type[BaseModel], source: _Source, error: dict[str, Any]) ->
         return f"{place}: {key}: is missing"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     message = message.replace("a valid tuple", "a list")
-    found = _written(source.values, path, error.get("input"))
+    found = path[-1] if is_key else _written(source.values, path, error.get("input"))
     shown = "" if isinstance(found, dict) else f"found {_shorten(found)}: "
     return f"{place}: {key}: {shown}{message}"
 
@@ -191,11 +195,14 @@ def _cross_check(settings: Settings, peers: list[tuple[_Source, KeyPath, PeerEnt
         if peer.id in ids:
             problems.append(f"{place}: peer {peer.id!r} stands a second time; the first is at {ids[peer.id]}")
         ids.setdefault(peer.id, place)
-        for index, key in enumerate(peer.keys):
+        proofs: list[tuple[KeyPath, PublicKey]] = [(("keys", index), key) for index, key in enumerate(peer.keys)]
+        if peer.node_key is not None:
+            proofs.append((("node_key",), peer.node_key))
+        for path, key in proofs:
             owner = keys.setdefault(key.blob, peer.id)
             if owner != peer.id:
                 problems.append(
-                    f"{source.at((*base, 'keys', index))}: keys: {key.fingerprint} belongs to two peers,"
+                    f"{source.at((*base, *path))}: {path[0]}: {key.fingerprint} belongs to two peers,"
                     f" {owner!r} and {peer.id!r}; a key proves one identity"
                 )
         for index, role in enumerate(peer.roles):

@@ -4,163 +4,48 @@ Every field says in its schema whether a change of it is *live* or needs a *rest
 something reads it.
 """
 
-import contextlib
-import ipaddress
-import re
-import shlex
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    Strict,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from alknet.config.addresses import ListenAddress
+from alknet.config.fields import (
+    DEFAULT_PORT,
+    LIVE,
+    RESTART,
+    AbsolutePath,
+    Address,
+    Command,
+    Count,
+    Duration,
+    Expiry,
+    FilePath,
+    HostName,
+    Key,
+    Listen,
+    Modules,
+    NodeKey,
+    PeerId,
+    ResourceEntry,
+    ResourceType,
+    Scope,
+    Switch,
 )
-
-from alknet.config.addresses import ListenAddress, split_host_port
-from alknet.errors import InvalidInputError
-from alknet.keys import PublicKey
 
 __all__ = [
     "Audit",
+    "Call",
     "Limits",
     "Model",
     "Node",
     "PeerEntry",
     "PeerSsh",
     "Role",
+    "Services",
     "Settings",
     "Ssh",
     "Tls",
-    "parse_duration",
 ]
-
-PEER_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
-DEFAULT_PORT: Final = 7022
-DNS_NAME: Final = re.compile(
-    r"(?=.{1,253}\Z)(?!(.*\.)?\d+\Z)(\*\.)?(?!-)[a-zA-Z0-9_-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9_-]{1,63}(?<!-))*\Z"
-)
-SCOPE: Final = re.compile(r"(\*|[a-z0-9_.-]+)(:(\*|[a-zA-Z0-9_.-]+))*\Z")
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)\Z")
-_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-def parse_duration(value: object) -> float:
-    """Seconds from ``"2s"``, ``"250ms"``, ``"15m"``, ``"1h"``, ``"30d"`` or a bare number of seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
-        return float(value)
-    match = _DURATION.match(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError('must be a duration such as "250ms", "2s", "15m", "1h" or "30d"')
-    return float(match[1]) * _SECONDS[match[2]]
-
-
-def _scope(value: str) -> str:
-    if not SCOPE.match(value):
-        raise ValueError('must be a scope such as "ssh:exec", "ssh:*" or "*"')
-    return value
-
-
-def _peer_id(value: str) -> str:
-    if not PEER_ID.match(value):
-        raise ValueError("must be 1 to 63 of a-z, 0-9 and -, and must not start with -")
-    return value
-
-
-def _public_key(value: object) -> PublicKey:
-    if isinstance(value, PublicKey):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("must be an OpenSSH public-key line in quotes")
-    try:
-        return PublicKey.parse(value)
-    except InvalidInputError as exc:
-        raise ValueError(str(exc)) from None
-
-
-def _listen(value: object) -> ListenAddress:
-    if isinstance(value, ListenAddress):
-        return value
-    if not isinstance(value, str):
-        raise ValueError('must be an address such as "127.0.0.1:7022"')
-    return ListenAddress.parse(value)
-
-
-def _no_number(value: object) -> object:
-    if isinstance(value, int | float):
-        raise ValueError("must be a date and time, as in 2030-01-31T12:00:00Z")
-    return value
-
-
-def _utc(value: datetime) -> datetime:
-    if value.tzinfo is None:
-        raise ValueError("must say its time zone, as in 2030-01-31T12:00:00Z")
-    return value.astimezone(UTC)
-
-
-def _address(value: str) -> str:
-    split_host_port(value, default_port=DEFAULT_PORT)
-    return value
-
-
-def _command(value: str) -> str:
-    try:
-        shlex.split(value)
-    except ValueError as exc:
-        raise ValueError(f"cannot be split into words as a shell would: {exc}") from None
-    return value
-
-
-def _absolute(value: str) -> str:
-    if not value.startswith("/"):
-        raise ValueError("must be an absolute path")
-    return value
-
-
-def _file(value: str) -> str:
-    if value and (not value.startswith("/") or "\0" in value):
-        raise ValueError("must be the absolute path of a file")
-    return value
-
-
-def _host_name(value: str) -> str:
-    """A name or an address that a certificate can be made for."""
-    with contextlib.suppress(ValueError):
-        return str(ipaddress.IPv6Address(value) if ":" in value and "%" not in value else ipaddress.IPv4Address(value))
-    if not DNS_NAME.match(value):
-        raise ValueError("must be a DNS name (in its ASCII form) or an IP address, without a port")
-    return value
-
-
-# TOML has its own booleans, numbers and times: "no", "100" and 2030 are mistakes, not spellings of them.
-Switch = Annotated[bool, Strict()]
-Count = Annotated[int, Strict()]
-Duration = Annotated[
-    float,
-    BeforeValidator(parse_duration, json_schema_input_type=str | float),
-]
-Scope = Annotated[str, AfterValidator(_scope)]
-PeerId = Annotated[str, AfterValidator(_peer_id)]
-Key = Annotated[
-    PublicKey,
-    PlainValidator(_public_key, json_schema_input_type=str),
-    PlainSerializer(str, return_type=str),
-]
-Listen = Annotated[
-    ListenAddress,
-    PlainValidator(_listen, json_schema_input_type=str),
-    PlainSerializer(str, return_type=str),
-]
-AbsolutePath = Annotated[str, AfterValidator(_absolute)]
-
-LIVE: Final[dict[str, Any]] = {"reload": "live"}
-RESTART: Final[dict[str, Any]] = {"reload": "restart"}
 
 
 class Model(BaseModel):
@@ -202,17 +87,17 @@ class Tls(Model):
         " name it, and it is read again when they change.",
         json_schema_extra=LIVE,
     )
-    cert: Annotated[str, AfterValidator(_file)] = Field(
+    cert: FilePath = Field(
         "",
         description="PEM file with the certificate and then its issuers, for mode files.",
         json_schema_extra=LIVE,
     )
-    key: Annotated[str, AfterValidator(_file)] = Field(
+    key: FilePath = Field(
         "",
         description="PEM file with the certificate's private key, not encrypted and closed to others, for mode files.",
         json_schema_extra=LIVE,
     )
-    names: tuple[Annotated[str, AfterValidator(_host_name)], ...] = Field(
+    names: tuple[HostName, ...] = Field(
         (),
         max_length=64,
         description="DNS names and IP addresses that a self-signed certificate is made for, when one is made; empty"
@@ -243,6 +128,45 @@ class Ssh(Model):
         ("LANG", "LC_*"),
         max_length=64,
         description="Names of environment variables that a client may set; * and ? are globs.",
+        json_schema_extra=LIVE,
+    )
+
+
+class Call(Model):
+    """[call]: operation calls, whatever carries them."""
+
+    max_frame: Count = Field(
+        1024 * 1024,
+        ge=64 * 1024,
+        le=64 * 1024 * 1024,
+        description="Bytes of the largest message that is taken from a caller who has said who it is; what is larger"
+        " travels in pieces, as a subscription.",
+        json_schema_extra=LIVE,
+    )
+    max_in_flight: Count = Field(
+        1024,
+        ge=1,
+        le=65536,
+        description="Requests of one connection that run at the same time; further ones are refused.",
+        json_schema_extra=LIVE,
+    )
+    default_timeout: Duration = Field(
+        30.0,
+        gt=0,
+        le=86400,
+        description="How long a call may take whose caller says nothing about it; subscriptions have no such end.",
+        json_schema_extra=LIVE,
+    )
+
+
+class Services(Model):
+    """[services]: what the node serves to callers of operations."""
+
+    modules: Modules = Field(
+        (),
+        max_length=64,
+        description="Python modules whose operations the node serves; a change of the list is live, a change of a"
+        " module's code needs a restart.",
         json_schema_extra=LIVE,
     )
 
@@ -336,7 +260,7 @@ class PeerSsh(Model):
         max_length=4096,
         description="Runs instead of whatever is asked for; that is in SSH_ORIGINAL_COMMAND.",
     )
-    commands: tuple[Annotated[str, AfterValidator(_command)], ...] | None = Field(
+    commands: tuple[Command, ...] | None = Field(
         None,
         max_length=256,
         description="The only commands that may be run, without a shell; a word may hold * and ?, and a last"
@@ -358,12 +282,19 @@ class PeerEntry(Model):
     keys: tuple[Key, ...] = Field((), max_length=64, description="OpenSSH public-key lines.")
     scopes: tuple[Scope, ...] = Field((), max_length=256, description="Scopes granted to the peer.")
     roles: tuple[str, ...] = Field((), max_length=64, description="Names of [roles] granted to the peer.")
-    enabled: Switch = Field(True, description="A disabled peer is refused everywhere.")
-    expires_at: Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_utc)] | None = Field(
-        None, description="When the peer's access ends, live connections included."
+    resources: dict[ResourceType, Annotated[tuple[ResourceEntry, ...], Field(max_length=256)]] = Field(
+        {},
+        max_length=64,
+        description="Type of resource -> what may be done and with which, for operations that ask: read (with all),"
+        " read:alpha (with that one), *:beta-* (everything, with those that match).",
     )
-    addresses: tuple[Annotated[str, AfterValidator(_address)], ...] = Field(
-        (), max_length=16, description="Where `alknet ssh` reaches the peer, host:port, in order."
+    enabled: Switch = Field(True, description="A disabled peer is refused everywhere.")
+    expires_at: Expiry | None = Field(None, description="When the peer's access ends, live connections included.")
+    addresses: tuple[Address, ...] = Field(
+        (), max_length=16, description="Where the peer is reached, host:port, in order."
+    )
+    node_key: NodeKey | None = Field(
+        None, description="The node key that the peer must prove when operations are called on it."
     )
     host_key: Key | None = Field(None, description="The SSH host key that the peer must prove when it is dialled.")
     ssh: PeerSsh = Field(PeerSsh(), description="SSH sessions of the peer.")
@@ -375,6 +306,8 @@ class Settings(Model):
     node: Node = Node()
     tls: Tls = Tls()
     ssh: Ssh = Ssh()
+    call: Call = Call()
+    services: Services = Services()
     limits: Limits = Limits()
     audit: Audit = Audit()
     roles: dict[str, Role] = Field({}, description="Named sets of scopes.", json_schema_extra=LIVE)

@@ -2,12 +2,18 @@
 
 import os
 import pwd
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 
-from alknet.access import DaemonUser, Peer, Policy, SshRights
+from alknet.access import DaemonUser, Peer, Policy, SshRights, Token
 from alknet.config.load import revision
 from alknet.config.model import PeerEntry, Settings
 
 __all__ = ["build_policy", "daemon_user"]
+
+
+NO_TOKENS: Final[Mapping[str, Token]] = MappingProxyType({})
 
 
 def daemon_user() -> DaemonUser:
@@ -20,8 +26,10 @@ def daemon_user() -> DaemonUser:
     return DaemonUser(name, is_root=uid == 0)
 
 
-def build_policy(settings: Settings, *, denial_key: bytes, daemon: DaemonUser) -> Policy:
-    """The immutable snapshot for `settings`."""
+def build_policy(
+    settings: Settings, *, denial_key: bytes, daemon: DaemonUser, tokens: Mapping[str, Token] = NO_TOKENS
+) -> Policy:
+    """The immutable snapshot for `settings` and the `tokens` that are in force, by their public prefix."""
     return Policy(
         peers={entry.id: _peer(entry, settings) for entry in settings.peers},
         revision=revision(settings),
@@ -29,6 +37,7 @@ def build_policy(settings: Settings, *, denial_key: bytes, daemon: DaemonUser) -
         daemon=daemon,
         exec_enabled=settings.ssh.exec,
         shell_enabled=settings.ssh.shell,
+        tokens=dict(tokens),
     )
 
 
@@ -39,6 +48,7 @@ def _peer(entry: PeerEntry, settings: Settings) -> Peer:
     return Peer(
         id=entry.id,
         scopes=scopes,
+        resources=entry.resources,
         keys=tuple(key.fingerprint for key in entry.keys),
         enabled=entry.enabled,
         expires_at=None if entry.expires_at is None else entry.expires_at.timestamp(),

@@ -158,6 +158,8 @@ def _type(schema: dict[str, Any], node: dict[str, Any], field: FieldInfo) -> str
     (node,) = choices
     if "$ref" in node:
         return "table"
+    if node["type"] == "object":
+        return "table of lists of texts"
     if node["type"] == "array":
         most = f", at most {node['maxItems']}" if "maxItems" in node else ""
         return f"list of {_item(field)}{most}"
@@ -182,7 +184,7 @@ def _range(field: FieldInfo) -> str:
     for item in field.metadata:
         for name in ("ge", "gt", "le", "max_length"):
             if getattr(item, name, None) is not None:
-                bound[name] = f"{getattr(item, name):g}"
+                bound[name] = f"{getattr(item, name):.15g}"
     if "max_length" in bound:
         return f", at most {bound['max_length']} characters"
     low = f"from {bound['ge']}" if "ge" in bound else f"above {bound['gt']}" if "gt" in bound else ""
@@ -193,7 +195,7 @@ def _range(field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
-    if value is None or isinstance(value, BaseModel):
+    if value is None or isinstance(value, BaseModel | dict):
         return "–"
     return f"`{_toml(value)}`"
 

@@ -3,10 +3,12 @@
 import asyncio
 from typing import Final
 
+import asyncssh
+from asyncssh.constants import EXTENDED_DATA_STDERR
+
 from alknet.alpn.attach import StreamTransport
 from alknet.alpn.errors import StreamBroken, StreamClosed
 from alknet.alpn.streams import MAX_BUFFERED_BYTES, READ_SIZE
-from alknet.ssh.channel import SessionChannel
 
 __all__ = ["ChannelStream"]
 
@@ -14,10 +16,10 @@ LOW_WATER_BYTES: Final = MAX_BUFFERED_BYTES // 4
 
 
 class ChannelStream:
-    """The node's end of a subsystem's channel. Unread data pauses the channel, whose window then stops the client."""
+    """One end of a subsystem's channel. Unread data pauses the channel, whose window then stops the other side."""
 
-    def __init__(self, channel: SessionChannel) -> None:
-        self._channel: SessionChannel | None = channel
+    def __init__(self, channel: "asyncssh.SSHChannel[bytes]") -> None:
+        self._channel: asyncssh.SSHChannel[bytes] | None = channel
         self._unread = bytearray()
         self._finished = False
         self._is_closed = False
@@ -41,11 +43,18 @@ class ChannelStream:
         return data
 
     async def write(self, data: bytes) -> None:
+        await self._write(data, None)
+
+    async def write_error(self, data: bytes) -> None:
+        """Write to the other side's stderr."""
+        await self._write(data, EXTENDED_DATA_STDERR)
+
+    async def _write(self, data: bytes, datatype: int | None) -> None:
         self._check_open()
         await self._may_write.wait()
         if self._channel is None or self._channel.is_closing():
             raise StreamBroken("the channel was closed by the other side")
-        self._channel.write(data)
+        self._channel.write(data, datatype)
         await self._may_write.wait()
 
     async def write_eof(self) -> None:

@@ -1,4 +1,4 @@
-"""The SSH client behind ``alknet ssh`` and behind every command that asks a running node.
+"""The SSH client behind ``alknet ssh``, and one of the ways to a node's operations.
 
 It runs over whatever carrier the dialer found (QUIC, else TLS) and verifies whom it reached by the SSH host key before
 it sends anything: see :mod:`alknet.ssh.trust`.
@@ -17,12 +17,13 @@ import asyncssh
 from alknet.alpn.dial import CARRIERS, Dialed, dial, first_stream
 from alknet.alpn.errors import AlpnRefused
 from alknet.alpn.streams import Connection, Stream
-from alknet.errors import DeniedError, InvalidInputError, RemoteError, UnavailableError
+from alknet.errors import DeniedError, InvalidInputError, UnavailableError
+from alknet.ssh.channel_stream import ChannelStream
 from alknet.ssh.handler import ALPN
 from alknet.ssh.terminal import TerminalSize
 from alknet.ssh.trust import HostTrust, TrustingClient
 
-__all__ = ["ClientSession", "Link", "SessionOptions", "Target", "ask", "connect", "round_trip"]
+__all__ = ["ClientSession", "Link", "SessionOptions", "Target", "connect", "open_subsystem", "round_trip"]
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -32,7 +33,6 @@ CLOSE_TIMEOUT_S: Final = 1.0
 """What saying goodbye may take before the connection is cut."""
 KEEPALIVE_INTERVAL_S: Final = 30
 """A server that is silent for so long is asked whether it is there, three times; then the connection is given up."""
-MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,32 +168,39 @@ async def _in_time(answer: Awaitable[T]) -> T:
         raise UnavailableError(f"the other side does not answer within {CONNECT_TIMEOUT_S:g} s") from None
 
 
-async def ask(ssh: asyncssh.SSHClientConnection, subsystem: str, request: bytes) -> bytes:
-    """Send one request to a subsystem and return its whole answer."""
-    answer = bytearray()
-    ended = asyncio.get_running_loop().create_future()
+async def open_subsystem(ssh: asyncssh.SSHClientConnection, subsystem: str) -> ChannelStream:
+    """The stream of a subsystem; what it says on stderr is for people, and lost."""
 
-    class Question(asyncssh.SSHClientSession[bytes]):
+    class Opened(asyncssh.SSHClientSession[bytes]):
+        stream: ChannelStream
+
+        def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+            self.stream = ChannelStream(chan)
+
         def data_received(self, data: bytes, datatype: int | None) -> None:
-            if datatype is None:  # stderr is for people
-                answer.extend(data)
-            if len(answer) > MAX_ANSWER_BYTES and not ended.done():
-                ended.set_exception(RemoteError("the node's answer is too large"))
+            if datatype is None:
+                self.stream.data_received(data)
+
+        def eof_received(self) -> bool:
+            self.stream.eof_received()
+            return True
 
         def connection_lost(self, exc: Exception | None) -> None:
-            if not ended.done():
-                ended.set_result(None)
+            self.stream.connection_lost()
+
+        def pause_writing(self) -> None:
+            self.stream.pause_writing()
+
+        def resume_writing(self) -> None:
+            self.stream.resume_writing()
 
     try:
-        channel, _ = await _in_time(ssh.create_session(Question, subsystem=subsystem, encoding=None))
-        channel.write(request)
-        channel.write_eof()
-        await ended
+        _, session = await _in_time(ssh.create_session(Opened, subsystem=subsystem, encoding=None))
     except asyncssh.ChannelOpenError as exc:
-        raise UnavailableError(f"the node does not answer questions: {exc.reason}") from exc
+        raise UnavailableError(f"the node does not serve {subsystem}: {exc.reason}") from exc
     except OSError as exc:
         raise UnavailableError(f"the connection was lost: {exc}") from exc
-    return bytes(answer)
+    return session.stream
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import asyncssh
@@ -12,12 +13,13 @@ from alknet.access import Identity
 from alknet.alpn.errors import ConnectionClosed
 from alknet.alpn.streams import Connection, Stream
 from alknet.gate import Gate
+from alknet.ssh.channel_stream import ChannelStream
 from alknet.ssh.child import Child
 from alknet.ssh.connection import SshConnection
 from alknet.ssh.options import server_options
 from alknet.tasks import Tasks
 
-__all__ = ["ALPN", "SshHandler", "SshSettings", "Subsystem"]
+__all__ = ["ALPN", "Command", "SshHandler", "SshSettings", "Subsystem"]
 
 ALPN: Final = "alknet/ssh"
 SHUTDOWN_GRACE_S: Final = 0.5
@@ -25,6 +27,9 @@ SHUTDOWN_GRACE_S: Final = 0.5
 
 Subsystem = Callable[[Stream, Identity, Connection], Awaitable[int]]
 """A part of the node that is reached as an SSH subsystem. It asks its own decisions and returns an exit status."""
+
+Command = Callable[[ChannelStream, Identity, Connection, str], Awaitable[int]]
+"""A command that the node itself carries out, with all that followed its name; else as a `Subsystem`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +55,18 @@ class SshHandler:
         settings: SshSettings,
         *,
         subsystems: Mapping[str, Subsystem],
+        commands: Mapping[str, Command] = MappingProxyType({}),
         on_login_failed: Callable[[str], None] | None = None,
+        connections_of: Callable[[str], int] | None = None,
     ) -> None:
         self.gate = gate
         self.settings = settings
         self.subsystems = subsystems
+        self.commands = commands
         self.tasks = Tasks("ssh")
         self._options = server_options(host_key)
         self._on_login_failed = on_login_failed
+        self._connections_of = connections_of
         self._connections: set[SshConnection] = set()
         self._waiting: set[Connection] = set()
         """Those that have not opened a stream yet."""
@@ -94,7 +103,9 @@ class SshHandler:
             connection.recheck()
 
     def connections_of(self, peer_id: str) -> int:
-        """How many logged-in connections a peer has."""
+        """How many logged-in connections a peer has: at all doors, where this one has been told how to count them."""
+        if self._connections_of is not None:
+            return self._connections_of(peer_id)
         return sum(c.connection.identity is not None and c.connection.identity.id == peer_id for c in self._connections)
 
     def login_failed(self, host: str | None) -> None:

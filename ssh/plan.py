@@ -5,6 +5,7 @@ session that the reload ends.
 """
 
 import shlex
+from collections.abc import Container
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,24 +34,30 @@ class Request:
 class Plan:
     """How a request would be carried out.
 
-    Exactly one of these holds: `subsystem` names a part of the node; `words` is run without a shell; `script` is run
-    by the user's shell; none of them, and the user's shell itself is run.
+    Exactly one of these holds: `subsystem` or `command` names a part of the node; `words` is run without a shell;
+    `script` is run by the user's shell; none of them, and the user's shell itself is run.
     """
 
     action: str | None
-    """What is decided before it is run; None for a subsystem, which asks for each thing that it is told to do."""
+    """What is decided before it is run; None for a part of the node, which asks for all that it does."""
     resource: str | None
     user: str | None
     shell: str | None
     subsystem: str | None = None
+    command: str | None = None
+    """A command that the node itself carries out, with all that follows it, untouched."""
     words: tuple[str, ...] | None = None
     script: str | None = None
     original: str | None = None
     """What was asked for when something else is run instead."""
 
 
-def make_plan(request: Request, rights: SshRights) -> Plan:
-    """The plan for `request` under `rights`. It does not decide: a plan may be for something that is denied."""
+def make_plan(request: Request, rights: SshRights, commands: Container[str] = ()) -> Plan:
+    """The plan for `request` under `rights`. It does not decide: a plan may be for something that is denied.
+
+    `commands` are those that the node itself carries out; they are no programs, so a list of programs does not rule
+    them out.
+    """
     base = (rights.user, rights.shell)
     if rights.force_command is not None:
         return Plan(
@@ -65,6 +72,8 @@ def make_plan(request: Request, rights: SshRights) -> Plan:
             return Plan(None, None, *base, subsystem=request.text)
         case Kind.SHELL:
             return Plan("ssh/shell", None, *base)
+        case Kind.EXEC if request.text.partition(" ")[0] in commands:
+            return Plan(None, None, *base, command=request.text)
         case Kind.EXEC if rights.commands is None:
             return Plan("ssh/exec", request.text, *base, script=request.text)
         case Kind.EXEC:

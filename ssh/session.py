@@ -20,9 +20,9 @@ from alknet.errors import AlknetError
 from alknet.gate import Act
 from alknet.logs import event
 from alknet.ssh.channel import SessionChannel
-from alknet.ssh.channel_stream import ChannelStream
 from alknet.ssh.child import Child, start_child
 from alknet.ssh.descriptors import Sink, Source
+from alknet.ssh.inner import Inner
 from alknet.ssh.plan import Kind, Plan, Request, make_plan
 from alknet.ssh.runas import ClientEnvironment, environment, run_as
 from alknet.ssh.terminal import Terminal, TerminalSize, open_terminal, set_size
@@ -68,7 +68,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._child: Child | None = None
         self._stdin: Sink | None = None
         self._sources: list[Source] = []
-        self._stream: ChannelStream | None = None
+        self._inner: Inner | None = None
         self._status: int | None = None
         self._channel_paused = False
         self._is_over = False
@@ -111,7 +111,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
         assert self._request is not None
         peer = self._gate.policy.peers.get(self._connection.identity.id)
         # A peer that has just been removed has no rights left; the decision says so.
-        return make_plan(self._request, SshRights() if peer is None else peer.ssh)
+        return make_plan(self._request, SshRights() if peer is None else peer.ssh, self._connection.handler.commands)
 
     def _facts(self) -> dict[str, Any]:
         connection = self._connection
@@ -126,8 +126,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def session_started(self) -> None:
         plan = self._plan
         assert plan is not None
-        if plan.subsystem is not None:
-            self._start_subsystem(plan.subsystem)
+        if plan.subsystem is not None or plan.command is not None:
+            self._start_inner(plan)
             return
         assert plan.action is not None
         act = self._gate.ask(
@@ -151,27 +151,19 @@ class Session(asyncssh.SSHServerSession[bytes]):
             log.exception(event("session failed to start", peer=self._connection.identity.id))
             self._could_not_start(plan, exc)
 
-    def _start_subsystem(self, name: str) -> None:
+    def _start_inner(self, plan: Plan) -> None:
         """A part of the node speaks on the channel; it asks its own decisions."""
         assert self._channel is not None
-        self._stream = stream = ChannelStream(self._channel)
-        handler = self._connection.handler
-        handler.tasks.start(self._serve_subsystem(name, stream), name=f"subsystem-{name}")
-
-    async def _serve_subsystem(self, name: str, stream: ChannelStream) -> None:
         connection = self._connection
-        serve = connection.handler.subsystems[name]
-        try:
-            status = await serve(stream, connection.identity, connection.connection)
-        except AlknetError as exc:
-            log.info(event("subsystem ended", name=name, reason=exc))
-            status = exc.exit_code
-        except Exception:
-            log.exception(event("subsystem failed", name=name))
-            status = 1
-        self._exit(status)
-        if status == EXIT_DENIED:
-            connection.session_denied()
+        handler, identity, carrier = connection.handler, connection.identity, connection.connection
+        self._inner = Inner(connection, self._channel, self._exit)
+        if plan.subsystem is not None:
+            subsystem = handler.subsystems[plan.subsystem]
+            self._inner.start(plan.subsystem, lambda stream: subsystem(stream, identity, carrier))
+        else:
+            name, _, rest = (plan.command or "").partition(" ")
+            command = handler.commands[name]
+            self._inner.start(name, lambda stream: command(stream, identity, carrier, rest))
 
     def _start_process(self, plan: Plan) -> None:
         user = run_as(plan.user, shell=plan.shell)
@@ -246,22 +238,22 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def _pause_sources(self) -> None:
         for source in self._sources:
             source.pause()
-        if self._stream is not None:
-            self._stream.pause_writing()
+        if self._inner is not None:
+            self._inner.stream.pause_writing()
 
     def _resume_sources(self) -> None:
         if self._channel_paused or self._connection.is_write_paused:
             return
         for source in self._sources:
             source.resume()
-        if self._stream is not None:
-            self._stream.resume_writing()
+        if self._inner is not None:
+            self._inner.stream.resume_writing()
 
     # --- input ------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
-        if self._stream is not None:
-            self._stream.data_received(data)
+        if self._inner is not None:
+            self._inner.stream.data_received(data)
         elif self._stdin is not None and not self._stdin.write(data):
             assert self._channel is not None
             self._channel.pause_reading()
@@ -271,8 +263,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
             self._channel.resume_reading()
 
     def eof_received(self) -> bool:
-        if self._stream is not None:
-            self._stream.eof_received()
+        if self._inner is not None:
+            self._inner.stream.eof_received()
         elif self._stdin is not None and self._terminal is None:
             self._stdin.finish()
         return True  # the other direction stays open
@@ -355,8 +347,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.session_ended(self)
         self._channel = None
-        if self._stream is not None:
-            self._stream.connection_lost()
+        if self._inner is not None:
+            self._inner.connection_lost()
         self._done("hung up")
         self._hang_up()
 

@@ -40,8 +40,8 @@ PARTS = {
         tuple(
             f"alknet.{name}"
             for name in (  # noqa: SIM905
-                "access audit certificates clock errors gate keyring keys known_nodes lock logs nofile "
-                "notify state tasks"
+                "access actions audit certificates clock errors gate keyring keys known_nodes lock logs nofile "
+                "notify sshsig state tasks tokens verification"
             ).split()
         ),
         (),
@@ -62,14 +62,19 @@ PARTS = {
         ("alpn", "leaves"),
         "doors meet the rest through the gate and the handlers that they are given",
     ),
+    "services": Part(
+        ("alknet.services",),
+        ("call", "config", "alpn", "leaves"),
+        "a service gets what it needs of the node, and knows no other door",
+    ),
     "assembly": Part(
-        ("alknet.control", "alknet.node", "alknet.reload"),
-        ("ssh", "call", "vault", "config", "alpn", "leaves"),
+        ("alknet.client", "alknet.destination", "alknet.node", "alknet.offer", "alknet.reload"),
+        ("services", "ssh", "call", "vault", "config", "alpn", "leaves"),
         "the node must run without a command line",
     ),
     "cli": Part(
         ("alknet.cli", "alknet.__main__"),
-        ("assembly", "ssh", "call", "vault", "config", "alpn", "leaves"),
+        ("assembly", "services", "ssh", "call", "vault", "config", "alpn", "leaves"),
         "the command line is on top",
     ),
 }
@@ -83,11 +88,20 @@ LIBRARIES = {
     "asyncssh": (("alknet.ssh",), "its errors and its private hooks are dealt with in one folder"),
     "click": (("alknet.cli",), "only the command line parses arguments"),
     "cryptography": (
-        ("alknet.certificates", "alknet.keys", "alknet.alpn.quic"),  # aioquic hands out its objects
-        "only the key files need it, and it is slow to import",
+        # aioquic hands out its objects
+        ("alknet.certificates", "alknet.keys", "alknet.sshsig", "alknet.verification", "alknet.alpn.quic"),
+        "only keys and certificates need it, and it is slow to import",
     ),
+    "msgpack": (("alknet.call.codecs",), "one module knows how values are written, and what must not be read"),
     "platformdirs": (("alknet.config.home",), "one module knows where a home is"),
-    "pydantic": (("alknet.config",), "a policy or a session must not depend on how settings are checked"),
+    "pydantic": (
+        ("alknet.config", "alknet.call.binary", "alknet.call.schema", "alknet.call.codecs"),
+        "a policy or a session must not depend on how settings and values are checked",
+    ),
+    "pydantic_core": (
+        ("alknet.call.binary", "alknet.call.schema", "alknet.call.codecs"),
+        "a session must not depend on how values are checked and written",
+    ),
     "rich": (("alknet.cli.output",), "one module knows how results look"),
     "tomlkit": (("alknet.config", "alknet.cli"), "a running node reads files and never edits them"),
     "uvloop": (("alknet.cli.daemon",), "the parts run on any event loop; whoever starts one chooses it"),
@@ -96,11 +110,17 @@ LIBRARIES = {
 
 PURE = (
     "alknet.access",
+    "alknet.actions",
     "alknet.alpn.admission",
     "alknet.alpn.congestion",
     "alknet.alpn.first_byte",
     "alknet.alpn.quic_events",
     "alknet.alpn.windows",
+    "alknet.call.codecs",
+    "alknet.call.envelopes",
+    "alknet.call.frames",
+    "alknet.call.hello",
+    "alknet.call.machine",
     "alknet.cli.escape",
     "alknet.config.addresses",
     "alknet.config.diff",
@@ -307,7 +327,7 @@ def _plant(root: Path, path: str, text: str) -> Path:
         ("vault/x.py", "from alknet.alpn.streams import Stream\n", PARTS["vault"].reason),
         ("config/x.py", "import alknet.node\n", PARTS["config"].reason),
         ("alpn/x.py", "from ..config import model\n", PARTS["alpn"].reason),
-        ("alknet/gate.py", "from alknet import control\n", PARTS["leaves"].reason),
+        ("alknet/gate.py", "from alknet import reload\n", PARTS["leaves"].reason),
         ("alknet/node.py", "from alknet.cli.app import run\n", PARTS["assembly"].reason),
         ("alknet/__init__.py", "from alknet.errors import AlknetError\n", PARTS["root"].reason),
         ("alknet/access.py", "import time\n", PURE_REASON),

@@ -21,7 +21,7 @@ import click
 import pytest
 from pydantic import BaseModel
 
-from alknet.access import ACTIONS
+from alknet.actions import ACTIONS
 from alknet.alpn.admission import AdmissionLimits
 from alknet.cli.app import COMMANDS, EPILOG
 from alknet.cli.escape import SHOWN

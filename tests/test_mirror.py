@@ -27,6 +27,7 @@ COVERED_ELSEWHERE = {
     "alknet/cli/running.py": ("tests/interop/test_cli.py", "it needs a running node to ask"),
     "alknet/cli/ssh.py": ("tests/interop/test_cli.py", "it needs a node and a terminal"),
     "alknet/cli/ssh_session.py": ("tests/interop/test_client_terminal.py", "it needs a node and a terminal"),
+    "alknet/cli/tokens.py": ("tests/interop/test_tokens.py", "a command is what a process prints and exits with"),
     "alpn/quic_events.py": ("tests/alpn/test_quic.py", "it says what an engine tells"),
     "ssh/channel.py": ("tests/ssh/test_session.py", "a channel does nothing without its session"),
 }

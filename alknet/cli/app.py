@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from alknet._version import __version__
-from alknet.errors import AlknetError, ConfigError, DeniedError
+from alknet.errors import AlknetError, ConfigError
 from alknet.logs import printable
 
 __all__ = ["COMMANDS", "Invocation", "app", "common_options", "pass_invocation", "run"]
@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "status": ("alknet.cli.running:status", "The running node: listeners, connections, peers."),
     "sessions": ("alknet.cli.running:sessions", "Live connections; end one."),
     "peer": ("alknet.cli.peers:peer", "Add, show, disable and remove peers."),
+    "token": ("alknet.cli.tokens:token", "Make, list and revoke bearer tokens."),
     "can": ("alknet.cli.running:can", "May this peer do that? And which rule says so."),
     "config": ("alknet.cli.config:config", "Check, show and reload the configuration."),
     "audit": ("alknet.cli.audit:audit", "Read and verify the audit log."),
@@ -32,6 +33,8 @@ COMMANDS: Final = {
     "ssh-config": ("alknet.cli.ssh_config:ssh_config", "Host blocks for stock ssh, scp, rsync and git."),
     "proxy": ("alknet.cli.proxy:proxy", "A peer's SSH door on stdin and stdout, for stock ssh."),
     "ping": ("alknet.cli.ping:ping", "Reach a peer: over what, how fast, and is it the right one."),
+    "ops": ("alknet.cli.ops:ops", "The operations that you may call on a peer, and how."),
+    "call": ("alknet.cli.call:call", "Call an operation of a peer, or subscribe to it."),
     "completion": ("alknet.cli.completion:completion", "Completion for a shell."),
 }
 
@@ -134,7 +137,7 @@ def _add_common(command: click.Command) -> None:
 )
 @click.version_option(__version__, prog_name="alknet")
 def app() -> None:
-    """One port, one identity, one policy: a node that people and programs reach by ssh."""
+    """One port, one identity, one policy: a node that people and programs reach by ssh and by operation calls."""
 
 
 def run(argv: list[str] | None) -> int:
@@ -160,9 +163,9 @@ def run(argv: list[str] | None) -> int:
     except AlknetError as exc:
         if invocation.debug:
             raise
-        text = str(exc)
-        if isinstance(exc, DeniedError) and exc.denial_id and exc.denial_id not in text:
-            text += f" ({exc.denial_id})"
+        text, denial_id = str(exc), getattr(exc, "denial_id", None)
+        if denial_id and denial_id not in text:
+            text += f" ({denial_id})"
         return _fail(text, exc.hint, exc.exit_code)
     except OSError as exc:
         if invocation.debug or exc.filename is None:

@@ -1,53 +1,40 @@
-"""Reaching a node from the command line: whom a PEER means, and asking the running local node."""
+"""Reaching a node from the command line: whom a PEER means, over what, and asking its operations."""
 
 import asyncio
-import getpass
-import json
 import os
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from alknet.cli.app import Invocation
-from alknet.errors import (
-    AlknetError,
-    DeniedError,
-    InvalidInputError,
-    NotFoundError,
-    RemoteError,
-    UnavailableError,
-)
-from alknet.keys import check_private
+from alknet.errors import ConfigError
 from alknet.logs import printable
 
 if TYPE_CHECKING:
+    from alknet.client import Peer
     from alknet.config.home import Home
     from alknet.config.model import Settings
-    from alknet.keys import PublicKey
     from alknet.ssh.client import Target
-    from alknet.ssh.trust import NewHost
 
 __all__ = [
     "CANNOT_CONNECT",
-    "LOCAL",
-    "Destination",
     "accept_new_option",
     "accepter",
     "ask_node",
+    "call_options",
     "carrier_options",
-    "find_destination",
     "find_target",
     "node_is_running",
+    "open_peer",
     "reachable_addresses",
     "reporter",
     "run_async",
 ]
 
 T = TypeVar("T")
-LOCAL: Final = "."
+MAX_TOKEN_CHARS: Final = 1024
 CANNOT_CONNECT: Final = 255
 """What a command exits with, as ssh does, that did not get as far as the far side."""
 
@@ -80,69 +67,40 @@ def node_is_running(home: "Home") -> bool:
     return find_running(home.lock) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """What PEER means: where it is, as whom to log in, and how it is known."""
+def find_target(invocation: Invocation, peer: str, *, accept_new: Callable[[Any], bool] | None = None) -> "Target":
+    """Whom PEER means to the SSH client: where it is, who the user is, and what proves that it is PEER."""
+    from dataclasses import replace
 
-    addresses: tuple[tuple[str, int], ...]
-    user: str
-    host_key: "PublicKey | None"
-    """The only one that it may have."""
-    host_key_source: str
-    """Where that stands, for messages."""
-    name: str
-    """For messages."""
-    is_local: bool = False
-
-
-def find_destination(invocation: Invocation, peer: str) -> Destination:
-    """What PEER means: ``.`` the local node, a configured peer, or ``[user@]host[:port]``."""
-    from alknet.config.addresses import split_host_port
-    from alknet.config.load import load
-    from alknet.config.model import DEFAULT_PORT
+    from alknet.destination import find_destination, private_key, ssh_target
 
     home = invocation.home
-    user, _, rest = peer.rpartition("@")
-    if rest == LOCAL:
-        return _local_node(invocation, user or "owner")
-    settings = load(home) if home.exists else None
-    entry = next((p for p in settings.peers if p.id == rest), None) if settings else None
-    name, user = (f"peer {rest!r}" if entry else rest), user or getpass.getuser()
-    if entry is not None and not entry.addresses:
-        raise UnavailableError(
-            f"{name} has no address to reach it at",
-            hint=f'add addresses = ["host:port"] to {home.peer(rest)}',
-        )
-    try:
-        texts = entry.addresses if entry is not None else (rest,)
-        addresses = tuple(split_host_port(text, default_port=DEFAULT_PORT) for text in texts)
-    except ValueError as exc:
-        raise InvalidInputError(str(exc)) from None
-    if not all(host for host, _ in addresses):
-        raise NotFoundError(f"{peer!r} is neither a configured peer nor a host")
-    return Destination(addresses, user, entry.host_key if entry else None, str(home.peer(rest)), name)
+    target = ssh_target(home, find_destination(home, peer), private_key(home, invocation.identity), accept_new)
+    return replace(target, may_ask=accept_new is _ask_user)
 
 
-def find_target(
-    invocation: Invocation, peer: str, *, accept_new: "Callable[[NewHost], bool] | None" = None
-) -> "Target":
-    """`find_destination`, and who the user is and what proves that it is PEER."""
-    return _target(invocation, find_destination(invocation, peer), accept_new)
+@asynccontextmanager
+async def open_peer(
+    invocation: Invocation,
+    peer: str,
+    *,
+    carrier: str = "auto",
+    token: str | None = None,
+    verbose: bool = False,
+    accept_new: Callable[[Any], bool] | None = None,
+) -> "AsyncIterator[Peer]":
+    """A connection for operation calls to PEER."""
+    from alknet.client import connect
 
-
-def _target(invocation: Invocation, to: Destination, accept_new: "Callable[[NewHost], bool] | None" = None) -> "Target":
-    from alknet.known_nodes import KnownNodes
-    from alknet.ssh.client import Target
-    from alknet.ssh.trust import HostTrust
-
-    trust = HostTrust(
-        pin=to.host_key,
-        pin_source=to.host_key_source,
-        known_nodes=KnownNodes(invocation.home.path / "known_nodes"),
-        use_known_hosts=not to.is_local,
+    async with connect(
+        peer,
+        home=invocation.home.path,
+        identity=invocation.identity,
+        token=token,
+        carrier=carrier,
         accept_new=accept_new,
-    )
-    return Target(to.addresses, to.user, _identity(invocation), trust, to.name, may_ask=accept_new is _ask_user)
+        report=reporter(verbose),
+    ) as opened:
+        yield opened
 
 
 def carrier_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,6 +124,33 @@ def carrier_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def call_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--carrier, --token-file and -v, as every command has them that calls operations; the command gets `carrier`,
+    `token` and `verbose`."""
+
+    def read(context: click.Context, parameter: click.Parameter, file: Any) -> str | None:
+        return None if file is None else str(file.read(MAX_TOKEN_CHARS)).strip()
+
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Say on stderr how the peer is reached."),
+        click.option(
+            "--token-file",
+            "token",
+            type=click.File("r"),
+            callback=read,
+            help="Prove who you are with the token in this file (- is stdin) instead of a key.",
+        ),
+        click.option(
+            "--carrier",
+            type=click.Choice(["auto", "quic", "tls", "ssh"]),
+            default="auto",
+            help="What to reach the peer over; auto races QUIC and TLS, and takes TLS to the local node.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def accept_new_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """--accept-new, as every command has it that checks host keys."""
     return click.option(
@@ -173,7 +158,7 @@ def accept_new_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-def accepter(*, yes: bool) -> "Callable[[NewHost], bool] | None":
+def accepter(*, yes: bool) -> Callable[[Any], bool] | None:
     """Who decides about a host that nobody knows: --accept-new, else the user, else (None) nobody."""
     if yes:
         return _accept
@@ -184,12 +169,12 @@ def accepter(*, yes: bool) -> "Callable[[NewHost], bool] | None":
     return _ask_user if can_ask else None
 
 
-def _accept(new: "NewHost") -> bool:
+def _accept(new: object) -> bool:
     click.echo(f"alknet: {printable(str(new))} It is remembered.", err=True)
     return True
 
 
-def _ask_user(new: "NewHost") -> bool:
+def _ask_user(new: object) -> bool:
     click.echo(f"alknet: {printable(str(new))}", err=True)
     question = "Is that right? yes, no, or the fingerprint that it should be"
     answer = click.prompt(question, prompt_suffix=": ", default="no", show_default=False, err=True)
@@ -202,63 +187,17 @@ def reporter(verbose: bool) -> Callable[[str], None]:
 
 
 def ask_node(invocation: Invocation, operation: str, values: dict[str, Any] | None = None) -> Any:
-    """Ask the running local node; raises what it answers as the error that it is."""
-    from alknet.control import SUBSYSTEM
-    from alknet.ssh.client import ask, connect
+    """Call an operation of the running local node; raises `CallError`, and `UnavailableError` when none runs."""
+    from alknet.call.errors import CallError
 
-    target = _target(invocation, _local_node(invocation, "owner"))
-    request = json.dumps({"op": operation, "input": values or {}}).encode()
+    async def main() -> Any:
+        async with open_peer(invocation, ".") as peer:
+            return await peer.call(operation, values or {})
 
-    async def main() -> bytes:
-        async with connect(target, carriers=("tls",)) as link:  # on loopback QUIC has nothing to offer a question
-            return await ask(link.ssh, SUBSYSTEM, request)
-
-    answer = run_async(main)
     try:
-        body = json.loads(answer)
-    except ValueError:
-        raise RemoteError("the node's answer is not JSON", hint="see the node's own log") from None
-    if "error" in body:
-        raise _as_error(body["error"])
-    return body["output"]
-
-
-def _local_node(invocation: Invocation, user: str) -> Destination:
-    from alknet.keys import PublicKey
-    from alknet.lock import find_running
-
-    home = invocation.home
-    running = find_running(home.lock)
-    if running is None:
-        raise UnavailableError(f"no node runs on {home.path}", hint="'alknet up' starts one; --home names another home")
-    public = home.host_key.with_name(home.host_key.name + ".pub")
-    key = PublicKey.parse(public.read_text(encoding="ascii"))
-    addresses = tuple(({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port) for host, port in running.addresses)
-    return Destination(addresses, user, key, str(public), "the local node", is_local=True)
-
-
-def _identity(invocation: Invocation) -> Path | None:
-    """--identity, else keys/owner, else (None) ssh-agent."""
-    if invocation.identity is not None:
-        if not invocation.identity.exists():
-            raise NotFoundError(f"{invocation.identity}: there is no such key file")
-        return invocation.identity
-    owner = Path(invocation.home.owner_key)
-    if owner.exists():
-        check_private(owner)
-        return owner
-    if "SSH_AUTH_SOCK" in os.environ:
-        return None
-    raise NotFoundError(
-        f"there is no key to log in with: {owner} is missing and no ssh-agent runs",
-        hint="--identity names a private key file",
-    )
-
-
-def _as_error(error: dict[str, Any]) -> AlknetError:
-    message, hint = str(error.get("message", "failed")), str(error.get("hint", ""))
-    if "denial_id" in error:
-        return DeniedError(message, denial_id=error["denial_id"], hint=hint)
-    exc = AlknetError(message, hint=hint)
-    exc.exit_code = int(error.get("exit_code", 1))
-    return exc
+        return run_async(main)
+    except CallError as exc:
+        if exc.code != "CONFIG_INVALID":
+            raise
+        hint = exc.details.get("hint", "") if isinstance(exc.details, dict) else ""
+        raise ConfigError(str(exc), hint=str(hint)) from exc

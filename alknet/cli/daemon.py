@@ -88,8 +88,9 @@ def identity(invocation: Invocation) -> None:
     click.echo(f"           {keys['host_key'].fingerprint}")
     click.echo(f"addresses  {', '.join(addresses)}")
     click.echo("\nOn another node:\n")
-    key = f"{keys['host_key'].kind} {str(keys['host_key']).split()[1]}"
-    words = ["alknet", "peer", "add", "NAME", "--host-key", key]
+    words = ["alknet", "peer", "add", "NAME"]
+    for name, key in keys.items():
+        words += [f"--{name.replace('_', '-')}", f"{key.kind} {str(key).split()[1]}"]
     words += [word for address in addresses for word in ("--address", address)]
     click.echo("  " + shlex.join(words))
 

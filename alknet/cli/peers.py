@@ -12,6 +12,7 @@ from alknet.errors import AlknetError, ConfigError, InvalidInputError, NotFoundE
 
 if TYPE_CHECKING:
     from alknet.config.home import Home
+    from alknet.keys import PublicKey
 
 __all__ = ["peer"]
 
@@ -29,6 +30,11 @@ def peer() -> None:
 @click.option("--user", metavar="USER", help="Operating-system user that its sessions run as.")
 @click.option("--as-daemon", is_flag=True, help="Let its sessions run as the node's own user.")
 @click.option("--address", multiple=True, metavar="HOST:PORT", help="Where to reach it.")
+@click.option(
+    "--node-key",
+    metavar="FILE|LINE",
+    help="The node key that it must prove when operations are called on it; with --address, its only Ed25519 --key.",
+)
 @click.option("--host-key", metavar="FILE|LINE", help="The SSH host key that it must prove.")
 @pass_invocation
 def add(
@@ -40,6 +46,7 @@ def add(
     user: str | None,
     as_daemon: bool,
     address: tuple[str, ...],
+    node_key: str | None,
     host_key: str | None,
 ) -> None:
     """Add the peer NAME."""
@@ -61,6 +68,11 @@ def add(
         values["roles"] = list(role)
     if address:
         values["addresses"] = list(address)
+    if node_key is not None:
+        values["node_key"] = _key_line(node_key)
+    elif address and (own := _only_ed25519(values.get("keys", []))) is not None:
+        values["node_key"] = str(own)
+        click.echo(f"{name} must prove {own.fingerprint} when it is called; --node-key names another key", err=True)
     if host_key is not None:
         values["host_key"] = _key_line(host_key)
     ssh: dict[str, Any] = {"user": user} if user else {}
@@ -172,9 +184,9 @@ def _is_inline(invocation: Invocation, name: str) -> bool:
 def _write(invocation: Invocation, name: str, text: str | None) -> None:
     """Replace (or remove, for None) a peer's file. If the whole configuration would then be wrong, or the running
     node refuses it, the old file comes back."""
+    from alknet.config.fields import PEER_ID
     from alknet.config.home import write_atomically
     from alknet.config.load import load
-    from alknet.config.model import PEER_ID
 
     if not PEER_ID.match(name):
         raise InvalidInputError(f"{name!r} is no peer id: 1 to 63 of a-z, 0-9 and -, not starting with -")
@@ -229,6 +241,14 @@ def _key_line(text: str) -> str:
         return str(PublicKey.parse(text))
     except InvalidInputError as exc:
         raise InvalidInputError(f"the key {exc}") from None
+
+
+def _only_ed25519(lines: list[str]) -> "PublicKey | None":
+    """The key that can be meant for a node's own; None if there is none, or a choice."""
+    from alknet.keys import PublicKey
+
+    found = {key.blob: key for key in map(PublicKey.parse, lines) if key.kind == "ssh-ed25519"}
+    return next(iter(found.values())) if len(found) == 1 else None
 
 
 def _report(invocation: Invocation, name: str, what: str) -> None:

@@ -7,7 +7,8 @@ from typing import Final, cast
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
-from alknet.cli.client import CANNOT_CONNECT, carrier_options, find_destination, reporter, run_async
+from alknet.cli.client import CANNOT_CONNECT, carrier_options, reporter, run_async
+from alknet.destination import find_destination
 from alknet.errors import AlknetError
 
 __all__ = ["proxy"]
@@ -30,7 +31,7 @@ def proxy(invocation: Invocation, carriers: tuple[str, ...], verbose: bool, peer
     The SSH client behind it checks the host key; nothing is checked here.
     """
     try:
-        addresses = find_destination(invocation, peer).addresses
+        addresses = find_destination(invocation.home, peer).addresses
         run_async(lambda: _carry(addresses, carriers, verbose))
     except AlknetError as exc:
         if exc.exit_code not in (2, 6, 7):

@@ -107,7 +107,7 @@ def _can_offline(invocation: Invocation, peer: str, action: str, resource: str |
     from alknet.clock import SystemClock
     from alknet.config.load import load
     from alknet.config.policy import build_policy, daemon_user
-    from alknet.control import can as describe
+    from alknet.services.node import can as describe
     from alknet.state import SqliteState
 
     home = invocation.home

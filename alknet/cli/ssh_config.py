@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
-from alknet.cli.client import LOCAL
 from alknet.cli.output import print_json
+from alknet.destination import LOCAL
 from alknet.errors import ConfigError, InvalidInputError, NotFoundError, UnavailableError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _local_block(home: "Home", settings: "Settings", identity: Path | None, know
 
 def _peer_block(home: "Home", entry: "PeerEntry", identity: Path | None, known_hosts: Path) -> _Block:
     from alknet.config.addresses import split_host_port
-    from alknet.config.model import DEFAULT_PORT
+    from alknet.config.fields import DEFAULT_PORT
     from alknet.known_nodes import HOST_KEY, KnownNodes
 
     addresses = [split_host_port(text, default_port=DEFAULT_PORT) for text in entry.addresses]

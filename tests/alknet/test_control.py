@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.access import ACTIONS, DaemonUser, Identity, Peer, Policy, SshRights
+from alknet.actions import ACTIONS
+from alknet.access import DaemonUser, Identity, Peer, Policy, SshRights
 from alknet.alpn.memory import MemoryConnection, memory_pair
 from alknet.alpn.streams import Address, Connection
 from alknet.audit import MemoryAudit

@@ -13,10 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.errors import ConfigError, StartupError
+from alknet.access import Token
+from alknet.errors import ConfigError, StartupError, UnavailableError
 from alknet.state import MemoryState, SqliteState, StateStore
+from alknet.tokens import create_token
 
 HASH = "ab" * 32
+NOW = 1_700_000_000.0
+TOKEN = Token("abcdefgh", "alice", frozenset({"fs:read", "ssh:*"}), b"d" * 32, NOW + 60, "nightly")
 
 
 @pytest.fixture(params=["memory", "sqlite"])
@@ -46,6 +50,15 @@ def test_the_newest_audit_head_replaces_the_one_before(store: StateStore) -> Non
     store.set_audit_head((1, HASH))
     store.set_audit_head((2, "cd" * 32))
     assert store.audit_head() == (2, "cd" * 32)
+
+
+def test_a_store_keeps_tokens_beside_the_rest(store: StateStore) -> None:
+    key = store.denial_key()
+    store.set_audit_head((1, HASH))
+    assert store.add(TOKEN, now=NOW)
+    assert store.all() == (TOKEN,)
+    assert store.prune(NOW + 60) == 1
+    assert (store.denial_key(), store.audit_head(), store.all()) == (key, (1, HASH), ())
 
 
 def test_closing_twice_is_closing(store: StateStore) -> None:
@@ -97,10 +110,12 @@ def test_another_process_reads_while_the_node_writes(path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from alknet.access import Token
 from alknet.state import SqliteState
 state = SqliteState(Path(sys.argv[1]))
 print(state.denial_key().hex(), flush=True)
 state.set_audit_head((3, "ab" * 32))
+state.add(Token("abcdefgh", "alice", frozenset(), b"d" * 32), now=0)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -112,6 +127,7 @@ def test_a_killed_process_loses_nothing(path: Path) -> None:
     state = SqliteState(path)
     assert state.denial_key().hex() == done.stdout.strip()
     assert state.audit_head() == (3, HASH)
+    assert [token.prefix for token in state.all()] == ["abcdefgh"]
     state.close()
 
 
@@ -187,3 +203,135 @@ def test_a_database_in_use_by_a_writer_is_waited_for_not_forever(path: Path, mon
     state.set_audit_head((1, HASH))
     holder.close()
     state.close()
+
+
+# --- tokens in the file ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(path: Path) -> Iterator[SqliteState]:
+    state = SqliteState(path)
+    yield state
+    state.close()
+
+
+def test_tokens_are_there_after_a_restart_and_for_other_processes(path: Path, state: SqliteState) -> None:
+    state.add(TOKEN, now=NOW)
+    other = SqliteState(path)
+    assert other.all() == (TOKEN,)
+    other.remove(TOKEN.prefix)
+    assert state.all() == ()
+    other.close()
+
+
+def test_a_file_of_a_version_without_tokens_gets_their_table(path: Path) -> None:
+    first = SqliteState(path)
+    key = first.denial_key()
+    first.close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE tokens")
+    db.close()
+    second = SqliteState(path)
+    assert second.add(TOKEN, now=NOW)
+    assert second.denial_key() == key
+    second.close()
+
+
+def test_no_file_holds_the_text_of_a_token(path: Path, state: SqliteState) -> None:
+    text, token = create_token(state, "alice", ["fs:read"], now=NOW, expires_at=None)
+    files = list(path.parent.iterdir())
+    assert any(token.digest in file.read_bytes() for file in files)
+    assert not any(text[13:].encode() in file.read_bytes() for file in files)
+
+
+def test_a_change_of_tokens_is_on_the_disk_and_the_audit_head_need_not_be(path: Path, state: SqliteState) -> None:
+    seen: list[str] = []
+    state._db.set_trace_callback(seen.append)
+    state.remove("abcdefgh")
+    state.set_audit_head((1, HASH))
+    mode = {"PRAGMA synchronous=FULL": "full", "PRAGMA synchronous=NORMAL": "normal"}
+    said = [mode.get(text, text.partition(" ")[0]) for text in seen]
+    assert said[0] == "full"
+    assert said.index("COMMIT") < said.index("normal") < len(said) - 1
+
+
+def test_a_writer_elsewhere_is_waited_for_not_forever_and_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alknet.state.BUSY_TIMEOUT_S", 0.0)
+    state = SqliteState(path)
+    state.add(TOKEN, now=NOW)
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    questions: list[Callable[[], object]] = [
+        lambda: state.add(TOKEN, now=NOW),
+        lambda: state.remove(TOKEN.prefix),
+        lambda: state.prune(NOW),
+    ]
+    for question in questions:
+        with pytest.raises(UnavailableError, match=r"state\.db: another process is writing") as caught:
+            question()
+        assert caught.value.hint
+    assert state.all() == (TOKEN,), "reading goes on"
+    holder.execute("ROLLBACK")
+    assert state.remove(TOKEN.prefix) == TOKEN
+    holder.close()
+    state.close()
+
+
+def test_a_change_that_fails_changes_nothing_and_says_so(path: Path, state: SqliteState) -> None:
+    state.add(TOKEN, now=NOW)
+    state._db.execute("CREATE TRIGGER full BEFORE INSERT ON tokens BEGIN SELECT raise(ABORT, 'disk is full'); END")
+    other = Token("ABCDEFGH", "bob", frozenset(), b"e" * 32)
+    with pytest.raises(StartupError, match=r"state\.db: the tokens cannot be changed: disk is full") as caught:
+        state.add(other, now=NOW + 60)
+    assert "aside" in caught.value.hint
+    assert state.all() == (TOKEN,), "and the pruning is undone as well"
+    state._db.execute("DROP TRIGGER full")
+    assert state.add(other, now=NOW + 60), "no transaction is left open"
+    assert state.all() == (other,)
+
+
+def test_a_database_that_cannot_be_written_says_so(path: Path, state: SqliteState) -> None:
+    state._db.execute("PRAGMA query_only=ON")
+    with pytest.raises(StartupError, match="the tokens cannot be changed: attempt to write a readonly database"):
+        state.add(TOKEN, now=NOW)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "scopes = 'fs:read'",
+        "scopes = '{}'",
+        "scopes = '[1]'",
+        "scopes = 7",
+        "scopes = x'ff'",
+        "digest = 'text'",
+        "digest = 5",
+        "expires_at = 'soon'",
+        "peer = CAST(x'ff' AS TEXT)",
+    ],
+)
+def test_a_damaged_row_is_refused_and_never_taken_for_a_token(path: Path, state: SqliteState, change: str) -> None:
+    state.add(TOKEN, now=NOW)
+    state._db.execute(f"UPDATE tokens SET {change}")
+    for question in (state.all, lambda: state.remove(TOKEN.prefix)):
+        with pytest.raises(StartupError, match=r"state\.db: the tokens cannot be (read|changed)"):
+            question()
+
+
+ADD = """
+import sys
+from pathlib import Path
+from alknet.state import SqliteState
+from alknet.tokens import create_token
+state = SqliteState(Path(sys.argv[1]))
+for number in range(20):
+    create_token(state, sys.argv[2], ["fs:read"], now=0, expires_at=None)
+"""
+
+
+def test_commands_that_add_at_the_same_time_lose_nothing(path: Path, state: SqliteState) -> None:
+    writers = [subprocess.Popen([sys.executable, "-c", ADD, str(path), f"w{n}"]) for n in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0] * 3
+    peers = [token.peer for token in state.all()]
+    assert sorted(set(peers)) == ["w0", "w1", "w2"]
+    assert len(peers) == 60

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from alknet.access import Identity
 from alknet.alpn.errors import ConnectionClosed, StreamBroken, StreamClosed, StreamsExhausted
 from alknet.alpn.streams import MAX_BUFFERED_BYTES, Connection, Stream
+from alknet.certificates import spki_sha256
 from testkit.polling import eventually, settled
 
 __all__ = ["Carrier", "ManyStreams", "OneStream", "Recorder"]
@@ -544,6 +545,15 @@ class Conformance:
             assert dialer.id != listener.id
             assert dialer.transport == listener.transport
             assert dialer.channel_binding == listener.channel_binding
+            assert listener.peer_certificates == ()
+
+    async def test_the_certificate_that_the_dialer_saw_is_the_one_that_binds(self) -> None:
+        async with self.connections() as (dialer, _):
+            binding = dialer.channel_binding
+            if binding is None or binding.kind != "tls-spki":
+                assert dialer.peer_certificates == ()
+            else:
+                assert spki_sha256(dialer.peer_certificates[0]) == binding.value
 
 
 class OneStream(Conformance):

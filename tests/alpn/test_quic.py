@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -326,6 +327,8 @@ def test_a_network_that_is_gone_for_long_is_noticed_when_it_is_back() -> None:
 def test_the_dialer_learns_whose_certificate_it_was() -> None:
     net = joined()
     assert net.dialer.engine.spki == net.listener.engine.spki == certificate().spki_sha256
+    assert net.dialer.engine.peer_certificates == (certificate().leaf.public_bytes(Encoding.DER),)
+    assert net.listener.engine.peer_certificates == ()
 
 
 def test_every_connection_id_that_the_other_side_may_use_was_told() -> None:

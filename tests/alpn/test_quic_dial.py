@@ -4,16 +4,21 @@ import asyncio
 import errno
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from alknet.access import Identity
 from alknet.alpn.errors import AlpnRefused, HandshakeFailed
 from alknet.alpn.quic_connection import QuicConnection
 from alknet.alpn.quic_dial import dial_quic
+from alknet.certificates import spki_sha256
+from alknet.verification import verify_server
+from testkit.authority import Authority
 from testkit.datagrams import udp_relay
 from testkit.polling import eventually, settled
 
@@ -117,6 +122,21 @@ async def test_a_refused_address_of_the_network_is_a_failed_handshake() -> None:
         async with asyncio.timeout(AT_ONCE_S):
             await dial(("255.255.255.255", 9))  # EACCES: nobody asked for broadcasts
     assert sockets() == before
+
+
+async def test_the_dialer_has_what_the_listener_showed(tmp_path: Path) -> None:
+    root = Authority.make()
+    shown = Authority.make("Test Low", above=Authority.make("Test Middle", above=root)).issue(tmp_path, "node.example")
+    async with served(identity=shown) as node:
+        dialer, listener = await node.connect()
+        chain = tuple(each.public_bytes(Encoding.DER) for each in (shown.leaf, *shown.issuers))
+        assert len(chain) == 3
+        assert (dialer.peer_certificates, listener.peer_certificates) == (chain, ())
+        assert dialer.channel_binding is not None
+        assert spki_sha256(dialer.peer_certificates[0]) == dialer.channel_binding.value
+        verify_server(dialer.peer_certificates, "node.example", now=time.time(), authorities=root.pem)
+        dialer.close()
+        await listener.wait_closed()
 
 
 async def test_a_closed_connection_leaves_no_socket() -> None:

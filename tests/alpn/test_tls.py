@@ -6,20 +6,26 @@ import hashlib
 import socket
 import ssl
 import struct
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from alknet.access import Identity
+from alknet.alpn import tls
 from alknet.alpn.errors import AlpnRefused, HandshakeFailed
 from alknet.alpn.streams import Address
 from alknet.alpn.tls import TlsConnection, accept_tls, client_context, dial_tls, server_context
-from alknet.certificates import Certificate, make_certificate
+from alknet.certificates import Certificate, make_certificate, spki_sha256
 from alknet.errors import InvalidInputError
+from alknet.verification import verify_server
+from testkit.authority import Authority
 from testkit.polling import eventually
 
 NOWHERE = Address("192.0.2.1", 1)
@@ -259,6 +265,58 @@ async def test_both_ends_are_bound_to_the_key_that_was_served() -> None:
         listener.close()
         await asyncio.gather(dialer.wait_closed(), listener.wait_closed())
     assert bindings[0] != bindings[1]
+
+
+async def test_the_dialer_has_what_the_listener_showed(tmp_path: Path) -> None:
+    root = Authority.make()
+    served = Authority.make("Test Low", above=Authority.make("Test Middle", above=root)).issue(tmp_path, "node.example")
+    dialer, listener = await both_ends(served)
+    chain = tuple(each.public_bytes(Encoding.DER) for each in (served.leaf, *served.issuers))
+    assert len(chain) == 3
+    assert (dialer.peer_certificates, listener.peer_certificates) == (chain, ())
+    assert dialer.channel_binding is not None
+    assert spki_sha256(dialer.peer_certificates[0]) == dialer.channel_binding.value
+    verify_server(dialer.peer_certificates, "node.example", now=time.time(), authorities=root.pem)
+    dialer.close()
+    listener.close()
+    await asyncio.gather(dialer.wait_closed(), listener.wait_closed())
+
+
+class Session:
+    """An ``SSLObject`` of some version of Python, that has seen the certificates a, b and c."""
+
+    def getpeercert(self, *, binary_form: bool) -> bytes:
+        assert binary_form
+        return b"a"
+
+
+class Session13(Session):
+    def __init__(self, *chain: bytes) -> None:
+        self.get_unverified_chain = lambda: list(chain)
+
+
+class Session11(Session):
+    def __init__(self, chain: list[Any] | None) -> None:
+        self._sslobj = SimpleNamespace(get_unverified_chain=lambda: chain)
+
+
+def shown(name: bytes) -> Any:
+    return SimpleNamespace(public_bytes=lambda form: {2: name}[form])
+
+
+@pytest.mark.parametrize(
+    ("session", "expected"),
+    [
+        (Session13(b"a", b"b", b"c"), (b"a", b"b", b"c")),
+        (Session13(), (b"a",)),
+        (Session11([shown(b"a"), shown(b"b"), shown(b"c")]), (b"a", b"b", b"c")),
+        (Session11(None), (b"a",)),
+        (Session(), (b"a",)),
+    ],
+    ids=["3.13", "3.13-empty", "3.11", "3.11-none", "other"],
+)
+def test_what_was_shown_is_had_from_each_version_of_python(session: Any, expected: tuple[bytes, ...]) -> None:
+    assert tls._shown_by(session) == expected
 
 
 async def test_a_certificate_that_cannot_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,22 @@ def test_a_directory_without_a_configuration_is_no_home(tmp_path: Path) -> None:
             r"alknet\.toml:2: roles\.dev\.scopes\[1\]: found 'ssh exec': must be a scope such as \"ssh:exec\".*",
         ),
         ("[[peers]]\nenabled = true\n", r"alknet\.toml:1: peers\[0\]\.id: is missing"),
+        (
+            '[call]\nmax_frame = "1 MiB"\n',
+            r"alknet\.toml:2: call\.max_frame: found '1 MiB': .*integer.*",
+        ),
+        ("[call]\nmax_frame = 1000\n", r"alknet\.toml:2: call\.max_frame: found 1000: .*65536"),
+        ("[call]\ndefault_timeout = 0\n", r"alknet\.toml:2: call\.default_timeout: found 0: .*greater than 0"),
+        ("[calls]\n", r"alknet\.toml:1: calls: is not a known key; did you mean 'call'\?"),
+        ('[services]\nmodule = ["a"]\n', r"alknet\.toml:2: services\.module: .* did you mean 'modules'\?"),
+        (
+            '[services]\nmodules = [\n  "a.b",\n  "a/c.py",\n]\n',
+            r"alknet\.toml:4: services\.modules\[1\]: found 'a/c\.py': must be the dotted name of a Python module.*",
+        ),
+        (
+            '[services]\nmodules = ["a", "a"]\n',
+            r"alknet\.toml:2: services\.modules: found \['a', 'a'\]: 'a' stands in it twice",
+        ),
         ('[[peers]]\nid = "Not This"\n', r"alknet\.toml:2: peers\[0\]\.id: found 'Not This': must be 1 to 63 of.*"),
     ],
 )
@@ -139,6 +155,16 @@ def test_a_mistake_in_the_main_file_is_named_with_its_place(files: Files, text: 
             r"peers\.d/a\.toml:3: keys\[1\]: found 'ssh-ed25519 AAAA\*': has a damaged base64 part.*",
         ),
         ("keys = [7]\n", r"peers\.d/a\.toml:1: keys\[0\]: found 7: must be an OpenSSH public-key line in quotes"),
+        ('node_key = "x"\n', r"peers\.d/a\.toml:1: node_key: found 'x': is not an OpenSSH public-key line.*"),
+        (
+            '[resources]\nproject = ["read"]\nfile = ["read", "read:"]\n',
+            r"peers\.d/a\.toml:3: resources\.file\[1\]: found 'read:': must be what may be done.*",
+        ),
+        (
+            '[resources]\n"a b" = ["read"]\n',
+            r"peers\.d/a\.toml:2: resources\.a b: found 'a b': must be 1 to 63 of letters.*",
+        ),
+        ('[resources]\nproject = "read"\n', r"peers\.d/a\.toml:2: resources\.project: found 'read': must be a list"),
         ('host_key = "x"\n', r"peers\.d/a\.toml:1: host_key: found 'x': is not an OpenSSH public-key line.*"),
         (
             'keys = ["""\n-----BEGIN OPENSSH PRIVATE KEY-----\nx\n"""]\n',
@@ -199,6 +225,29 @@ def test_a_key_of_two_peers_is_refused_and_names_both(files: Files) -> None:
         f"peers.d/bob.toml:3: keys: {KEYS[1].fingerprint} belongs to two peers, 'alice' and 'bob';"
         " a key proves one identity"
     )
+
+
+@pytest.mark.parametrize(
+    ("alice", "bob", "problem"),
+    [
+        ('node_key = "{key}"\n', 'scopes = []\nnode_key = "{key}"\n', "peers.d/bob.toml:2: node_key: "),
+        ('node_key = "{key}"\n', 'keys = [\n"{key}"]\n', "peers.d/bob.toml:2: keys: "),
+        ('keys = ["{key}"]\n', 'node_key = "{key}"\n', "peers.d/bob.toml:1: node_key: "),
+    ],
+    ids=["twice-node-key", "node-key-and-key", "key-and-node-key"],
+)
+def test_a_node_key_of_two_peers_is_refused_and_names_both(files: Files, alice: str, bob: str, problem: str) -> None:
+    files.peer("alice", alice.format(key=KEYS[0])).peer("bob", bob.format(key=KEYS[0]))
+    (found,) = files.problems()
+    assert found == (
+        f"{problem}{KEYS[0].fingerprint} belongs to two peers, 'alice' and 'bob'; a key proves one identity"
+    )
+
+
+def test_a_peer_may_log_in_with_its_node_key(files: Files) -> None:
+    files.peer("alice", f'{keys(KEYS[0])}node_key = "{KEYS[0]}"\n')
+    (alice,) = files.load().peers
+    assert alice.node_key == alice.keys[0]
 
 
 def test_a_key_is_the_same_whatever_its_comment(files: Files) -> None:
@@ -348,8 +397,11 @@ def test_equal_settings_have_equal_revisions_however_they_are_written(files: Fil
 
 def test_any_change_is_another_revision(files: Files) -> None:
     revisions = {revision(Settings())}
-    for text in ("[ssh]\nexec = false\n", "[node]\ndrain_timeout = 3\n", "[roles.x]\n"):
+    main = ("[ssh]\nexec = false\n", "[node]\ndrain_timeout = 3\n", "[roles.x]\n", '[services]\nmodules = ["a"]\n')
+    for text in main:
         revisions.add(revision(files.main(text).load()))
     for text in ("", "enabled = false\n", 'scopes = ["*"]\n', keys(KEYS[0]), "expires_at = 2030-01-01T00:00:00Z\n"):
         revisions.add(revision(files.peer("a", text).load()))
-    assert len(revisions) == 9
+    for text in (f'node_key = "{KEYS[0]}"\n', '[resources]\np = ["read"]\n', '[resources]\np = ["read:a"]\n'):
+        revisions.add(revision(files.peer("a", text).load()))
+    assert len(revisions) == 13

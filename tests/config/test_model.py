@@ -1,4 +1,4 @@
-"""The settings model: durations, the schema that documents it, and that nothing in it can be changed."""
+"""The settings model: the schema that documents it, its bounds, and that nothing in it can be changed."""
 
 from typing import Any
 
@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 
 from alknet.certificates import make_certificate
 from alknet.config.addresses import ListenAddress
-from alknet.config.model import LIVE, RESTART, PeerEntry, PeerSsh, Role, Settings, Tls, parse_duration
+from alknet.config.fields import LIVE, RESTART
+from alknet.config.model import Call, PeerEntry, PeerSsh, Role, Services, Settings, Tls
 from alknet.keys import generate_private_key
 
 SECTIONS = {name: info.default for name, info in Settings.model_fields.items() if isinstance(info.default, BaseModel)}
@@ -30,7 +31,7 @@ def fields() -> dict[str, FieldInfo]:
 
 
 def test_the_sections_are_those_of_the_file() -> None:
-    assert list(SECTIONS) == ["node", "tls", "ssh", "limits", "audit"]
+    assert list(SECTIONS) == ["node", "tls", "ssh", "call", "services", "limits", "audit"]
     assert set(Settings.model_fields) == {*SECTIONS, "roles", "peers"}
 
 
@@ -74,84 +75,60 @@ def test_no_model_takes_an_unknown_key(model: type[BaseModel]) -> None:
 
 def test_a_dumped_value_is_read_back() -> None:
     entry = {"id": "a", "keys": [KEY], "expires_at": "2030-01-01T00:00:00Z", "ssh": {"commands": ["x"]}}
-    settings = Settings.model_validate({"peers": [entry], "node": {"listen": ["[::1]:1", ":2"]}})
+    entry |= {"node_key": KEY, "resources": {"project": ["read:alpha"]}}
+    settings = Settings.model_validate(
+        {"peers": [entry], "node": {"listen": ["[::1]:1", ":2"]}, "services": {"modules": ["a.b"]}}
+    )
     assert Settings.model_validate(settings.model_dump(mode="json")) == settings
 
 
-# --- durations ------------------------------------------------------------------------------------------------
+# --- bounds -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("250ms", 0.25),
-        ("2s", 2.0),
-        ("1.5s", 1.5),
-        ("15m", 900.0),
-        ("1h", 3600.0),
-        ("30d", 2_592_000.0),
-        ("0s", 0.0),
-        (3, 3.0),
-        (0.5, 0.5),
-    ],
-)
-def test_a_duration_is_a_number_with_a_unit_or_seconds(value: object, seconds: float) -> None:
-    assert parse_duration(value) == seconds
-
-
-BAD_DURATIONS = ["", "s", "2", "2 s", "2S", "-1s", "1s ", "1s\n", "1e3s", "1w", ".5s", "1.s", "inf", "1h30m"]
-
-
-@pytest.mark.parametrize("value", [*BAD_DURATIONS, -1, -0.5, True, None, [], float("nan")])
-def test_anything_else_is_no_duration_and_the_form_is_shown(value: object) -> None:
-    with pytest.raises(ValueError, match='such as "250ms"'):
-        parse_duration(value)
-
-
-@given(st.integers(0, 10**6), st.sampled_from([("ms", 1000), ("s", 1)]))
-def test_a_duration_is_read_exactly(number: int, unit: tuple[str, int]) -> None:
-    assert parse_duration(f"{number}{unit[0]}") == pytest.approx(number / unit[1])
-
-
-@pytest.mark.parametrize("value", [float("inf"), "3601s", "100d"])
+@pytest.mark.parametrize("value", [float("inf"), "86401s", "100d"])
 def test_no_duration_of_the_settings_is_endless(value: Any) -> None:
     durations = [name.split(".") for name, field in fields().items() if isinstance(field.default, float)]
-    assert ["node", "drain_timeout"] in durations
+    assert {"drain_timeout", "login_grace", "default_timeout"} <= {key for _, key in durations}
     for section, key in durations:
-        with pytest.raises(pydantic.ValidationError, match="less than or equal to 3600"):
+        with pytest.raises(pydantic.ValidationError, match=r"less than or equal to (3600|86400)\b"):
             Settings.model_validate({section: {key: value}})
 
 
-# --- names and scopes -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scope", ["*", "ssh:exec", "ssh:*", "*:exec", "a:*:c", "fs.x:read_it-now", "peer:Alice"])
-def test_scopes_are_words_or_stars_with_colons(scope: str) -> None:
-    assert Role(scopes=(scope,)).scopes == (scope,)
-
-
 @pytest.mark.parametrize(
-    "scope", ["", ":", "ssh:", ":exec", "ssh::exec", "ss*:exec", "**", "a b", "SSH:exec", "*\n", "ä"]
+    ("key", "accepted", "refused"),
+    [
+        ("max_frame", [64 * 1024, 64 * 1024 * 1024], [64 * 1024 - 1, 64 * 1024 * 1024 + 1, "1", 1e6, True]),
+        ("max_in_flight", [1, 65536], [0, 65537, "1", True]),
+        ("default_timeout", ["1ms", "30s", 86400], [0, "0s", 86401]),
+    ],
 )
-def test_anything_else_is_no_scope(scope: str) -> None:
-    with pytest.raises(pydantic.ValidationError, match="must be a scope"):
-        Role(scopes=(scope,))
+def test_calls_are_bounded(key: str, accepted: list[Any], refused: list[Any]) -> None:
+    for value in accepted:
+        Call.model_validate({key: value})
+    for value in refused:
+        with pytest.raises(pydantic.ValidationError):
+            Call.model_validate({key: value})
 
 
-@pytest.mark.parametrize("peer_id", ["a", "0", "a-", "owner", "a" * 63, "build-7"])
-def test_ids_are_short_and_plain(peer_id: str) -> None:
-    assert PeerEntry(id=peer_id).id == peer_id
+def test_a_call_has_the_defaults_that_the_protocol_names() -> None:
+    assert Call().model_dump() == {"max_frame": 1_048_576, "max_in_flight": 1024, "default_timeout": 30.0}
+    assert Services().modules == ()
 
 
-@pytest.mark.parametrize("peer_id", ["", "-a", "A", "a" * 64, "a_b", "a.b", "a\n", "../a", "ä"])
-def test_anything_else_is_no_id(peer_id: str) -> None:
-    with pytest.raises(pydantic.ValidationError, match="must be 1 to 63 of a-z"):
-        PeerEntry(id=peer_id)
+def test_there_are_not_too_many_modules() -> None:
+    modules = [f"package.m{number}" for number in range(65)]
+    assert len(Services.model_validate({"modules": modules[:64]}).modules) == 64
+    with pytest.raises(pydantic.ValidationError, match="at most 64"):
+        Services.model_validate({"modules": modules})
+
+
+# --- peers ------------------------------------------------------------------------------------------------------
 
 
 def test_a_peer_has_no_rights_unless_given_some() -> None:
     entry = PeerEntry(id="a")
-    assert (entry.keys, entry.scopes, entry.roles) == ((), (), ())
+    assert (entry.keys, entry.scopes, entry.roles, entry.resources) == ((), (), (), {})
+    assert (entry.node_key, entry.host_key) == (None, None)
     assert (entry.ssh.user, entry.ssh.as_daemon, entry.ssh.commands) == (None, False, None)
 
 
@@ -159,6 +136,14 @@ def test_an_expiry_is_kept_in_utc() -> None:
     entry = PeerEntry.model_validate({"id": "a", "expires_at": "2030-01-01T02:00:00+02:00"})
     assert entry.expires_at is not None
     assert entry.expires_at.isoformat() == "2030-01-01T00:00:00+00:00"
+
+
+def test_a_resource_has_a_bounded_number_of_entries() -> None:
+    entry = {"id": "a", "resources": {"project": ["read"] * 256} | {f"t{n}": [] for n in range(63)}}
+    assert len(PeerEntry.model_validate(entry).resources) == 64
+    for more in ({"project": ["read"] * 257}, {f"t{n}": [] for n in range(65)}):
+        with pytest.raises(pydantic.ValidationError, match="at most"):
+            PeerEntry.model_validate({"id": "a", "resources": more})
 
 
 @pytest.mark.parametrize("commands", [[], ["x"]])
@@ -196,33 +181,6 @@ def test_a_certificate_of_ones_own_is_named_by_two_files() -> None:
 def test_what_does_not_go_together_is_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(pydantic.ValidationError, match=message):
         Tls.model_validate(values)
-
-
-@pytest.mark.parametrize(
-    ("name", "stored"),
-    [
-        ("localhost", "localhost"),
-        ("Node-1.example.org", "Node-1.example.org"),
-        ("*.example.org", "*.example.org"),
-        ("my_host", "my_host"),
-        ("xn--bcher-kva.example", "xn--bcher-kva.example"),
-        ("192.0.2.1", "192.0.2.1"),
-        ("2001:DB8::0001", "2001:db8::1"),
-        ("a" * 63, "a" * 63),
-    ],
-)
-def test_names_of_a_certificate_are_dns_names_and_addresses(name: str, stored: str) -> None:
-    assert Tls(names=(name,)).names == (stored,)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "a..b", "a.", "-a", "a-", "a b", "bücher.example", "example.org:443", "[::1]", "fe80::1%eth0", "1.2.3",
-     "300.1.1.1", "10.0.0.0/8", "a.*", "*", "a" * 64, "a." * 126 + "ab", "a\n", "https://a"],
-)  # fmt: skip
-def test_what_is_no_name_of_a_machine_is_refused(name: str) -> None:
-    with pytest.raises(pydantic.ValidationError, match="must be a DNS name"):
-        Tls(names=(name,))
 
 
 @given(st.text(max_size=80))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alknet.access import DaemonUser, Policy, SshRights
+from alknet.access import Access, Context, DaemonUser, Policy, SshRights, Token, authorize, token_digest
 from alknet.config import policy as policy_module
 from alknet.config.load import revision
 from alknet.config.model import PeerSsh, Settings
@@ -43,6 +43,37 @@ def test_a_key_of_the_settings_finds_its_peer() -> None:
     found = policy(peers=[{"id": "a", "keys": [str(KEY)], "scopes": ["*"]}]).lookup_key(KEY.fingerprint)
     assert found is not None
     assert (found.id, found.scopes, found.via) == ("a", {"*"}, f"key:{KEY.fingerprint}")
+
+
+def test_a_node_key_lets_nobody_in() -> None:
+    """It is what the peer proves when it is called; what it may do when it calls stands in `keys`."""
+    assert policy(peers=[{"id": "a", "node_key": str(KEY), "scopes": ["*"]}]).lookup_key(KEY.fingerprint) is None
+
+
+def test_the_resources_of_an_entry_decide() -> None:
+    snapshot = policy(peers=[{"id": "a", "keys": [str(KEY)], "scopes": ["*"], "resources": {"project": ["read:al*"]}}])
+    caller = snapshot.lookup_key(KEY.fingerprint)
+    access = Access(required_scopes=("p:read",), resource_type="project", resource_action="read")
+    allowed = {
+        name: bool(authorize(caller, "p/read", name, Context(snapshot, now=0.0), access=access))
+        for name in ("alpha", "beta")
+    }
+    assert allowed == {"alpha": True, "beta": False}
+
+
+def test_tokens_are_looked_up_in_the_snapshot_and_later_ones_are_not() -> None:
+    text = "alk_abcdefgh_secret"
+    token = Token("abcdefgh", "a", frozenset({"fs:read"}), token_digest(text))
+    tokens: dict[str, Token] = {}
+    settings = Settings.model_validate({"peers": [{"id": "a"}]})
+    before = build_policy(settings, denial_key=b"k" * 32, daemon=DAEMON, tokens=tokens)
+    tokens[token.prefix] = token
+    after = build_policy(settings, denial_key=b"k" * 32, daemon=DAEMON, tokens=tokens)
+    found = after.lookup_token(text)
+    assert found is not None
+    assert (found.id, found.scopes) == ("a", {"fs:read"})
+    assert before.lookup_token(text) is None
+    assert build_policy(settings, denial_key=b"k" * 32, daemon=DAEMON).lookup_token(text) is None
 
 
 def test_the_end_of_access_is_in_seconds_since_1970() -> None:

@@ -29,7 +29,7 @@ from asyncssh.constants import (
 )
 from asyncssh.packet import Boolean, String, UInt32
 
-from alknet.access import command_matches
+from alknet.actions import command_matches
 from alknet.ssh.connection import MAX_DENIALS
 from testkit.node import NodeProcess, wait_until
 from testkit.polling import eventually

@@ -10,6 +10,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from alknet.keys import PublicKey
 from testkit.node import NodeProcess, make_key, own_seconds, wait_in_foreground, wait_until
 
 pytestmark = pytest.mark.interop
@@ -73,9 +74,41 @@ def test_peer_add_takes_effect_at_once_and_can_be_undone(node: NodeProcess) -> N
     assert b"Permission denied" in node.ssh("exit 5", key="bob").stderr
 
 
+def ecdsa_key(node: NodeProcess) -> str:
+    path = node.keys / "ecdsa"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-C", "", "-f", str(path)], check=True)
+    return path.with_suffix(".pub").read_text().strip()
+
+
+def test_a_peer_that_can_be_dialled_proves_its_ed25519_key_unless_another_is_named(node: NodeProcess) -> None:
+    one, other, third = (node.key(name) for name in ("one", "other", "third"))
+    ecdsa = ecdsa_key(node)
+    dialled = ("--address", "192.0.2.1:7022")
+    said = node.alknet("peer", "add", "implied", "--key", ecdsa, "--key", one, *dialled).stderr
+    assert PublicKey.parse(one).fingerprint in said
+    node.alknet("peer", "add", "named", "--key", other, "--node-key", third, *dialled)
+    for name, words in (("no-address", ()), ("a-choice", ("--key", node.key("fifth"), *dialled))):
+        assert node.alknet("peer", "add", name, "--key", node.key(name), *words).stderr == ""
+    found = {
+        name: node.json("peer", "show", name).get("node_key") for name in ("implied", "named", "no-address", "a-choice")
+    }
+    assert found == {"implied": one, "named": third, "no-address": None, "a-choice": None}
+
+
+def test_a_node_key_is_one_that_a_node_can_have_and_belongs_to_one_peer(node: NodeProcess) -> None:
+    refused = node.alknet("peer", "add", "bob", "--node-key", ecdsa_key(node), check=False)
+    assert (refused.returncode, "a node key is always ssh-ed25519" in refused.stderr) == (6, True)
+    node.alknet("peer", "add", "bob", "--node-key", node.key("bob"))
+    refused = node.alknet("peer", "add", "carol", "--key", node.key("bob"), check=False)
+    assert (refused.returncode, "belongs to two peers, 'bob' and 'carol'" in refused.stderr) == (6, True)
+    assert not (node.home / "peers.d" / "carol.toml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("peer", "add", "bob", "--node-key", "/no/such/file"), 4, "/no/such/file"),
+        (("peer", "add", "bob", "--node-key", "ssh-ed25519 AAAA"), 6, "the key "),
         (("peer", "add", "owner"), 2, "there is a peer 'owner' already"),
         (("peer", "add", "Bob"), 6, "'Bob' is no peer id"),
         (("peer", "add", "bob", "--key", "/no/such/file"), 4, "/no/such/file"),
@@ -347,6 +380,10 @@ def test_id_can_be_pasted_into_another_node(node: NodeProcess, tmp_path: Path) -
     other.alknet(*shlex.split(command))
     identity = str(node.home / "keys" / "owner")
     assert other.alknet("ssh", "--identity", identity, "owner@first", "exit 5", check=False).returncode == 5
+    first, keys = other.json("peer", "show", "first"), node.json("id")
+    for name in ("node_key", "host_key"):
+        assert first[name].split() == keys[name].split()[:2]
+    assert first["keys"] == []
 
 
 def test_home_and_json_are_accepted_before_and_after_the_subcommand(node: NodeProcess) -> None:

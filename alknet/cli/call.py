@@ -1,0 +1,129 @@
+"""``call``: an operation of a peer, called from the command line."""
+
+import json
+import os
+import sys
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from alknet.cli.app import Invocation, pass_invocation
+from alknet.cli.client import accept_new_option, accepter, call_options, open_peer, run_async
+from alknet.cli.values import to_json, typed
+from alknet.errors import InvalidInputError, UsageError
+
+if TYPE_CHECKING:
+    from alknet.client import Peer
+
+__all__ = ["call"]
+
+
+@click.command()
+@call_options
+@accept_new_option
+@click.option("--stream", is_flag=True, help="Subscribe: print each item as it comes.")
+@click.option("--timeout", metavar="TIME", help="How long it may take, such as 5s.")
+@click.option("-o", "--output", type=click.File("wb", lazy=True), help="Write the output to a file; - is stdout.")
+@click.argument("peer")
+@click.argument("name")
+@click.argument("values", nargs=-1)
+@pass_invocation
+def call(
+    invocation: Invocation,
+    carrier: str,
+    token: str | None,
+    verbose: bool,
+    accept_new: bool,
+    stream: bool,
+    timeout: str | None,
+    output: IO[bytes] | None,
+    peer: str,
+    name: str,
+    values: tuple[str, ...],
+) -> None:
+    """Call the operation NAME of PEER. The input is JSON, or key=value pairs, which the operation's schema types.
+
+    \b
+    alknet call . node/status
+    alknet call hub fs/read path=notes.txt offset=10
+    alknet call hub fs/read '{"path": "notes.txt"}'
+    alknet call --stream hub logs/follow unit=web
+    alknet call hub fs/read path=photo.jpg -o photo.jpg
+
+    Ctrl-C stops it there, too. The output is shown as JSON, a text as it is; --json prints one line of JSON for each
+    output. Bytes go to a file or a pipe as they are, and with --json as base64.
+    """
+    timeout_s = _seconds(timeout)
+    show = _Output(as_json=invocation.json, file=output)
+
+    async def main() -> None:
+        async with open_peer(
+            invocation, peer, carrier=carrier, token=token, verbose=verbose, accept_new=accepter(yes=accept_new)
+        ) as opened:
+            value = await _input(opened, name, values)
+            if not stream:
+                show(await opened.call(name, value, timeout=timeout_s))
+                return
+            async with opened.subscribe(name, value, timeout=timeout_s) as items:
+                async for item in items:
+                    show(item)
+
+    from alknet.call.errors import CallError
+
+    try:
+        run_async(main)
+    except CallError as exc:
+        if exc.code == "INVALID_OPERATION_TYPE" and not exc.hint:
+            exc.hint = "leave out --stream" if stream else "--stream subscribes to it"
+        raise
+
+
+class _Output:
+    """Where outputs go, and in what form."""
+
+    def __init__(self, *, as_json: bool, file: IO[bytes] | None) -> None:
+        self._as_json = as_json
+        self._file = file
+
+    def __call__(self, value: Any) -> None:
+        out = self._file or sys.stdout.buffer
+        if isinstance(value, bytes) and not self._as_json:
+            if self._file is None and os.isatty(1):
+                raise UsageError(
+                    f"the output is {len(value)} bytes", hint="-o FILE writes them to a file, --json shows them"
+                )
+            data = value
+        elif isinstance(value, str) and not self._as_json:
+            data = value.encode("utf-8", "replace") + b"\n"
+        else:
+            pretty = not self._as_json and self._file is None and os.isatty(1)
+            data = to_json(value, indent=2 if pretty else None).encode() + b"\n"
+        out.write(data)
+        out.flush()
+
+
+async def _input(peer: "Peer", name: str, values: tuple[str, ...]) -> Any:
+    """The input from the command line: JSON as one word that is an object, else pairs."""
+    if not values:
+        return {}
+    if len(values) == 1 and values[0].lstrip().startswith("{"):
+        try:
+            return json.loads(values[0])
+        except (ValueError, RecursionError) as exc:
+            raise InvalidInputError(f"the input is not JSON: {exc}", hint="quote it for the shell: '{…}'") from None
+    schema = (await peer.call("services/schema", name=name))["input_schema"]
+    return typed(values, schema)
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from alknet.config.fields import parse_duration
+
+    try:
+        seconds = parse_duration(text)
+    except ValueError as exc:
+        raise UsageError(f"--timeout {exc}") from None
+    if seconds <= 0:
+        raise UsageError("--timeout must be more than nothing")
+    return seconds

@@ -1,0 +1,170 @@
+"""Calling a node's operations from a program.
+
+::
+
+    async with alknet.connect("hub") as peer:
+        chunk = await peer.call("fs/read", path="notes.txt")
+        async with peer.subscribe("logs/follow", unit="web") as lines:
+            async for line in lines:
+                print(line)
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from alknet.alpn.dial import CARRIERS
+from alknet.call.client import Credentials, Link, over_stream
+from alknet.call.client import connect as connect_calls
+from alknet.call.errors import CallError
+from alknet.call.machine import DEFAULT_CREDIT
+from alknet.call.subscription import Subscription
+from alknet.config.home import Home, default_home
+from alknet.destination import LOCAL, call_target, find_destination, private_key, ssh_target
+from alknet.errors import UsageError
+from alknet.keys import PublicKey
+
+__all__ = ["CALL_CARRIERS", "Peer", "connect"]
+
+CALL_CARRIERS: Final = ("auto", "quic", "tls", "ssh")
+SSH_SUBSYSTEM: Final = "alknet-call"
+
+
+class Peer:
+    """A node at the other end of a connection, made by :func:`connect`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._session = link.session
+
+    @property
+    def node(self) -> str:
+        """What the node calls itself."""
+        return self._link.node
+
+    @property
+    def node_key(self) -> PublicKey | None:
+        """The key that it has proven; None over SSH, where the host key was."""
+        return self._link.node_key
+
+    @property
+    def identity(self) -> str | None:
+        """As which of its peers the node knows this side; None for nobody in particular."""
+        return self._link.identity
+
+    @property
+    def transport(self) -> str:
+        """``quic``, ``tls`` or ``ssh``."""
+        return self._session.connection.transport
+
+    @property
+    def address(self) -> str:
+        return str(self._link.carrier.remote)
+
+    async def call(self, name: str, value: Any = None, /, *, timeout: float | None = None, **inputs: Any) -> Any:
+        """Call an operation: ``await peer.call("fs/read", path="a")``, or with a ready dictionary as input.
+
+        `timeout` is in seconds and shortens what the node allows. Raises `CallError`; cancelling it stops the handler.
+        """
+        return await self._session.call(name, inputs if value is None else value, timeout_s=timeout)
+
+    async def batch(
+        self, calls: Iterable[tuple[str, dict[str, Any]]], *, timeout: float | None = None
+    ) -> list[Any | CallError]:
+        """Several calls at once; their outputs in order, with a `CallError` in place of each that failed."""
+        return await self._session.batch(list(calls), timeout_s=timeout)
+
+    def subscribe(
+        self,
+        name: str,
+        value: Any = None,
+        /,
+        *,
+        timeout: float | None = None,
+        credit: int = DEFAULT_CREDIT,
+        **inputs: Any,
+    ) -> Subscription:
+        """Subscribe to an operation; `credit` items are on their way at once, however slowly they are read."""
+        value = inputs if value is None else value
+        return self._session.subscribe(name, value, credit=credit, timeout_s=timeout)
+
+    async def wait_closed(self) -> str:
+        """Wait until the connection has ended; why."""
+        await self._session.wait_ended()
+        return self._session.end_reason or ""
+
+
+@asynccontextmanager
+async def connect(
+    peer: str = LOCAL,
+    *,
+    home: Path | str | None = None,
+    identity: Path | str | None = None,
+    token: str | None = None,
+    anonymous: bool = False,
+    carrier: str = "auto",
+    codecs: Sequence[str] = ("msgpack", "json"),
+    operations: Iterable[Any] = (),
+    accept_new: Callable[[Any], bool] | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> AsyncIterator[Peer]:
+    """Reach a node: ``.`` for the one that runs on `home`, a configured peer's name, or ``host[:port]``.
+
+    What proves who calls is `identity` (a private-key file), else the home's ``keys/owner``, else ssh-agent; with
+    `token` alone, or `anonymous`, no key is used. `carrier` is one of `CALL_CARRIERS`. `operations` (decorated
+    functions, modules, services) are offered to the node, and to nobody else, while the connection lasts. `accept_new`
+    is asked about a node that nobody knows.
+
+    Raises `UnavailableError` when it cannot be reached or is not the right node, and `CallError` when it refuses.
+    """
+    if carrier not in CALL_CARRIERS:
+        raise UsageError(f"carrier must be one of {', '.join(CALL_CARRIERS)}, not {carrier!r}")
+    where = _home(home)
+    to = find_destination(where, peer)
+    key = Path(identity) if identity is not None else None
+    offered = list(operations)
+    server_of = None
+    if offered:
+        from alknet.offer import Offer
+
+        server_of = Offer(offered).server_of
+    if carrier == "ssh":
+        from alknet.ssh.client import connect as connect_ssh
+        from alknet.ssh.client import open_subsystem
+
+        target = ssh_target(where, to, private_key(where, key), accept_new)
+        async with connect_ssh(target, report=report) as ssh:
+            stream = await open_subsystem(ssh.ssh, SSH_SUBSYSTEM)
+            link = await over_stream(stream, ssh.carrier, codecs=codecs, server_of=server_of)
+            try:
+                yield Peer(link)
+            finally:
+                await link.session.aclose()
+        return
+    if carrier == "auto":
+        carriers: Sequence[str] = ("tls",) if to.is_local else CARRIERS  # on loopback QUIC has nothing to offer
+    else:
+        carriers = (carrier,)
+    credentials = await _credentials(where, key, token, anonymous=anonymous)
+    target_ = call_target(where, to, credentials, accept_new)
+    async with connect_calls(target_, carriers=carriers, codecs=codecs, server_of=server_of, report=report) as link:
+        yield Peer(link)
+
+
+def _home(home: Path | str | None) -> Home:
+    return Home(Path(home or default_home()).absolute())
+
+
+async def _credentials(home: Home, identity: Path | None, token: str | None, *, anonymous: bool) -> Credentials:
+    if anonymous or (token is not None and identity is None):
+        return Credentials(token=token)
+    path = private_key(home, identity)
+    if path is None:
+        from alknet.ssh.agent import agent_signers
+
+        return Credentials(await agent_signers(), token)
+    from alknet.sshsig import KeySigner
+
+    return Credentials((await asyncio.to_thread(KeySigner.from_file, path),), token)

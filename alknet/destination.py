@@ -1,0 +1,134 @@
+"""What PEER means: where it is, and which keys prove that it is the one that was meant."""
+
+import getpass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from alknet.errors import InvalidInputError, NotFoundError, UnavailableError
+from alknet.keys import PublicKey, check_private
+from alknet.known_nodes import KnownNodes
+
+if TYPE_CHECKING:
+    from alknet.call.client import CallTarget, Credentials
+    from alknet.config.home import Home
+    from alknet.ssh.client import Target
+
+__all__ = ["LOCAL", "Destination", "call_target", "find_destination", "local_node", "private_key", "ssh_target"]
+
+LOCAL: Final = "."
+_ANY_TO_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a peer is, as whom to log in there, and how it is known."""
+
+    addresses: tuple[tuple[str, int], ...]
+    user: str
+    host_key: PublicKey | None
+    """The only SSH host key that it may have."""
+    node_key: PublicKey | None
+    """The only node key that it may have."""
+    source: str
+    """Where the keys stand, for messages."""
+    name: str
+    """For messages."""
+    is_local: bool = False
+
+
+def find_destination(home: "Home", peer: str) -> Destination:
+    """What PEER means: ``.`` or nothing the local node, a configured peer, or ``[user@]host[:port]``."""
+    user, _, rest = peer.rpartition("@")
+    if rest in ("", LOCAL):
+        return local_node(home, user or "owner")
+    from alknet.config.addresses import split_host_port
+    from alknet.config.fields import DEFAULT_PORT
+    from alknet.config.load import load
+
+    settings = load(home) if home.exists else None
+    entry = next((p for p in settings.peers if p.id == rest), None) if settings else None
+    name, user = (f"peer {rest!r}" if entry else rest), user or getpass.getuser()
+    if entry is not None and not entry.addresses:
+        raise UnavailableError(
+            f"{name} has no address to reach it at",
+            hint=f'add addresses = ["host:port"] to {home.peer(rest)}',
+        )
+    try:
+        texts = entry.addresses if entry is not None else (rest,)
+        addresses = tuple(split_host_port(text, default_port=DEFAULT_PORT) for text in texts)
+    except ValueError as exc:
+        raise InvalidInputError(str(exc)) from None
+    if not all(host for host, _ in addresses):
+        raise NotFoundError(f"{peer!r} is neither a configured peer nor a host")
+    host_key, node_key = (entry.host_key, entry.node_key) if entry else (None, None)
+    return Destination(addresses, user, host_key, node_key, str(home.peer(rest)), name)
+
+
+def local_node(home: "Home", user: str = "owner") -> Destination:
+    """The node that runs on `home`, known by the public keys there; `UnavailableError` when none runs."""
+    from alknet.lock import find_running
+
+    running = find_running(home.lock)
+    if running is None:
+        raise UnavailableError(f"no node runs on {home.path}", hint="'alknet up' starts one; --home names another home")
+    addresses = tuple((_ANY_TO_LOOPBACK.get(host, host), port) for host, port in running.addresses)
+    host_key, node_key = (_public_half(path) for path in (home.host_key, home.node_key))
+    return Destination(addresses, user, host_key, node_key, str(home.keys), "the local node", is_local=True)
+
+
+def private_key(home: "Home", identity: Path | None) -> Path | None:
+    """The key file to prove oneself with: `identity`, else ``keys/owner``, else (None) the ssh-agent's keys."""
+    if identity is not None:
+        if not identity.exists():
+            raise NotFoundError(f"{identity}: there is no such key file")
+        return identity
+    owner = Path(home.owner_key)
+    if owner.exists():
+        check_private(owner)
+        return owner
+    if "SSH_AUTH_SOCK" in os.environ:
+        return None
+    raise NotFoundError(
+        f"there is no key to log in with: {owner} is missing and no ssh-agent runs",
+        hint="--identity names a private key file",
+    )
+
+
+def ssh_target(
+    home: "Home", to: Destination, key: Path | None, accept_new: Callable[[Any], bool] | None = None
+) -> "Target":
+    """`to`, as the SSH client wants it; `key` None means the ssh-agent's keys."""
+    from alknet.ssh.client import Target
+    from alknet.ssh.trust import HostTrust
+
+    trust = HostTrust(
+        pin=to.host_key,
+        pin_source=to.source,
+        known_nodes=KnownNodes(home.path / "known_nodes"),
+        use_known_hosts=not to.is_local,
+        accept_new=accept_new,
+    )
+    return Target(to.addresses, to.user, key, trust, to.name)
+
+
+def call_target(
+    home: "Home", to: Destination, credentials: "Credentials", accept_new: Callable[[Any], bool] | None = None
+) -> "CallTarget":
+    """`to`, as the client of operation calls wants it."""
+    from alknet.call.client import CallTarget
+    from alknet.call.trust import NodeTrust
+
+    trust = NodeTrust(
+        pin=to.node_key,
+        pin_source=to.source,
+        known_nodes=KnownNodes(home.path / "known_nodes"),
+        accept_new=accept_new,
+    )
+    return CallTarget(to.addresses, credentials, trust, to.name)
+
+
+def _public_half(path: Path) -> PublicKey:
+    return PublicKey.parse(path.with_name(path.name + ".pub").read_text(encoding="ascii"))

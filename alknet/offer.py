@@ -1,0 +1,59 @@
+"""Operations that a program offers to the node that it has dialled, for as long as the connection lasts."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from alknet.access import Identity, Peer, Policy
+from alknet.call.context import Caller
+from alknet.call.dispatch import Dispatcher
+from alknet.call.envelopes import Requested
+from alknet.call.hello import Challenge
+from alknet.call.operations import operations_of
+from alknet.call.prepared import Prepared
+from alknet.call.registry import Registry
+from alknet.call.serving import Server
+from alknet.clock import SystemClock
+from alknet.config.policy import daemon_user
+from alknet.gate import Gate
+
+__all__ = ["Offer"]
+
+
+class Offer:
+    """Whoever is dialled may call every one of `operations`, and nobody else may: offering them is the grant."""
+
+    def __init__(self, operations: Iterable[Any]) -> None:
+        self._registry = Registry(operations_of(operations))
+
+    def server_of(self, challenge: Challenge) -> Server:
+        """The server for the node that has proven itself with `challenge`."""
+        return _Server(self._registry, challenge)
+
+
+class _Server:
+    def __init__(self, registry: Registry, challenge: Challenge) -> None:
+        key = "" if challenge.key is None else challenge.key.fingerprint
+        peer = Peer(challenge.node, {"*": "the operations were offered to it"}, (key,))
+        policy = Policy({peer.id: peer}, revision="offer", denial_key=bytes(32), daemon=daemon_user())
+        self._dispatcher = Dispatcher(registry, Gate(policy, _Unrecorded(), SystemClock()))
+        self._caller = Caller(Identity(peer.id, frozenset({"*"}), f"key:{key}"), "offer")
+
+    def prepare(self, request: Requested) -> Prepared:
+        return self._dispatcher.prepare(
+            request.name,
+            request.input,
+            self._caller,
+            streaming=None if request.credit is None else True,
+            timeout_s=request.timeout_s,
+            traceparent=request.traceparent,
+        )
+
+
+class _Unrecorded:
+    """A program that is no node has no audit log; the node that calls it has."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass

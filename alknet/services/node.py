@@ -1,0 +1,106 @@
+"""``node/*``: the running node as its operator sees and steers it."""
+
+from typing import Any, Protocol
+
+from alknet.access import Access, Decision, Identity, Policy
+from alknet.actions import ACTIONS
+from alknet.call.context import OperationContext
+from alknet.call.operations import OperationError, operation
+from alknet.call.registry import Registry
+from alknet.errors import ConfigError, NotFoundError
+from alknet.gate import Gate
+
+__all__ = ["ConfigInvalid", "NodeService", "NodeView", "access_of", "can"]
+
+
+class ConfigInvalid(OperationError):
+    """The configuration on disk is wrong; the old one stays in force."""
+
+    code = "CONFIG_INVALID"
+    http_status = 409
+
+
+class NodeView(Protocol):
+    """What the operations need of the node."""
+
+    gate: Gate
+
+    @property
+    def registry(self) -> Registry:
+        """The operations that it serves."""
+
+    def status(self, *, leave_out: str | None) -> dict[str, Any]:
+        """What it does; without the connection that asks."""
+
+    async def reload_settings(self, cause: str) -> dict[str, Any]:
+        """Read the configuration again; raises `ConfigError`."""
+
+    def end_connection(self, id: str) -> dict[str, Any]:
+        """End one connection; raises `NotFoundError`."""
+
+
+class NodeService:
+    """The operations of one node."""
+
+    def __init__(self, node: NodeView) -> None:
+        self._node = node
+
+    @operation("node/status", kind="query", scopes=["node:read"])
+    async def status(self, *, ctx: OperationContext) -> dict[str, Any]:
+        """The running node: what it listens on, who is connected, which peers it knows."""
+        return self._node.status(leave_out=ctx.connection)
+
+    @operation("node/sessions", kind="query", scopes=["node:read"])
+    async def sessions(self, *, ctx: OperationContext) -> list[dict[str, Any]]:
+        """Live connections, oldest first; without the one that asks."""
+        connections: list[dict[str, Any]] = self._node.status(leave_out=ctx.connection)["connections"]
+        return connections
+
+    @operation("node/can", kind="query", scopes=["node:read"])
+    async def can(self, peer: str, action: str, resource: str | None = None) -> dict[str, Any]:
+        """May a peer do that? And which rule says so.
+
+        `action` is an action such as ssh/exec, or the name of an operation.
+        """
+        policy = self._node.gate.policy
+        if peer not in policy.peers:
+            raise NotFoundError(f"there is no peer {peer!r}")
+        identity = Identity(peer, frozenset(policy.peers[peer].scopes), "question")
+        access = access_of(self._node.registry, action)
+        return can(self._node.gate.peek(identity, action, resource, access=access), policy, peer, action)
+
+    @operation("node/reload", kind="mutation", scopes=["node:admin"], destructive=False, errors=[ConfigInvalid])
+    async def reload(self, *, ctx: OperationContext) -> dict[str, Any]:
+        """Read the configuration again. What is wrong changes nothing; what is forbidden now ends after the answer."""
+        caller = "?" if ctx.identity is None else ctx.identity.id
+        try:
+            return await self._node.reload_settings(f"peer {caller}")
+        except ConfigError as exc:
+            raise ConfigInvalid(str(exc), details={"hint": exc.hint} if exc.hint else None) from exc
+
+    @operation("node/kill", kind="mutation", scopes=["node:admin"])
+    async def kill(self, id: str) -> dict[str, Any]:
+        """End a connection; what runs on it is hung up."""
+        return self._node.end_connection(id)
+
+
+def access_of(registry: Registry, action: str) -> Access | None:
+    """What an operation asks for; None for an action that is none."""
+    found = registry.get(action) if action not in ACTIONS else None
+    return None if found is None else found.spec.access
+
+
+def can(decision: Decision, policy: Policy, peer_id: str, action: str) -> dict[str, Any]:
+    """A decision as `alknet can --json` prints it. `note` says what a yes comes to where that is not obvious."""
+    rights, note = policy.peers[peer_id].ssh, None
+    if decision and action.startswith("ssh/e") and rights.force_command is not None:
+        note = f"whatever is asked for, this runs: {rights.force_command}"
+    elif decision and action in ("ssh/exec", "ssh/shell") and rights.as_daemon and not policy.daemon.is_root:
+        note = f"equal to owner: it runs as {policy.daemon.name!r}, the user that the node runs as (as_daemon)"
+    return {
+        "allowed": decision.allowed,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "denial_id": decision.denial_id,
+        "note": note,
+    }

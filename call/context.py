@@ -1,0 +1,77 @@
+"""Who calls, what a handler knows of the call that it serves, and how it calls other operations."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from alknet.access import Authority, Identity
+
+if TYPE_CHECKING:
+    from alknet.call.prepared import Prepared
+
+__all__ = ["Caller", "Composer", "OperationContext"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and through which door."""
+
+    identity: Identity | Authority | None
+    surface: str
+    connection: str | None = None
+    remote: str | None = None
+    forwarded_for: str | None = None
+    parent: "Prepared | None" = None
+    """The call whose handler makes this one."""
+
+
+class Composer(Protocol):
+    """Who makes the calls of a handler; given by the dispatcher."""
+
+    async def call(self, name: str, value: Any, *, continue_running: bool) -> Any:
+        """Call an operation of this node under the handler's authority."""
+
+    async def call_peer(self, peer: str, name: str, value: Any) -> Any:
+        """Call an operation of a connected peer under the handler's authority."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OperationContext:
+    """One call, as its handler sees it.
+
+    `identity` is who called: a proven peer, nobody (None), or, for a call made by another operation, that operation's
+    authority. `metadata` is this call's own: it comes from nowhere and goes nowhere. `deadline` is in event-loop time.
+    """
+
+    operation: str
+    request_id: str
+    """Finds the call in the audit log."""
+    parent_request_id: str | None = None
+    identity: Identity | Authority | None = None
+    forwarded_for: str | None = None
+    """On whose behalf the caller says that it calls: a claim, never a reason to allow anything."""
+    connection: str | None = None
+    """Over which connection, as `node/sessions` lists it."""
+    surface: str = ""
+    """The door that the call came through: ``quic``, ``tls``, ``ssh``, ``memory``, or ``composed``."""
+    deadline: float | None = None
+    traceparent: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    _composer: Composer = field(repr=False)
+    _clock: Callable[[], float] = field(repr=False)
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the deadline of the whole call tree; None when there is none."""
+        return None if self.deadline is None else max(0.0, self.deadline - self._clock())
+
+    def call(self, name: str, value: Any = None, /, *, continue_running: bool = False, **inputs: Any) -> Awaitable[Any]:
+        """Call another operation of this node: ``await ctx.call("fs/read", path="a")``.
+
+        It is judged by what this operation was granted (`authority`), may only be one of its `calls`, and is cancelled
+        with this one; with `continue_running` it is left to finish if it had begun. Raises `CallError`.
+        """
+        return self._composer.call(name, inputs if value is None else value, continue_running=continue_running)
+
+    def call_peer(self, peer: str, name: str, value: Any = None, /, **inputs: Any) -> Awaitable[Any]:
+        """Call an operation of a peer that is connected to this node; cancelling it cancels it there."""
+        return self._composer.call_peer(peer, name, inputs if value is None else value)

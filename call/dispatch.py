@@ -1,0 +1,168 @@
+"""From a name and an input to a handler and its output: the one way in, whatever the door.
+
+The order of the checks is the same everywhere: lookup, visibility, access, input, kind, handler. Access comes before
+the input, so that a schema tells nothing to those who may not call. `Dispatcher.prepare` does all that does not wait;
+what it returns is then run with :meth:`Prepared.call` or :meth:`Prepared.stream`.
+"""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from alknet.access import Access, Authority, Identity
+from alknet.call.context import Caller
+from alknet.call.errors import CallError
+from alknet.call.operations import Kind, Operation, Visibility
+from alknet.call.prepared import Prepared
+from alknet.call.registry import Registry
+from alknet.gate import Act, Gate
+from alknet.tasks import Tasks
+
+__all__ = ["Dispatcher", "PeerCaller", "Stats"]
+
+DEFAULT_TIMEOUT_S: Final = 30.0
+SYNC_THREADS: Final = 32
+"""Handlers that are plain functions and run at the same time; further ones wait for a thread."""
+_UNKNOWN: Final = Access(required_scopes=("*",))
+
+
+class PeerCaller(Protocol):
+    """Reaches the operations of connected peers."""
+
+    async def __call__(self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str) -> Any:
+        """Call it there; `CallError` UNAVAILABLE when the peer is not connected."""
+
+
+@dataclass(slots=True)
+class Stats:
+    """What one operation has done since the node started."""
+
+    calls: int = 0
+    errors: int = 0
+    seconds: float = 0.0
+    """Spent in calls that have ended, subscriptions included."""
+
+
+async def _nobody(peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str) -> Any:
+    raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
+
+
+class Dispatcher:
+    """Serves the operations of a registry, which may be replaced whole while calls run: they end as they began."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        gate: Gate,
+        *,
+        default_timeout_s: float = DEFAULT_TIMEOUT_S,
+        call_peer: PeerCaller = _nobody,
+    ) -> None:
+        self.registry = registry
+        self.gate = gate
+        self.default_timeout_s = default_timeout_s
+        self.call_peer = call_peer
+        self.stats: dict[str, Stats] = {}
+        self.tasks = Tasks("composed")
+        self.threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="alknet-operation")
+
+    async def aclose(self) -> None:
+        """End what was left to run on its own, and give the threads back (a function that is in one goes on)."""
+        await self.tasks.aclose()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+
+    def prepare(
+        self,
+        name: str,
+        value: Any,
+        caller: Caller,
+        *,
+        streaming: bool | None = False,
+        timeout_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> Prepared:
+        """Everything up to the handler; raises `CallError`, and has then recorded the refusal.
+
+        `streaming` says what the caller can take: one answer, a subscription, or (None) whichever it is. `timeout_s`
+        may shorten the time that a call has, and gives a subscription one.
+        """
+        operation = self.registry.get(name)
+        if operation is None or (operation.spec.visibility is Visibility.INTERNAL and caller.parent is None):
+            raise self._unknown(name, caller)
+        spec = operation.spec
+        resource = operation.resource_of(value)
+        act = self._ask(operation, resource, caller)
+        if not act.decision:
+            reason = act.decision.reason if caller.identity is not None else "authentication required"
+            raise CallError("FORBIDDEN", reason, denial_id=act.decision.denial_id)
+        try:
+            inputs = operation.parse_input(value)
+            is_stream = spec.kind is Kind.SUBSCRIPTION
+            if streaming is not None and streaming is not is_stream:
+                wanted = "subscribed to" if is_stream else "called, not subscribed to"
+                raise CallError("INVALID_OPERATION_TYPE", f"{name} is a {spec.kind}: it is {wanted}")
+        except CallError as exc:
+            act.done(f"error {exc.code}")
+            self.count(name, 0.0, failed=True)
+            raise
+        return Prepared(
+            self,
+            operation,
+            inputs,
+            caller,
+            act,
+            resource=resource,
+            deadline=self._deadline(is_stream, timeout_s, caller),
+            traceparent=traceparent,
+        )
+
+    def may(self, identity: Identity | Authority | None, operation: Operation) -> bool:
+        """Whether a caller sees the operation in lists."""
+        if operation.spec.visibility is Visibility.INTERNAL:
+            return False
+        return bool(self.gate.still(identity, operation.spec.name, access=operation.spec.access))
+
+    def _ask(self, operation: Operation, resource: str | None, caller: Caller) -> Act:
+        facts: dict[str, Any] = {}
+        parent = caller.parent
+        if parent is not None:
+            facts = {"parent": parent.act.request_id, "origin": parent.origin}
+        elif isinstance(caller.identity, Identity):
+            facts = {"via": caller.identity.via}
+        return self.gate.ask(
+            caller.identity,
+            operation.spec.name,
+            resource,
+            surface=caller.surface,
+            access=operation.spec.access,
+            connection=caller.connection,
+            remote=caller.remote,
+            forwarded_for=caller.forwarded_for,
+            **facts,
+        )
+
+    def _unknown(self, name: str, caller: Caller) -> CallError:
+        """A proven caller learns that there is no such operation; a stranger learns nothing, as if it were denied."""
+        if caller.identity is None:
+            denial = self.gate.peek(None, name, access=_UNKNOWN)
+            return CallError("FORBIDDEN", "authentication required", denial_id=denial.denial_id)
+        return CallError("NOT_FOUND", f"operation not found: {name}")
+
+    def _deadline(self, is_stream: bool, timeout_s: float | None, caller: Caller) -> float | None:
+        """A call has the default time or less; nothing has more than the call that it is part of."""
+        limits = [] if is_stream else [self.default_timeout_s]
+        if timeout_s is not None:
+            limits.append(timeout_s)
+        ends = [asyncio.get_running_loop().time() + min(limits)] if limits else []
+        if caller.parent is not None and caller.parent.deadline is not None:
+            ends.append(caller.parent.deadline)
+        return min(ends, default=None)
+
+    def count(self, name: str, seconds: float, *, failed: bool) -> None:
+        stats = self.stats.get(name)
+        if stats is None:
+            stats = self.stats[name] = Stats()
+        stats.calls += 1
+        stats.errors += failed
+        stats.seconds += seconds

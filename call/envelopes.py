@@ -1,0 +1,191 @@
+"""What the envelopes of a session say, as values: events for what comes in, payloads for what goes out.
+
+Every field from outside is checked here: its type, its bounds. What a field may be is said in the words of the refusal.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from alknet.call.errors import CallError
+from alknet.call.operations import MAX_NAME_CHARS
+
+__all__ = [
+    "MAX_CREDIT",
+    "MAX_ID_CHARS",
+    "MAX_REASON_CHARS",
+    "MAX_TIMEOUT_MS",
+    "Aborted",
+    "Answered",
+    "BadField",
+    "Credited",
+    "Ended",
+    "Envelope",
+    "Event",
+    "GoAway",
+    "Refusal",
+    "Requested",
+    "aborted",
+    "error_payload",
+    "read_error",
+    "read_request",
+    "refusal",
+]
+
+MAX_ID_CHARS: Final = 64
+MAX_CREDIT: Final = 65_536
+MAX_REASON_CHARS: Final = 1000
+MAX_TEXT_CHARS: Final = 256
+"""A peer's name, a token, whom a call is forwarded for."""
+MAX_TIMEOUT_MS: Final = 366 * 24 * 3600 * 1000
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
+
+Envelope = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Requested:
+    """The other side calls. Answer with `respond`, `complete` or `fail`; say `finished` when nothing runs any more."""
+
+    id: str
+    stream: int
+    name: str
+    input: Any
+    peer: str | None = None
+    auth_token: str | None = field(default=None, repr=False)
+    forwarded_for: str | None = None
+    timeout_s: float | None = None
+    credit: int | None = None
+    traceparent: str | None = None
+
+
+@dataclass(slots=True)
+class Credited:
+    """More items of an inbound subscription may be sent."""
+
+    id: str
+
+
+@dataclass(slots=True)
+class Aborted:
+    """The other side does not want an inbound call any more, or cannot get its answer: its stream is lost."""
+
+    id: str
+    reason: str
+    is_lost: bool = False
+
+
+@dataclass(slots=True)
+class Answered:
+    """The output of a call, or an item of a subscription."""
+
+    id: str
+    output: Any
+    is_last: bool
+
+
+@dataclass(slots=True)
+class Ended:
+    """An outbound call is over: completed (no error), failed, aborted by the other side, or lost with its stream."""
+
+    id: str
+    error: CallError | None = None
+    is_aborted: bool = False
+    is_lost: bool = False
+    reply: Envelope | None = None
+    """To be sent back: the other side does not know yet that it is over."""
+
+
+@dataclass(slots=True)
+class GoAway:
+    """The other side ends the session in so many seconds."""
+
+    deadline_s: float
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class Refusal:
+    """To be sent back at once, on the stream that the request came on."""
+
+    envelope: Envelope
+
+
+Event = Requested | Credited | Aborted | Answered | Ended | GoAway | Refusal
+
+
+class BadField(ValueError):
+    """A field of a request is not what it must be; the message says which and what it must be."""
+
+
+def read_request(id: str, stream: int, payload: Envelope) -> Requested:
+    """The request in a ``call.requested``; raises `BadField`."""
+    name = payload.get("operationId")
+    if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARS + 1:
+        raise BadField(f"operationId is not a text of at most {MAX_NAME_CHARS} characters")
+    request = Requested(id, stream, name.removeprefix("/"), payload.get("input"))
+    if len(payload) > 2:
+        request.peer = _optional_text(payload, "peer")
+        request.auth_token = _optional_text(payload, "auth_token")
+        request.forwarded_for = _optional_text(payload, "forwarded_for")
+        request.timeout_s = _timeout(payload.get("timeout_ms"))
+        request.credit = _credit(payload.get("credit"))
+        trace = payload.get("traceparent")  # a mark for tools: a wrong one is no reason to fail (W3C Trace Context)
+        request.traceparent = trace if type(trace) is str and _TRACEPARENT.match(trace) else None
+    return request
+
+
+def _optional_text(payload: Envelope, name: str) -> str | None:
+    value = payload.get(name)
+    if value is not None and (type(value) is not str or not 0 < len(value) <= MAX_TEXT_CHARS):
+        raise BadField(f"{name} is not a text of 1 to {MAX_TEXT_CHARS} characters")
+    return value
+
+
+def _timeout(value: Any) -> float | None:
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 < value <= MAX_TIMEOUT_MS:
+        raise BadField("timeout_ms is not a number of milliseconds above 0")
+    return float(value) / 1000
+
+
+def _credit(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 0 < value <= MAX_CREDIT):
+        raise BadField(f"credit is not a whole number from 1 to {MAX_CREDIT}")
+    return value
+
+
+def error_payload(error: CallError) -> dict[str, Any]:
+    """`error` as ``call.error`` says it."""
+    payload = {"code": error.code, "message": str(error), "retryable": error.retryable}
+    if error.details is not None:
+        payload["details"] = error.details
+    if error.denial_id is not None:
+        payload["denial_id"] = error.denial_id
+    return payload
+
+
+def read_error(payload: Mapping[str, Any]) -> CallError:
+    """The error in a ``call.error``, whatever the other side put there."""
+    code, message, denial = payload.get("code"), payload.get("message"), payload.get("denial_id")
+    retryable = payload.get("retryable")
+    return CallError(
+        code if type(code) is str and 0 < len(code) <= MAX_ID_CHARS else "INTERNAL",
+        message[:MAX_REASON_CHARS] if type(message) is str else "the other side gave no reason",
+        details=payload.get("details"),
+        retryable=retryable if type(retryable) is bool else None,
+        denial_id=denial if type(denial) is str and len(denial) <= MAX_ID_CHARS else None,
+    )
+
+
+def refusal(id: str, code: str, message: str) -> Refusal:
+    """A ``call.error`` that answers a request at once."""
+    error = CallError(code, message)
+    return Refusal({"type": "call.error", "id": id, "payload": error_payload(error)})
+
+
+def aborted(id: str, reason: str) -> Envelope:
+    """A ``call.aborted``."""
+    return {"type": "call.aborted", "id": id, "payload": {"reason": reason} if reason else {}}

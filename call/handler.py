@@ -1,0 +1,335 @@
+"""The door for operation calls: serves the ALPN ``alknet/call`` on every carrier, and the subsystem ``alknet-call``."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from alknet.access import Identity
+from alknet.alpn.errors import ConnectionClosed
+from alknet.alpn.streams import Address, Connection, Stream
+from alknet.call.carried import ALPN, ChannelConnection
+from alknet.call.channel import Channel
+from alknet.call.codecs import CODECS
+from alknet.call.context import Caller
+from alknet.call.dispatch import Dispatcher
+from alknet.call.envelopes import Requested
+from alknet.call.errors import CallError, FrameError, HelloError
+from alknet.call.frames import DEFAULT_MAX_FRAME, HELLO_MAX_FRAME
+from alknet.call.hello import LISTENER_NAMESPACE, ListenerHello, Proof
+from alknet.call.machine import Limits
+from alknet.call.prepared import Prepared
+from alknet.call.session import Session, Sizes
+from alknet.gate import Gate
+from alknet.logs import event
+from alknet.sshsig import Signer, sign
+from alknet.tasks import Tasks
+
+__all__ = ["CallHandler", "CallSettings"]
+
+log = logging.getLogger("alknet.call")
+
+HELLO_TIMEOUT_S: Final = 10.0
+ANONYMOUS_IDLE_S: Final = 60.0
+"""After so long without a call a caller who has not proven to be anybody is sent away."""
+MAX_DENIALS: Final = 1000
+"""Calls that one connection may be refused before it is ended; each costs a line in the audit log."""
+SHUTTING_DOWN: Final = "the node is shutting down"
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """What the configuration says about calls; see `config.model` for the meaning."""
+
+    max_frame: int = DEFAULT_MAX_FRAME
+    max_in_flight: int = 1024
+    connections_per_peer: int = 256
+
+
+class CallHandler:
+    """Serves operation calls. `settings` may be replaced while it runs; `on_login_failed` hears of hosts that failed
+    to prove who they are; `connections_of` counts the live connections of a peer at all doors."""
+
+    alpns = (ALPN,)
+
+    def __init__(
+        self,
+        gate: Gate,
+        dispatcher: Dispatcher,
+        settings: CallSettings,
+        *,
+        name: str,
+        key: Signer,
+        on_login_failed: Callable[[str], None] = lambda host: None,
+        connections_of: Callable[[str], int] = lambda peer: 0,
+    ) -> None:
+        self.gate = gate
+        self.dispatcher = dispatcher
+        self.settings = settings
+        self._name = name
+        self._key = key
+        self._on_login_failed = on_login_failed
+        self._connections_of = connections_of
+        self._tasks = Tasks("call-handler")
+        self._sessions: dict[Session, Identity | None] = {}
+        self._saying_hello: set[Connection] = set()
+
+    async def handle(self, connection: Connection) -> None:
+        self._saying_hello.add(connection)
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                channel = await Channel.on(await connection.accept_stream())
+                admitted = await self._say_hello(connection, channel)
+        except (TimeoutError, ConnectionClosed):
+            return
+        finally:
+            self._saying_hello.discard(connection)
+        if admitted is not None:
+            await self._serve(connection, channel, *admitted)
+
+    async def serve_subsystem(self, stream: Stream, identity: Identity, connection: Connection) -> int:
+        """Serve calls to somebody whom SSH has let in already."""
+        carried = ChannelConnection(connection, stream)
+        channel = await Channel.on(stream)
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                hello = ListenerHello(alpn=ALPN, binding=None)
+                start = hello.started(await channel.next_body())
+                hello.to_sign(node=self._name, key=self._key.public_key, limits=self._limits())
+                channel.send(hello.challenge(None))
+                channel.send(hello.accepted(identity.id))
+        except (TimeoutError, HelloError, FrameError) as exc:
+            await self._reject(channel, CallError("INVALID_INPUT", str(exc) or "the hello took too long"))
+            return CallError("INVALID_INPUT", "").exit_code
+        await self._serve(carried, channel, identity, start.codec, start.features)
+        return 0
+
+    def session_of(self, peer: str) -> Session | None:
+        """The newest live session of a peer."""
+        live = (session for session, identity in self._sessions.items() if identity and identity.id == peer)
+        return next(reversed(list(live)), None)
+
+    def recheck(self) -> None:
+        for session, identity in tuple(self._sessions.items()):
+            if identity is not None and not (decision := self.gate.still(identity, "call/connect")):
+                self._end(session, f"access was taken away: {decision}")
+            else:
+                session.serving.recheck()
+
+    async def shutdown(self, deadline: float) -> None:
+        for connection in tuple(self._saying_hello):
+            connection.close(0, SHUTTING_DOWN)
+        await asyncio.gather(*(self._drain(session, deadline) for session in tuple(self._sessions)))
+        await self._tasks.aclose()
+        await self.dispatcher.aclose()
+
+    async def _drain(self, session: Session, deadline: float) -> None:
+        session.go_away(max(0.0, deadline - asyncio.get_running_loop().time()), SHUTTING_DOWN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await session.serving.is_idle.wait()
+        await session.aclose()
+
+    # --- the hello --------------------------------------------------------------------------------------------------
+
+    async def _say_hello(
+        self, connection: Connection, channel: Channel
+    ) -> tuple[Identity | None, str, tuple[str, ...]] | None:
+        """(who it is, codec, features), or None for somebody who was turned away."""
+        hello = ListenerHello(alpn=connection.alpn, binding=connection.channel_binding)
+        try:
+            start = hello.started(await channel.next_body())
+            message = hello.to_sign(node=self._name, key=self._key.public_key, limits=self._limits())
+            signature = await sign(self._key, message, namespace=LISTENER_NAMESPACE)
+            channel.send(hello.challenge(signature))
+            proof = hello.proven(await channel.next_body())
+            identity = self._admit(connection, proof)
+        except (HelloError, FrameError) as exc:
+            if isinstance(exc, HelloError):
+                self._login_failed(connection, reason=str(exc))
+            await self._reject(channel, CallError("INVALID_INPUT", str(exc)))
+            return None
+        except CallError as exc:
+            await self._reject(channel, exc)
+            return None
+        channel.send(hello.accepted(None if identity is None else identity.id))
+        return identity, start.codec, start.features
+
+    def _admit(self, connection: Connection, proof: Proof) -> Identity | None:
+        """Who it is; raises `CallError` for a credential that was shown and does not let anybody in."""
+        identity = None
+        if proof.key is not None:
+            identity = self.gate.policy.lookup_key(proof.key.fingerprint)
+            if identity is None:
+                self._login_failed(connection, reason="unknown key", key=proof.key.fingerprint)
+                raise CallError("FORBIDDEN", f"no peer of this node has the key {proof.key.fingerprint}")
+        if proof.token is not None:
+            identity = self._bearer(connection, proof.token, identity)
+        if identity is None:
+            return None
+        act = self.gate.ask(
+            identity,
+            "call/connect",
+            surface=connection.transport,
+            via=identity.via,
+            connection=connection.id,
+            remote=_host(connection),
+        )
+        if not act.decision:
+            self._login_failed(connection, reason=act.decision.rule, peer=identity.id)
+            raise CallError("FORBIDDEN", act.decision.reason, denial_id=act.decision.denial_id)
+        if self._connections_of(identity.id) >= self.settings.connections_per_peer:
+            act.done("limits.connections_per_peer")
+            words = "limits.connections_per_peer allows no more connections of this peer"
+            raise CallError("RESOURCE_EXHAUSTED", words)
+        act.done("ok")
+        connection.logged_in(identity)
+        log.info(
+            event(
+                "auth",
+                remote_addr=_host(connection),
+                result="accept",
+                peer=identity.id,
+                via=identity.via,
+                connection=connection.id,
+            )
+        )
+        return identity
+
+    def _bearer(self, connection: Connection, token: str, identity: Identity | None) -> Identity:
+        bearer = self.gate.policy.lookup_token(token)
+        if bearer is None:
+            self._login_failed(connection, reason="unknown token", peer=None if identity is None else identity.id)
+            raise CallError("FORBIDDEN", "the token is not valid")
+        if identity is not None and identity.id != bearer.id:
+            self._login_failed(connection, reason="token of another peer", peer=identity.id)
+            raise CallError("FORBIDDEN", "the token belongs to another peer than the key")
+        return bearer
+
+    def _login_failed(self, connection: Connection, **pairs: object) -> None:
+        host = _host(connection)
+        log.warning(event("auth", remote_addr=host, result="reject", **pairs))
+        if host is not None:
+            self._on_login_failed(host)
+
+    async def _reject(self, channel: Channel, error: CallError) -> None:
+        channel.send(ListenerHello.rejected(error))
+        channel.close()
+        await channel.wait_closed()
+
+    def _limits(self) -> dict[str, int]:
+        return {
+            "max_frame": self.settings.max_frame,
+            "max_in_flight": self.settings.max_in_flight,
+            "default_timeout_ms": round(self.dispatcher.default_timeout_s * 1000),
+        }
+
+    # --- the session ------------------------------------------------------------------------------------------------
+
+    async def _serve(
+        self,
+        connection: Connection,
+        channel: Channel,
+        identity: Identity | None,
+        codec: str,
+        features: tuple[str, ...],
+    ) -> None:
+        size = HELLO_MAX_FRAME if identity is None else self.settings.max_frame
+        door = _Door(self, connection, identity, has_credit="credit" in features)
+        session = Session(
+            connection,
+            channel,
+            CODECS[codec],
+            sizes=Sizes(size, size),
+            features=features,
+            limits=Limits(in_flight=self.settings.max_in_flight),
+            server=door,
+        )
+        door.end = lambda reason: self._end(session, reason)
+        self._sessions[session] = identity
+        connection.polite_close = door.end
+        try:
+            session.start()
+            if identity is None:
+                await self._watch_idle(session, door)
+            await session.wait_ended()
+            await session.aclose()
+        finally:
+            del self._sessions[session]
+
+    async def _watch_idle(self, session: Session, door: "_Door") -> None:
+        while session.is_open:
+            seen = door.requests
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANONYMOUS_IDLE_S):
+                    await session.wait_ended()
+            if door.requests == seen and session.serving.is_idle.is_set():
+                await session.aclose("no call for a minute from nobody in particular")
+
+    def _end(self, session: Session, reason: str) -> None:
+        self._tasks.start(session.aclose(reason), name="end")
+
+
+class _Door:
+    """Serves the calls of one connection."""
+
+    def __init__(
+        self, handler: CallHandler, connection: Connection, identity: Identity | None, *, has_credit: bool
+    ) -> None:
+        self.requests = 0
+        self.end: Callable[[str], None] = lambda reason: None
+        self._handler = handler
+        self._connection = connection
+        self._identity = identity
+        self._has_credit = has_credit
+        self._caller = Caller(identity, connection.transport, connection.id, _host(connection))
+        self._denials = 0
+
+    def prepare(self, request: Requested) -> Prepared:
+        self.requests += 1
+        caller = self._caller
+        if request.auth_token is not None or request.forwarded_for is not None:
+            caller = Caller(
+                self._identity if request.auth_token is None else self._bearer(request.auth_token),
+                caller.surface,
+                caller.connection,
+                caller.remote,
+                request.forwarded_for,
+            )
+        if request.peer is not None:
+            raise CallError("UNAVAILABLE", f"this node does not route calls: peer {request.peer!r} cannot be reached")
+        # Who never sends credit can take either; its subscriptions are paced by the stream.
+        streaming = request.credit is not None if self._has_credit else None
+        try:
+            return self._handler.dispatcher.prepare(
+                request.name,
+                request.input,
+                caller,
+                streaming=streaming,
+                timeout_s=request.timeout_s,
+                traceparent=request.traceparent,
+            )
+        except CallError as exc:
+            if exc.code == "FORBIDDEN":
+                self._denied()
+            raise
+
+    def _bearer(self, token: str) -> Identity:
+        """A token of the connection's own peer, or on an anonymous connection of any, replaces the rights."""
+        bearer = self._handler.gate.policy.lookup_token(token)
+        if bearer is None or (self._identity is not None and bearer.id != self._identity.id):
+            self._denied()
+            raise CallError("FORBIDDEN", "the token is not valid" if bearer is None else "the token is another peer's")
+        return bearer
+
+    def _denied(self) -> None:
+        self._denials += 1
+        if self._denials == MAX_DENIALS:
+            self.end(f"{MAX_DENIALS} calls were refused")
+
+
+def _host(connection: Connection) -> str | None:
+    remote: Address | None = connection.remote
+    return None if remote is None else remote.host

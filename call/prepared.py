@@ -1,0 +1,249 @@
+"""A call that may run: from the handler's start to its outcome, within its time."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from alknet.call.composition import Family
+from alknet.call.context import Caller, OperationContext
+from alknet.call.errors import CallError
+from alknet.call.operations import Kind, Operation, Style
+from alknet.call.schema import OutputError
+from alknet.errors import DeniedError, InvalidInputError, NotFoundError, UnavailableError
+from alknet.gate import Act
+from alknet.logs import event
+
+if TYPE_CHECKING:
+    from alknet.call.dispatch import Dispatcher
+
+__all__ = ["Prepared"]
+
+log = logging.getLogger("alknet.call")
+
+_END: Final = object()
+_PASSED_ON: Final = (InvalidInputError, NotFoundError, DeniedError, UnavailableError)
+"""What a handler may raise of alknet's own errors, with their own codes, instead of declaring them."""
+
+
+class Prepared:
+    """A call that may run: of an allowed caller, with a valid input. Run it once, with `call` or `stream`."""
+
+    def __init__(
+        self,
+        dispatcher: "Dispatcher",
+        operation: Operation,
+        inputs: dict[str, Any],
+        caller: Caller,
+        act: Act,
+        *,
+        resource: str | None,
+        deadline: float | None,
+        traceparent: str | None,
+    ) -> None:
+        self.operation = operation
+        self.caller = caller
+        self.act = act
+        self.deadline = deadline
+        self.traceparent = traceparent
+        self.dispatcher = dispatcher
+        self._inputs = inputs
+        self._resource = resource
+        self._family: Family | None = None
+        self.has_begun = False
+        self._expired = False
+        self._is_revoked = False
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self.ended_because = "aborted"
+        """What a cancellation means, for the audit log."""
+
+    @property
+    def is_stream(self) -> bool:
+        return self.operation.spec.kind is Kind.SUBSCRIPTION
+
+    @property
+    def origin(self) -> str | None:
+        """Who began the tree of calls that this one belongs to."""
+        if self.caller.parent is not None:
+            return self.caller.parent.origin
+        return None if self.caller.identity is None else self.caller.identity.id
+
+    def drop(self) -> None:
+        """Nothing runs any more: one that never began is recorded as dropped."""
+        if not self.has_begun:
+            self.has_begun = True
+            self._done("dropped")
+
+    def revoked(self) -> CallError | None:
+        """The refusal, when the current policy forbids what it allowed before."""
+        if self._is_revoked:
+            return None
+        decision = self.dispatcher.gate.still(
+            self.caller.identity, self.operation.spec.name, self._resource, access=self.operation.spec.access
+        )
+        if decision:
+            return None
+        self._is_revoked = True
+        self.ended_because = "revoked"
+        return CallError("FORBIDDEN", f"access was taken away: {decision.reason}", denial_id=decision.denial_id)
+
+    async def call(self) -> Any:
+        """The output; raises `CallError`. Cancelling it cancels the handler and what that has called."""
+        self.has_begun = True
+        timer = self._start_timer()
+        outcome = "failed"
+        try:
+            output = await self._run()
+            output = self.operation.render_output(output)
+            outcome = "ok"
+            return output
+        except asyncio.CancelledError:
+            outcome = "error TIMEOUT" if self._expired else self.ended_because
+            if (error := self.timed_out()) is not None:
+                raise error from None
+            raise
+        except Exception as exc:
+            error = self._error(exc)
+            outcome = f"error {error.code}"
+            raise error from exc
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if self._family is not None:
+                await self._family.end()
+            self._done(outcome)
+
+    async def stream(self) -> AsyncIterator[Any]:
+        """The items of a subscription; raises `CallError`. Closing it ends the handler."""
+        self.has_begun = True
+        timer = self._start_timer()
+        outcome, count = self.ended_because, 0
+        items = self._items()
+        try:
+            async for item in items:
+                count += 1
+                yield self.operation.render_output(item)
+            outcome = "ok"
+        except (asyncio.CancelledError, GeneratorExit) as exc:
+            outcome = "error TIMEOUT" if self._expired else self.ended_because
+            if isinstance(exc, asyncio.CancelledError) and (error := self.timed_out()) is not None:
+                raise error from None
+            raise
+        except Exception as exc:
+            error = self._error(exc)
+            outcome = f"error {error.code}"
+            raise error from exc
+        finally:
+            if timer is not None:
+                timer.cancel()
+            await _close(items)
+            if self._family is not None:
+                await self._family.end()
+            self._done(outcome, items=count)
+
+    # --- the handler ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> Awaitable[Any]:
+        inputs = self._with_context()
+        if self.operation.style is Style.ASYNC:
+            return self.operation.handler(**inputs)  # type: ignore[no-any-return]
+        return self._in_thread(partial(self.operation.handler, **inputs))
+
+    def _items(self) -> AsyncIterator[Any]:
+        inputs = self._with_context()
+        if self.operation.style is Style.ASYNC_STREAM:
+            return self.operation.handler(**inputs)  # type: ignore[no-any-return]
+        return self._from_thread(inputs)
+
+    async def _from_thread(self, inputs: dict[str, Any]) -> AsyncIterator[Any]:
+        iterator = await self._in_thread(lambda: iter(self.operation.handler(**inputs)))
+        try:
+            while (item := await self._in_thread(lambda: next(iterator, _END))) is not _END:
+                yield item
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                await asyncio.shield(self._in_thread(close))
+
+    def _in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
+        return self._loop.run_in_executor(self.dispatcher.threads, function)
+
+    def _with_context(self) -> dict[str, Any]:
+        name = self.operation.context_parameter
+        if name is None:
+            return self._inputs
+        caller = self.caller
+        self._family = Family(self)
+        context = OperationContext(
+            operation=self.operation.spec.name,
+            request_id=self.act.request_id,
+            parent_request_id=None if caller.parent is None else caller.parent.act.request_id,
+            identity=caller.identity,
+            forwarded_for=caller.forwarded_for,
+            connection=caller.connection,
+            surface=caller.surface,
+            deadline=self.deadline,
+            traceparent=self.traceparent,
+            _composer=self._family,
+            _clock=self._loop.time,
+        )
+        return self._inputs | {name: context}
+
+    # --- time and ends ----------------------------------------------------------------------------------------------
+
+    def _start_timer(self) -> asyncio.TimerHandle | None:
+        if self.deadline is None:
+            return None
+        task = asyncio.current_task()
+        assert task is not None
+        return self._loop.call_at(self.deadline, self._expire, task)
+
+    def _expire(self, task: "asyncio.Task[Any]") -> None:
+        self._expired = True
+        task.cancel()
+
+    def timed_out(self) -> CallError | None:
+        """The error to raise instead of the `CancelledError` just caught, if that was the deadline's doing and nobody
+        else cancelled as well. For whoever waits between two items; within them, `stream` raises it itself."""
+        if not self._expired:
+            return None
+        task = asyncio.current_task()
+        assert task is not None
+        if task.uncancel() > 0:
+            return None
+        return CallError("TIMEOUT", f"{self.operation.spec.name} did not finish in time")
+
+    def _error(self, exc: Exception) -> CallError:
+        """What the caller is told: declared errors as they are; of others no more than what finds them in the log."""
+        spec = self.operation.spec
+        if isinstance(exc, CallError):
+            if any(declared.code == exc.code for declared in spec.errors):
+                return exc
+            details = {"code": exc.code, "message": str(exc)[:1000]}
+            if exc.denial_id is not None:
+                details["denial_id"] = exc.denial_id
+            return CallError("INTERNAL", f"{spec.name} failed with {exc.code}", details=details)
+        if isinstance(exc, _PASSED_ON):
+            denial_id = exc.denial_id if isinstance(exc, DeniedError) else None
+            return CallError(exc.code, str(exc), denial_id=denial_id, hint=exc.hint)
+        error_id = "err_" + os.urandom(6).hex()
+        if isinstance(exc, OutputError):
+            log.error(event("wrong output", operation=spec.name, error_id=error_id, reason=exc))
+        else:
+            log.error(event("operation failed", operation=spec.name, error_id=error_id), exc_info=exc)
+        return CallError("INTERNAL", f"{spec.name} failed; the node's log has it as {error_id}")
+
+    def _done(self, outcome: str, **facts: Any) -> None:
+        self.act.done(outcome, **facts)
+        self.dispatcher.count(
+            self.operation.spec.name, self._loop.time() - self._began, failed=outcome.startswith(("error", "failed"))
+        )
+
+
+async def _close(items: AsyncIterator[Any]) -> None:
+    close = getattr(items, "aclose", None)
+    if close is not None:
+        await close()

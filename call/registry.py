@@ -1,0 +1,101 @@
+"""The operations that a node serves, by name, and where they are loaded from.
+
+A :class:`Registry` never changes; a reload makes another one and swaps it whole.
+"""
+
+import importlib
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from types import FunctionType, MappingProxyType, MethodType
+from typing import Any, Final
+
+from alknet.call.declarations import DECLARED, where_defined
+from alknet.call.operations import Operation, operations_of
+from alknet.errors import AlknetError, ConfigError, UsageError
+
+__all__ = ["ENTRY_POINTS", "Registry", "load_entry_points", "load_modules"]
+
+ENTRY_POINTS: Final = "alknet.services"
+"""The group in which installed distributions name what serves their operations."""
+
+
+class Registry:
+    """Operations by name, in the order of their names. `UsageError` if two have the same one."""
+
+    __slots__ = ("get", "operations")
+
+    def __init__(self, operations: Iterable[Operation] = ()) -> None:
+        found: dict[str, Operation] = {}
+        for one in operations:
+            other = found.setdefault(one.spec.name, one)
+            if other.handler != one.handler:  # a package may pass on what a module below it has
+                raise UsageError(
+                    f"two operations are named {one.spec.name!r}: {where_defined(other.handler)}"
+                    f" and {where_defined(one.handler)}",
+                    hint="rename one of them",
+                )
+        self.operations: Final[Mapping[str, Operation]] = MappingProxyType(dict(sorted(found.items())))
+        self.get: Final = self.operations.get
+        """The operation with this name, or None."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.operations)
+
+    def __len__(self) -> int:
+        return len(self.operations)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.operations
+
+
+def load_modules(names: Sequence[str]) -> tuple[Operation, ...]:
+    """Import these modules and collect their operations; `ConfigError` says which one cannot be, and why.
+
+    A module that was imported before is not read again.
+    """
+    found: list[Operation] = []
+    for name in names:
+        found += _load(f"[services] modules: {name!r}", partial(importlib.import_module, name))
+    return tuple(found)
+
+
+def load_entry_points() -> tuple[Operation, ...]:
+    """The operations of every installed distribution that has an entry point ``alknet.services``.
+
+    It names a module, a decorated function, an object with decorated methods, or what makes one of these when it is
+    called. `ConfigError` says which one cannot be loaded, and why.
+    """
+    found: list[Operation] = []
+    for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
+        found += _load(f"entry point {ENTRY_POINTS}: {point.name} = {point.value!r}", partial(_made, point))
+    return tuple(found)
+
+
+def _made(point: EntryPoint) -> Any:
+    source = point.load()
+    is_maker = isinstance(source, type | FunctionType | MethodType) and not hasattr(source, DECLARED)
+    return source() if is_maker else source
+
+
+def _load(what: str, source: Callable[[], Any]) -> tuple[Operation, ...]:
+    try:
+        found = operations_of(source())
+    except AlknetError as exc:
+        raise ConfigError(f"{what}: {exc}", hint=exc.hint) from exc
+    except ModuleNotFoundError as exc:
+        raise ConfigError(
+            f"{what}: {exc}", hint="install it for the Python that runs alknet, or correct the name"
+        ) from exc
+    except (Exception, SystemExit) as exc:  # whatever a foreign module does when it is imported
+        at = traceback.extract_tb(exc.__traceback__)[-1]
+        raise ConfigError(
+            f"{what}: {type(exc).__name__}: {exc} ({at.filename}:{at.lineno})",
+            hint="import it with 'python -c' to see the whole traceback",
+        ) from exc
+    if not found:
+        raise ConfigError(
+            f"{what}: has no operations", hint="decorate its functions with @operation, or set __operations__"
+        )
+    return found

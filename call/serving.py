@@ -1,0 +1,166 @@
+"""The inbound calls of one session: a task for each, its answers on the stream that its request came on."""
+
+import asyncio
+import contextlib
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol
+
+from alknet.call.channel import Channel
+from alknet.call.envelopes import Envelope, Requested
+from alknet.call.errors import CallError
+from alknet.call.machine import Machine
+from alknet.logs import event
+from alknet.tasks import Tasks
+
+if TYPE_CHECKING:
+    from alknet.call.prepared import Prepared
+
+__all__ = ["Nobody", "Server", "Serving"]
+
+log = logging.getLogger("alknet.call")
+
+UNPREPARED: Final = "the call could not be prepared; see the node's log"
+
+
+class Server(Protocol):
+    """Who serves inbound calls."""
+
+    def prepare(self, request: Requested) -> "Prepared":
+        """Everything up to the handler; raises `CallError`."""
+
+
+class Nobody:
+    """Serves no operations."""
+
+    def prepare(self, request: Requested) -> "Prepared":
+        raise CallError("NOT_FOUND", f"operation not found: {request.name}")
+
+
+class _Running:
+    """An inbound call that runs, and what a subscription waits for."""
+
+    __slots__ = ("channel", "credited", "prepared", "task")
+
+    def __init__(self, task: "asyncio.Task[None]", prepared: "Prepared", channel: Channel) -> None:
+        self.task = task
+        self.prepared = prepared
+        self.channel = channel
+        self.credited: asyncio.Event | None = None
+
+
+class Serving:
+    """Runs what `server` prepares and tells `machine`."""
+
+    def __init__(self, machine: Machine, server: Server) -> None:
+        self.is_idle = asyncio.Event()
+        """Set while no inbound call runs."""
+        self.is_idle.set()
+        self._machine = machine
+        self._server = server
+        self._tasks = Tasks("operation")
+        self._running: dict[str, _Running] = {}
+
+    def requested(self, channel: Channel, request: Requested) -> None:
+        """Begin a call, or refuse it at once."""
+        try:
+            prepared = self._server.prepare(request)
+        except CallError as exc:
+            self._refuse(channel, request.id, exc)
+        except Exception:
+            log.exception(event("a call could not be prepared", operation=request.name))
+            self._refuse(channel, request.id, CallError("INTERNAL", UNPREPARED))
+        else:
+            serve = self._serve_stream if prepared.is_stream else self._serve_call
+            task = self._tasks.start(serve(channel, request.id, prepared), name=request.name)
+            self._running[request.id] = _Running(task, prepared, channel)
+            self.is_idle.clear()
+            task.add_done_callback(partial(self._served, request.id))
+
+    def cancel(self, id: str, because: str) -> None:
+        """Nobody wants the answer any more."""
+        running = self._running.get(id)
+        if running is not None:
+            running.prepared.ended_because = because
+            running.task.cancel()
+
+    def credited(self, id: str) -> None:
+        """More items of a subscription may be sent."""
+        running = self._running.get(id)
+        if running is not None and running.credited is not None:
+            running.credited.set()
+
+    def recheck(self) -> None:
+        """End what the current policy forbids, each with the refusal."""
+        for id, running in tuple(self._running.items()):
+            denial = running.prepared.revoked()
+            if denial is not None:
+                running.channel.post(self._machine.fail(id, denial))
+                running.task.cancel()
+
+    def end(self) -> None:
+        """Cancel everything; does not wait."""
+        self._tasks.cancel()
+
+    async def aclose(self) -> None:
+        """Cancel everything and wait until it has ended."""
+        await self._tasks.aclose()
+
+    def _refuse(self, channel: Channel, id: str, error: CallError) -> None:
+        channel.post(self._machine.fail(id, error))
+        self._machine.finished(id)
+
+    async def _serve_call(self, channel: Channel, id: str, prepared: "Prepared") -> None:
+        try:
+            reply = self._machine.respond(id, await prepared.call())
+        except CallError as exc:
+            reply = self._machine.fail(id, exc)
+        if channel.is_full:
+            await channel.room()
+        self._reply(channel, id, reply)
+
+    async def _serve_stream(self, channel: Channel, id: str, prepared: "Prepared") -> None:
+        async with contextlib.aclosing(prepared.stream()) as items:
+            try:
+                while True:
+                    await self._wait_for_credit(id)
+                    await channel.room()
+                    try:
+                        item = await anext(items)
+                    except StopAsyncIteration:
+                        break
+                    if not self._reply(channel, id, self._machine.respond(id, item)):
+                        return
+                reply = self._machine.complete(id)
+            except CallError as exc:
+                reply = self._machine.fail(id, exc)
+            except asyncio.CancelledError:
+                error = prepared.timed_out()
+                if error is None:
+                    raise
+                reply = self._machine.fail(id, error)
+        channel.post(reply)
+
+    async def _wait_for_credit(self, id: str) -> None:
+        while self._machine.credit_of(id) == 0:
+            running = self._running[id]
+            running.credited = asyncio.Event()
+            await running.credited.wait()
+
+    def _reply(self, channel: Channel, id: str, reply: Envelope | None) -> bool:
+        """Send an answer; one that cannot be sent becomes an error. Whether it was sent as it was."""
+        if reply is None:
+            return False
+        try:
+            channel.say(reply)
+        except CallError as exc:
+            log.error(event("an output cannot be sent", reason=exc))
+            channel.post(self._machine.fail(id, exc))
+            return False
+        return True
+
+    def _served(self, id: str, task: "asyncio.Task[None]") -> None:
+        self._running.pop(id).prepared.drop()
+        self._machine.finished(id)
+        if not self._running:
+            self.is_idle.set()

@@ -1,0 +1,344 @@
+"""One session: calls in both directions over the streams of one connection, whoever dialled.
+
+The shell around :class:`alknet.call.machine.Machine`: it carries envelopes between channels and machine, runs a task
+for each inbound call and wakes whoever waits for an outbound one.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import weakref
+from collections.abc import Sequence
+from typing import Any, Final
+
+from alknet.alpn.errors import ConnectionClosed, StreamsExhausted
+from alknet.alpn.streams import Connection
+from alknet.call.channel import Channel
+from alknet.call.codecs import Codec
+from alknet.call.envelopes import Aborted, Answered, Credited, Ended, GoAway, Refusal, Requested
+from alknet.call.errors import CallError, FrameError
+from alknet.call.machine import DEFAULT_CREDIT, Limits, Machine
+from alknet.call.serving import Nobody, Server, Serving
+from alknet.call.subscription import Subscription
+from alknet.logs import event
+from alknet.tasks import Tasks
+
+__all__ = ["Session", "Sizes"]
+
+log = logging.getLogger("alknet.call")
+
+MAX_UNDISPATCHED_BYTES: Final = 32 * 1024 * 1024
+"""What may have arrived on all streams together of frames that are not whole yet."""
+MAX_OWN_STREAMS: Final = 64
+"""Subscriptions that have a stream of their own where the carrier has many; further ones share the first."""
+DEFAULT_TIMEOUT_S: Final = 30.0
+GRACE_S: Final = 5.0
+"""What a call without a timeout of its own may take longer than the other side's default, to hear of that from it."""
+
+
+class Sizes:
+    """How large frames may be: what this side takes, and what the other side said that it takes."""
+
+    __slots__ = ("inbound", "outbound")
+
+    def __init__(self, inbound: int, outbound: int) -> None:
+        self.inbound = inbound
+        self.outbound = outbound
+
+
+class Session:
+    """Both ends use the same engine. Open one with :meth:`start`, after the hello."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        channel: Channel,
+        codec: Codec,
+        *,
+        sizes: Sizes,
+        features: tuple[str, ...] = (),
+        limits: Limits | None = None,
+        server: Server | None = None,
+        peer_timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self.connection = connection
+        self.sizes = sizes
+        self.end_reason: str | None = None
+        self._machine = Machine(prefix=secrets.token_hex(4) + ".", peer_features=features, limits=limits)
+        self._main = channel
+        self._codec = codec
+        self.serving = Serving(self._machine, server or Nobody())
+        self._peer_timeout_s = peer_timeout_s
+        self._channels: dict[int, Channel] = {}
+        self._pending: dict[int, int] = {}
+        self._next_number = 1
+        self._own_streams: dict[str, Channel] = {}
+        self._calls: dict[str, asyncio.Future[Any]] = {}
+        self._subscriptions: dict[str, Any] = {}
+        self._tasks = Tasks("call")
+        self._loop = asyncio.get_running_loop()
+        self._ended = asyncio.Event()
+        self._has_many_streams = connection.transport in ("quic", "memory")
+        self._size = 0
+
+    def start(self) -> None:
+        """Take over the channel, and take the streams that the other side opens."""
+        self._adopt(self._main)
+        if self._has_many_streams and not self._ended.is_set():
+            self._tasks.start(self._accept_streams(), name="accept")
+
+    # --- calling ----------------------------------------------------------------------------------------------------
+
+    async def call(self, name: str, value: Any = None, *, timeout_s: float | None = None, **extra: Any) -> Any:
+        """Call an operation of the other side; its output, or `CallError`. Cancelling it cancels it there.
+
+        `extra` are further fields of the request: peer, auth_token, forwarded_for, traceparent.
+        """
+        if timeout_s is not None:
+            extra["timeout_ms"] = max(1, round(timeout_s * 1000))
+        if self._main.is_full:
+            await self._main.room()
+        id = self._send_request(self._main, name, value, **extra)
+        future = self._calls[id] = self._loop.create_future()
+        wait_s = self._peer_timeout_s + GRACE_S if timeout_s is None else timeout_s
+        timer = self._loop.call_later(wait_s, self._expired, id, name)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.drop(id)
+            raise
+        finally:
+            timer.cancel()
+            self._calls.pop(id, None)
+
+    async def batch(self, calls: Sequence[tuple[str, Any]], *, timeout_s: float | None = None) -> list[Any | CallError]:
+        """Several calls at once: their outputs in order, a `CallError` in place of each that failed."""
+        answers = await asyncio.gather(
+            *(self.call(name, value, timeout_s=timeout_s) for name, value in calls), return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, CallError):
+                raise answer
+        return list(answers)
+
+    def subscribe(
+        self, name: str, value: Any = None, *, credit: int = DEFAULT_CREDIT, timeout_s: float | None = None
+    ) -> Subscription:
+        """Subscribe to an operation of the other side; it begins with the first item that is waited for."""
+        return Subscription(self, name, value, credit=credit, timeout_s=timeout_s)
+
+    async def begin_subscription(
+        self, subscription: Subscription, name: str, value: Any, credit: int, timeout_s: float | None
+    ) -> str:
+        """Send the request of a subscription; its id. On a stream of its own where there can be one."""
+        extra = {} if timeout_s is None else {"timeout_ms": max(1, round(timeout_s * 1000))}
+        channel = await self._own_stream() or self._main
+        await channel.room()
+        try:
+            id = self._send_request(channel, name, value, credit=credit, **extra)
+        except CallError:
+            if channel is not self._main:
+                channel.close()
+            raise
+        if channel is not self._main:
+            self._own_streams[id] = channel
+        # Weakly, so that a subscription that nobody holds any more is noticed.
+        self._subscriptions[id] = weakref.ref(subscription)
+        return id
+
+    def grant(self, id: str, n: int) -> None:
+        """Let the other side send `n` more items."""
+        outbound = self._machine.outbound.get(id)
+        envelope = self._machine.grant(id, n)
+        if outbound is not None and (channel := self._channels.get(outbound.stream)) is not None:
+            channel.post(envelope)
+
+    def drop(self, id: str, reason: str = "") -> None:
+        """Give up an outbound call or subscription, and tell the other side; nothing if it has ended."""
+        outbound = self._machine.outbound.get(id)
+        envelope = self._machine.abort(id, reason)
+        if outbound is not None and (channel := self._channels.get(outbound.stream)) is not None:
+            channel.post(envelope)
+        self._over(id)
+
+    def drop_soon(self, id: str) -> None:
+        """`drop`, from wherever an object happens to be collected."""
+        self._loop.call_soon_threadsafe(self.drop, id)
+
+    def _send_request(self, channel: Channel, name: str, value: Any, **extra: Any) -> str:
+        if self._ended.is_set() or not channel.is_open:
+            raise CallError("UNAVAILABLE", f"the connection has ended: {self.end_reason or 'it was lost'}")
+        id, envelope = self._machine.request(channel.number, name, value, **extra)
+        try:
+            channel.say(envelope)
+        except CallError:
+            self._machine.forget(id)
+            raise
+        return id
+
+    def _expired(self, id: str, name: str) -> None:
+        future = self._calls.get(id)
+        if future is not None and not future.done():
+            future.set_exception(CallError("TIMEOUT", f"{name} was not answered in time"))
+            self.drop(id, "deadline")
+
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _adopt(self, channel: Channel) -> None:
+        channel.reader.max_frame = self.sizes.inbound
+        channel.max_outbound = self.sizes.outbound
+        channel.codec = self._codec
+        self._channels[channel.number] = channel
+        channel.take_over(self._received, self._channel_ended)
+
+    async def _own_stream(self) -> Channel | None:
+        if not self._has_many_streams or len(self._own_streams) >= MAX_OWN_STREAMS:
+            return None
+        try:
+            stream = await self.connection.open_stream()
+        except (StreamsExhausted, ConnectionClosed):
+            return None
+        return await self._new_channel(stream)
+
+    async def _new_channel(self, stream: Any) -> Channel:
+        number, self._next_number = self._next_number, self._next_number + 1
+        channel = await Channel.on(stream, number)
+        self._adopt(channel)
+        return channel
+
+    async def _accept_streams(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                await self._new_channel(await self.connection.accept_stream())
+
+    def _channel_ended(self, channel: Channel) -> None:
+        self._channels.pop(channel.number, None)
+        self._pending.pop(channel.number, None)
+        if channel is self._main:
+            self._end(str(channel.error) if channel.error is not None else "the connection was lost")
+            return
+        for happened in self._machine.stream_ended(channel.number):
+            self._handle(channel, happened)
+
+    # --- what arrives -----------------------------------------------------------------------------------------------
+
+    def _received(self, channel: Channel, bodies: list[bytes]) -> None:
+        for body in bodies:
+            try:
+                envelope = self._codec.decode(body)
+            except FrameError as exc:
+                self._refuse_channel(channel, exc)
+                return
+            self._size = len(body)
+            happened = self._machine.receive(channel.number, envelope, size=self._size)
+            if happened is not None:
+                self._handle(channel, happened)
+            if not channel.is_open:
+                return
+        self._note_pending(channel)
+
+    def _note_pending(self, channel: Channel) -> None:
+        pending = channel.reader.pending
+        if pending or channel.number in self._pending:
+            self._pending[channel.number] = pending
+            if sum(self._pending.values()) > max(MAX_UNDISPATCHED_BYTES, self.sizes.inbound):
+                self._refuse_channel(channel, FrameError("too many bytes of frames that are not whole yet"))
+
+    def _refuse_channel(self, channel: Channel, error: FrameError) -> None:
+        """The other side broke the protocol on this stream: say what was wrong, and end it."""
+        log.info(event("stream refused", connection=self.connection.id, reason=error))
+        channel.error = error
+        if channel is self._main:
+            channel.post(self._machine.goaway(0.0, str(error)))
+            channel.close()
+        else:
+            channel.abort()
+
+    def _handle(self, channel: Channel, happened: Any) -> None:
+        kind = type(happened)
+        if kind is Requested:
+            self.serving.requested(channel, happened)
+        elif kind is Answered:
+            self._answered(happened)
+        elif kind is Refusal:
+            channel.post(happened.envelope)
+        elif kind is Ended:
+            if happened.reply is not None:
+                channel.post(happened.reply)
+            self._outbound_ended(happened)
+        elif kind is Aborted:
+            self.serving.cancel(happened.id, "lost" if happened.is_lost else "aborted")
+        elif kind is Credited:
+            self.serving.credited(happened.id)
+        elif kind is GoAway and happened.reason:
+            self.end_reason = self.end_reason or happened.reason
+
+    def _answered(self, answer: Answered) -> None:
+        future = self._calls.get(answer.id)
+        if future is not None:
+            if not future.done():
+                future.set_result(answer.output)
+            return
+        held = self._subscriptions.get(answer.id)
+        subscription = None if held is None else held()
+        if subscription is not None:
+            subscription.received(answer.output, self._size)
+
+    def _outbound_ended(self, ended: Ended) -> None:
+        future = self._calls.get(ended.id)
+        if future is not None and not future.done():
+            future.set_exception(ended.error or CallError("INTERNAL", "it ended without an answer"))
+        held = self._subscriptions.get(ended.id)
+        subscription = None if held is None else held()
+        if subscription is not None:
+            subscription.ended(ended)
+        self._over(ended.id)
+
+    def _over(self, id: str) -> None:
+        self._subscriptions.pop(id, None)
+        channel = self._own_streams.pop(id, None)
+        if channel is not None:
+            channel.close()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        return not self._ended.is_set()
+
+    async def wait_ended(self) -> None:
+        await self._ended.wait()
+
+    def go_away(self, deadline_s: float, reason: str = "") -> None:
+        """Refuse new calls from now on and ask the other side to finish."""
+        self._main.post(self._machine.goaway(deadline_s, reason))
+
+    async def aclose(self, reason: str = "") -> None:
+        """Say why, end what runs in both directions, and close the streams."""
+        if self.is_open:
+            if reason:
+                self.go_away(0.0, reason)
+            channels = tuple(self._channels.values())
+            for channel in channels:
+                channel.close()
+            self._end(reason or "this side closed the connection")
+            for channel in channels:
+                await channel.wait_closed()
+        await self.serving.aclose()
+        await self._tasks.aclose()
+
+    def _end(self, reason: str) -> None:
+        if self._ended.is_set():
+            return
+        self.end_reason = self.end_reason or reason
+        self._ended.set()
+        for channel in (self._main, *self._channels.values()):
+            for happened in self._machine.stream_ended(channel.number):
+                if isinstance(happened, Ended) and happened.error is not None:
+                    happened.error = CallError("UNAVAILABLE", f"the connection has ended: {self.end_reason}")
+                self._handle(channel, happened)
+        for channel in tuple(self._channels.values()):
+            channel.abort()
+        self.serving.end()
+        self._tasks.cancel()

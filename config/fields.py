@@ -1,0 +1,217 @@
+"""The kinds of values that settings have: what each looks like in a file, what is refused, and in what words.
+
+A validator's `ValueError` is the part of an error that says what is allowed; `alknet.config.load` puts file, line, key
+and what was found in front of it.
+"""
+
+import contextlib
+import ipaddress
+import keyword
+import re
+import shlex
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator, Strict
+
+from alknet.config.addresses import ListenAddress, split_host_port
+from alknet.errors import InvalidInputError
+from alknet.keys import PublicKey
+
+__all__ = [
+    "DEFAULT_PORT",
+    "DNS_NAME",
+    "LIVE",
+    "PEER_ID",
+    "RESTART",
+    "AbsolutePath",
+    "Address",
+    "Command",
+    "Count",
+    "Duration",
+    "Expiry",
+    "FilePath",
+    "HostName",
+    "Key",
+    "Listen",
+    "Modules",
+    "NodeKey",
+    "PeerId",
+    "ResourceEntry",
+    "ResourceType",
+    "Scope",
+    "Switch",
+    "parse_duration",
+]
+
+PEER_ID: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}\Z")
+DEFAULT_PORT: Final = 7022
+DNS_NAME: Final = re.compile(
+    r"(?=.{1,253}\Z)(?!(.*\.)?\d+\Z)(\*\.)?(?!-)[a-zA-Z0-9_-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9_-]{1,63}(?<!-))*\Z"
+)
+SCOPE: Final = re.compile(r"(\*|[a-z0-9_.-]+)(:(\*|[a-zA-Z0-9_.-]+))*\Z")
+RESOURCE_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+RESOURCE_ENTRY: Final = re.compile(r"(\*|[A-Za-z0-9_.-]+)(:.+)?\Z")
+MAX_ENTRY_CHARS: Final = 512
+MAX_MODULE_CHARS: Final = 256
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)\Z")
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from ``"2s"``, ``"250ms"``, ``"15m"``, ``"1h"``, ``"30d"`` or a bare number of seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        return float(value)
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('must be a duration such as "250ms", "2s", "15m", "1h" or "30d"')
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _scope(value: str) -> str:
+    if not SCOPE.match(value):
+        raise ValueError('must be a scope such as "ssh:exec", "ssh:*" or "*"')
+    return value
+
+
+def _peer_id(value: str) -> str:
+    if not PEER_ID.match(value):
+        raise ValueError("must be 1 to 63 of a-z, 0-9 and -, and must not start with -")
+    return value
+
+
+def _public_key(value: object) -> PublicKey:
+    if isinstance(value, PublicKey):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be an OpenSSH public-key line in quotes")
+    try:
+        return PublicKey.parse(value)
+    except InvalidInputError as exc:
+        raise ValueError(str(exc)) from None
+
+
+def _node_key(value: object) -> PublicKey:
+    key = _public_key(value)
+    if key.kind != "ssh-ed25519":
+        raise ValueError(f"is of type {key.kind}; a node key is always ssh-ed25519 ('alknet id' prints it)")
+    return key
+
+
+def _listen(value: object) -> ListenAddress:
+    if isinstance(value, ListenAddress):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('must be an address such as "127.0.0.1:7022"')
+    return ListenAddress.parse(value)
+
+
+def _no_number(value: object) -> object:
+    if isinstance(value, int | float):
+        raise ValueError("must be a date and time, as in 2030-01-31T12:00:00Z")
+    return value
+
+
+def _utc(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("must say its time zone, as in 2030-01-31T12:00:00Z")
+    return value.astimezone(UTC)
+
+
+def _address(value: str) -> str:
+    split_host_port(value, default_port=DEFAULT_PORT)
+    return value
+
+
+def _command(value: str) -> str:
+    try:
+        shlex.split(value)
+    except ValueError as exc:
+        raise ValueError(f"cannot be split into words as a shell would: {exc}") from None
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return value
+
+
+def _file(value: str) -> str:
+    if value and (not value.startswith("/") or "\0" in value):
+        raise ValueError("must be the absolute path of a file")
+    return value
+
+
+def _host_name(value: str) -> str:
+    """A name or an address that a certificate can be made for."""
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.IPv6Address(value) if ":" in value and "%" not in value else ipaddress.IPv4Address(value))
+    if not DNS_NAME.match(value):
+        raise ValueError("must be a DNS name (in its ASCII form) or an IP address, without a port")
+    return value
+
+
+def _resource_type(value: str) -> str:
+    if not RESOURCE_TYPE.match(value):
+        raise ValueError("must be 1 to 63 of letters, digits, '_', '.' and '-', as in \"project\"")
+    return value
+
+
+def _resource_entry(value: str) -> str:
+    if not RESOURCE_ENTRY.match(value) or len(value) > MAX_ENTRY_CHARS or not value.isprintable():
+        raise ValueError('must be what may be done, and with which, such as "read", "read:alpha" or "*:beta-*"')
+    return value
+
+
+def _module(value: str) -> str:
+    words = value.split(".")
+    is_name = all(word.isidentifier() and not keyword.iskeyword(word) for word in words)
+    if not is_name or len(value) > MAX_MODULE_CHARS:
+        raise ValueError('must be the dotted name of a Python module, such as "package.module"')
+    return value
+
+
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} stands in it twice")
+    return values
+
+
+# TOML has its own booleans, numbers and times: "no", "100" and 2030 are mistakes, not spellings of them.
+Switch = Annotated[bool, Strict()]
+Count = Annotated[int, Strict()]
+Duration = Annotated[
+    float,
+    BeforeValidator(parse_duration, json_schema_input_type=str | float),
+]
+Scope = Annotated[str, AfterValidator(_scope)]
+PeerId = Annotated[str, AfterValidator(_peer_id)]
+Key = Annotated[
+    PublicKey,
+    PlainValidator(_public_key, json_schema_input_type=str),
+    PlainSerializer(str, return_type=str),
+]
+NodeKey = Annotated[
+    PublicKey,
+    PlainValidator(_node_key, json_schema_input_type=str),
+    PlainSerializer(str, return_type=str),
+]
+Listen = Annotated[
+    ListenAddress,
+    PlainValidator(_listen, json_schema_input_type=str),
+    PlainSerializer(str, return_type=str),
+]
+AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+FilePath = Annotated[str, AfterValidator(_file)]
+HostName = Annotated[str, AfterValidator(_host_name)]
+Address = Annotated[str, AfterValidator(_address)]
+Command = Annotated[str, AfterValidator(_command)]
+Expiry = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_utc)]
+ResourceType = Annotated[str, AfterValidator(_resource_type)]
+ResourceEntry = Annotated[str, AfterValidator(_resource_entry)]
+Modules = Annotated[tuple[Annotated[str, AfterValidator(_module)], ...], AfterValidator(_distinct)]
+
+LIVE: Final[dict[str, Any]] = {"reload": "live"}
+RESTART: Final[dict[str, Any]] = {"reload": "restart"}

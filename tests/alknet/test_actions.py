@@ -1,0 +1,233 @@
+"""Every action's scope and rules, and the lists of commands."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from alknet.access import Context, DaemonUser, Decision, Identity, Peer, Policy, SshRights, authorize
+from alknet.actions import ACTIONS, Action, command_matches
+
+ROOT = DaemonUser("root", is_root=True)
+ALICE_OS = DaemonUser("alice-os", is_root=False)
+ALICE = Peer("alice", {"ssh:exec": "own", "ssh:shell": "role dev"}, keys=("SHA256:a",), ssh=SshRights(user="alice-os"))
+BOB = Peer("bob", {"*": "own"}, keys=("SHA256:b",), ssh=SshRights(user="bob-os"))
+
+
+def policy(peer: Peer, *, daemon: DaemonUser = ROOT, exec_enabled: bool = True, shell_enabled: bool = True) -> Policy:
+    return Policy(
+        peers={peer.id: peer},
+        revision="r1",
+        denial_key=b"k" * 32,
+        daemon=daemon,
+        exec_enabled=exec_enabled,
+        shell_enabled=shell_enabled,
+    )
+
+
+def decide(action: str, resource: str | None = None, *, peer: Peer = ALICE, under: Policy | None = None) -> Decision:
+    identity = Identity(peer.id, frozenset(peer.scopes), f"key:{peer.keys[0]}")
+    return authorize(identity, action, resource, Context(under or policy(peer), 1_700_000_000.0))
+
+
+# --- the rules of every action --------------------------------------------------------------------------------
+
+
+SCOPE_OF = {
+    "ssh/exec": "ssh:exec",
+    "ssh/shell": "ssh:shell",
+    "node/status": "node:read",
+    "node/sessions": "node:read",
+    "node/can": "node:read",
+    "node/reload": "node:admin",
+    "node/kill": "node:admin",
+}
+
+
+@pytest.mark.parametrize(("action", "scope"), SCOPE_OF.items())
+def test_an_action_needs_its_own_scope_and_no_other(action: str, scope: str) -> None:
+    others = set(SCOPE_OF.values()) - {scope}
+    assert decide(action, peer=replace(ALICE, scopes={scope: "own"}))
+    denied = decide(action, peer=replace(ALICE, scopes=dict.fromkeys(others, "own")))
+    assert (denied.allowed, denied.rule) == (False, f"scope:{scope}")
+    assert scope in denied.reason
+
+
+def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
+    assert {name: action.scope for name, action in ACTIONS.items()} == {"ssh/login": None, **SCOPE_OF}
+    assert isinstance(ACTIONS, MappingProxyType)
+    with pytest.raises(TypeError):
+        ACTIONS["no/such"] = Action(None)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("action", ["ssh/login", *SCOPE_OF])
+def test_a_token_narrows_every_action_that_has_a_scope(action: str) -> None:
+    identity = Identity("bob", frozenset({"fs:read"}), "token:abcdefgh")
+    decision = authorize(identity, action, None, Context(policy(BOB), 1_700_000_000.0))
+    scope = ACTIONS[action].scope
+    assert decision.rule == ("peer:enabled" if scope is None else f"token-scope:{scope}")
+
+
+@pytest.mark.parametrize("login", [None, "alice", "alice-os"])
+def test_login_needs_no_scope_and_takes_the_peers_names(login: str | None) -> None:
+    decision = decide("ssh/login", login, peer=replace(ALICE, scopes={}))
+    assert (decision.allowed, decision.rule) == (True, "peer:enabled")
+
+
+@pytest.mark.parametrize("login", ["", "root", "bob", "Alice", "alice "])
+def test_another_login_name_is_refused_with_the_right_ones(login: str) -> None:
+    decision = decide("ssh/login", login)
+    assert decision.rule == "login-name"
+    assert "'alice' or 'alice-os'" in decision.reason
+
+
+def test_the_nodes_switches_turn_off_exec_and_shell_each_for_everybody() -> None:
+    no_exec, no_shell = policy(BOB, exec_enabled=False), policy(BOB, shell_enabled=False)
+    assert decide("ssh/exec", "id", peer=BOB, under=no_exec).rule == "ssh.exec"
+    assert decide("ssh/exec", "id", peer=BOB, under=no_shell)
+    assert decide("ssh/shell", peer=BOB, under=no_shell).rule == "ssh.shell"
+    assert decide("ssh/shell", peer=BOB, under=no_exec)
+
+
+@pytest.mark.parametrize("action", ["ssh/exec", "ssh/shell"])
+@pytest.mark.parametrize(
+    ("daemon", "rights", "rule"),
+    [
+        (ROOT, SshRights(user="alice-os"), None),
+        (ROOT, SshRights(), "ssh.user"),
+        (ROOT, SshRights(as_daemon=True), "ssh.user"),
+        (ALICE_OS, SshRights(), "ssh.as_daemon"),
+        (ALICE_OS, SshRights(user="alice-os"), "ssh.as_daemon"),
+        (ALICE_OS, SshRights(as_daemon=True), None),
+        (ALICE_OS, SshRights(user="alice-os", as_daemon=True), None),
+        (ALICE_OS, SshRights(user="other", as_daemon=True), "ssh.user"),
+    ],
+)
+def test_who_runs_things(action: str, daemon: DaemonUser, rights: SshRights, rule: str | None) -> None:
+    peer = replace(ALICE, ssh=rights)
+    decision = decide(action, "id" if action == "ssh/exec" else None, peer=peer, under=policy(peer, daemon=daemon))
+    assert (None if decision else decision.rule) == rule
+
+
+def test_a_list_of_commands_allows_those_and_rules_out_a_shell() -> None:
+    peer = replace(ALICE, ssh=SshRights(user="alice-os", commands=("uptime", "git status *")))
+    assert decide("ssh/exec", "uptime", peer=peer)
+    assert decide("ssh/exec", "git status -s", peer=peer)
+    denied = decide("ssh/exec", "git push", peer=peer)
+    assert denied.rule == "ssh.commands"
+    assert "uptime, git status *" in denied.reason
+    assert decide("ssh/exec", None, peer=peer).rule == "ssh.commands"
+    assert decide("ssh/shell", peer=peer).rule == "ssh.commands"
+    nothing = decide("ssh/exec", "", peer=replace(ALICE, ssh=SshRights(user="alice-os", commands=())))
+    assert (nothing.rule, "nothing" in nothing.reason) == ("ssh.commands", True)
+
+
+def test_a_forced_command_rules_out_a_shell_and_is_itself_decided_as_a_command() -> None:
+    peer = replace(ALICE, ssh=SshRights(user="alice-os", force_command="date"))
+    assert decide("ssh/shell", peer=peer).rule == "ssh.force_command"
+    assert decide("ssh/exec", "date", peer=peer)
+
+
+# --- commands -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "allowed", "refused"),
+    [
+        ("uptime", ["uptime", "  uptime  "], ["uptime -p", "uptimes", "", "Uptime", "uptime 'unbalanced"]),
+        ("", [], ["", "uptime"]),
+        ("git status", ["git 'status'"], ["'git status'"]),
+        ("git 'a b'", ['git "a b"'], ["git a b"]),
+        ("cat *.txt", ["cat notes.txt", "cat 'a b.txt'"], ["cat a.txt b.txt"]),
+        ("cat ?", ["cat a"], ["cat ab", "cat ''"]),
+        ("cat a[12]", ["cat 'a[12]'"], ["cat a1"]),
+        ("cat [!x]", [], ["cat y"]),
+        ("git log *", ["git log", "git log -1 --all"], ["git push", "git"]),
+        ("*", ["anything at all"], [""]),
+        ("* --version", ["git --version"], ["git push --version"]),
+        ("cat a*z", ["cat abcz"], ["cat a"]),
+        ("uptime 'unbalanced", [], ["uptime unbalanced"]),
+        (
+            "/opt/scripts/*",
+            ["/opt/scripts/backup", "/opt/scripts/a.sh"],
+            [
+                "/opt/scripts/../../bin/sh",
+                "/opt/scripts/..",
+                "/opt/scripts/.",
+                "/opt/scripts/a/b",
+                "/opt/scripts",
+                "/opt/scripts/backup x",
+            ],
+        ),
+        ("/opt/*/run", ["/opt/a/run", "/opt/..a/run"], ["/opt/a/b/run", "/opt/run", "/opt/../run", "/opt/./run"]),
+        ("cat /srv?file", ["cat /srv-file"], ["cat /srv/file"]),
+        ("cat ?", ["cat x", "cat '\n'"], ["cat /"]),
+        ("cat *", ["cat /etc/passwd", "cat ../x", "cat a /b"], []),
+        ("cat * x", ["cat a x", "cat ... x", "cat .a x"], ["cat /a x", "cat ../a x", "cat .. x", "cat . x"]),
+        ("cat ?? x", ["cat ab x"], ["cat .. x"]),
+        ("cat .* x", ["cat .a x"], ["cat .. x", "cat . x"]),
+        ("cat a/../* x", ["cat a/../b x"], ["cat a/../.. x"]),
+        ("*/id", ["bin/id", "/id"], ["/bin/id", "../bin/id"]),
+        ("cat a*", ["cat 'a\n\nb'"], ["cat a/b"]),
+        ("cat a.c", ["cat a.c"], ["cat abc"]),
+        ("cat (a|b)+ ^x$", ["cat '(a|b)+' '^x$'"], ["cat a x"]),
+    ],
+)
+def test_a_command_is_matched_word_by_word(pattern: str, allowed: list[str], refused: list[str]) -> None:
+    assert [command for command in allowed + refused if command_matches(pattern, command)] == allowed
+
+
+TAILS = [";", "&&", "|", "&", "$(id)", "`id`", ">", "#", "''"]
+
+
+@pytest.mark.parametrize("tail", [*TAILS, ";id", "&&id", "|id", "\nid", "> /etc/passwd"])
+@pytest.mark.parametrize("gap", ["", " "])
+def test_what_a_shell_would_act_on_makes_a_command_another_one(tail: str, gap: str) -> None:
+    if (gap, tail) != ("", "''"):  # which is the same word, written in two pieces
+        assert not command_matches("git status", f"git status{gap}{tail}")
+
+
+def test_metacharacters_are_letters_of_a_word_where_a_glob_admits_them() -> None:
+    """They reach the program as they are: no shell sees the command."""
+    assert command_matches("echo *;id", "echo 'a b;id'")
+    assert command_matches("echo ?", "echo ';'")
+
+
+WORD = st.text(st.sampled_from("abc;&|$()`<>#~ \n\t'\"\\-."), min_size=1, max_size=6)
+
+
+def quoted(words: Sequence[str]) -> str:
+    return " ".join(shlex.quote(word) for word in words)
+
+
+@given(st.lists(WORD, min_size=1, max_size=4), st.lists(WORD, min_size=1, max_size=3))
+def test_further_words_never_match_an_exact_pattern(words: list[str], more: list[str]) -> None:
+    assert command_matches(quoted(words), quoted(words))
+    assert not command_matches(quoted(words), quoted([*words, *more]))
+    assert not command_matches(quoted([*words, *more]), quoted(words))
+
+
+PATH = st.text(st.sampled_from("a./*?\n"), max_size=8)
+
+
+@given(PATH, PATH)
+def test_a_glob_admits_no_more_slashes_than_it_has(pattern: str, word: str) -> None:
+    matched = command_matches(f"run {quoted([pattern])} end", f"run {quoted([word])} end")
+    assert not matched or word.count("/") == pattern.count("/")
+    assert not matched or [part for part in word.split("/") if part in (".", "..")] == [
+        part for part in pattern.split("/") if part in (".", "..")
+    ]
+
+
+@given(st.lists(WORD, min_size=1, max_size=3), st.lists(WORD, max_size=3))
+def test_a_last_star_admits_any_further_words(words: list[str], more: list[str]) -> None:
+    assert command_matches(quoted(words) + " *", quoted([*words, *more]))
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_matching_never_fails(pattern: str, command: str) -> None:
+    assert command_matches(pattern, command) in (True, False)
