@@ -64,7 +64,7 @@ class Codec(Protocol):
 class _Json:
     """JSON in UTF-8 (RFC 8259) without spaces; bytes are written as base64 text, with the alphabet of RFC 4648 §4.
 
-    pydantic-core's reader and writer take 0.5 and 0.4 µs for a call of 100 bytes, the json module's 1.4 and 1.2 at
+    pydantic-core's reader and writer take 0.5 and 0.4 µs for a call of 100 bytes, the json module's 0.8 and 1.2 at
     best. The reader is also stricter: it refuses NaN, lone surrogates (which nobody could send on), and integers of
     more than `MAX_JSON_DIGITS`; a float out of range is read as an infinity. The writer is not strict at all, so it
     gets nothing but what `_is_plain`.

@@ -191,7 +191,7 @@ def _show_default(schema: dict[str, Any], field: str, parameter: inspect.Paramet
 
 def _invalid_input(exc: ValidationError, value: Any, hidden: frozenset[str]) -> CallError:
     mistakes, count = _mistakes(exc, value, hidden)
-    more = f" (and {count - 1} more)" if count > 1 and mistakes[0]["path"] else ""
+    more = f" (and {count - 1} more)" if count > 1 else ""
     return CallError("INVALID_INPUT", _sentence("input", mistakes[0]) + more, details=mistakes)
 
 
@@ -294,18 +294,20 @@ MIN_REPEATED_CHARS: Final = 3
 
 
 def _mistakes(exc: ValidationError, value: Any, hidden: frozenset[str]) -> tuple[list[dict[str, Any]], int]:
-    """(the first ones with their places in `value`, how many there are)."""
+    """(the first ones with their places in `value`, how many places there are)."""
     count = exc.error_count()
     if count > MAX_LOCATED:
-        return [{"path": [], "message": f"{count} values are not valid"}], count
-    told = []
+        return [{"path": [], "message": f"{count} values are not valid"}], 1
+    told: dict[tuple[str | int, ...], list[str]] = {}
     for error in exc.errors(include_url=False)[:MAX_MISTAKES]:
         path = _path(error["loc"], value, is_missing=error["type"] == "missing")
         message = _message(error)
         if path and path[0] in hidden and (len(path) > 1 or error["type"] != "missing"):
             path, message = path[:1], _HIDDEN
-        told.append({"path": path, "message": message})
-    return told, count
+        told.setdefault(tuple(path), []).append(message)
+    # A place that is wrong more than once is of a union: wrong for each of its types.
+    mistakes = [{"path": list(path), "message": ", or ".join(dict.fromkeys(said))} for path, said in told.items()]
+    return mistakes, count - sum(map(len, told.values())) + len(told)
 
 
 def _path(location: Sequence[str | int], value: Any, *, is_missing: bool) -> list[str | int]:

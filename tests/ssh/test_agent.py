@@ -20,7 +20,7 @@ from alknet.ssh import agent as module
 from alknet.ssh.agent import agent_signers
 from alknet.sshsig import SignatureError, Signer, sign, verify
 from testkit.node import wait_until
-from testkit.polling import eventually
+from testkit.polling import eventually, settled
 
 MESSAGE = b"what was said"
 NAMESPACE = "alknet-test-1"
@@ -114,7 +114,8 @@ async def test_two_may_sign_at_once(agent: Agent) -> None:
 
 async def test_nothing_stays_open(agent: Agent) -> None:
     agent.add("one")
-    before, mine = agent.open_descriptors(), len(os.listdir("/proc/self/fd"))
+    before = await settled(agent.open_descriptors)
+    mine = len(os.listdir("/proc/self/fd"))
     (signer,) = await agent_signers()
     await signer.sign(MESSAGE)
     assert len(os.listdir("/proc/self/fd")) == mine
