@@ -22,7 +22,7 @@ from alknet.config.model import Settings
 from alknet.errors import ConfigError
 from alknet.logs import event
 
-__all__ = ["Reloader", "Report"]
+__all__ = ["Reloader", "Report", "Running"]
 
 log = logging.getLogger("alknet.config")
 

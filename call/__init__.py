@@ -1,11 +1,11 @@
 """Operation calls: typed, access-controlled functions, called in both directions over one connection.
 
-What it promises: whichever door a call comes through, the same checks in the same order give the same answer or the same
-refusal; a call that nobody wants any more is stopped, with all that it has called; nothing that the other side sends
-costs more than a bound with a name.
+What it promises: whichever door a call comes through, the same checks in the same order give the same answer or the
+same refusal; a call that nobody wants any more is stopped, with all that it has called; nothing that the other side
+sends costs more than a bound with a name.
 
-In reading order: `operations` (what an operation is, and the decorator), `registry`, `dispatch` and `prepared` (the way in,
-for every door), `context` and `composition` (what a handler sees and may call); then, for the wire, `frames`, `codecs`,
+In reading order: `operations` (what an operation is, and the decorator), `registry`, `dispatch` and `prepared` (the
+way in, for every door), `context` and `composition` (what a handler sees and may call); then, for the wire, `frames`, `codecs`,
 `envelopes`, `machine` (the state of a session, without I/O), `hello`; then what moves bytes: `channel`, `session`,
 `serving`, `subscription`, and at the ends `handler` (the door ``alknet/call``) and `client`.
 

@@ -8,7 +8,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-__all__ = ["OUTPUT", "Bytes", "decode_base64"]
+__all__ = ["OUTPUT", "Bytes", "decode_base64", "to_base64"]
 
 OUTPUT: Final = object()
 """The context in which outputs are validated: text is then no base64, it is a mistake."""
@@ -29,10 +29,14 @@ def decode_base64(text: str) -> bytes:
         data = binascii.a2b_base64(text, strict_mode=True)
     except ValueError as exc:
         raise ValueError("it has a wrong length, a wrong character or wrong padding") from exc
-    rest = len(data) % 3
-    if rest and binascii.b2a_base64(data[-rest:], newline=False).decode("ascii") != text[-4:]:
-        raise ValueError("its last character has bits that mean nothing")
+    if binascii.b2a_base64(data, newline=False).decode("ascii") != text:
+        raise ValueError("it ends with wrong padding or with bits that mean nothing")
     return data
+
+
+def to_base64(data: bytes) -> str:
+    """The one way in which alknet writes bytes as text: the standard alphabet, padded."""
+    return base64.b64encode(data).decode("ascii")
 
 
 class _Base64:
@@ -42,7 +46,7 @@ class _Base64:
         return core_schema.with_info_before_validator_function(
             _to_bytes,
             core_schema.bytes_schema(strict=True),
-            serialization=core_schema.plain_serializer_function_ser_schema(_to_base64, when_used="json"),
+            serialization=core_schema.plain_serializer_function_ser_schema(to_base64, when_used="json"),
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -62,10 +66,6 @@ def _to_bytes(value: Any, info: core_schema.ValidationInfo) -> Any:
         raise PydanticCustomError(
             "base64", "Input should be bytes, or base64 text: {reason}", {"reason": str(exc)}
         ) from None
-
-
-def _to_base64(value: bytes) -> str:
-    return base64.b64encode(value).decode("ascii")
 
 
 Bytes = Annotated[bytes, _Base64()]

@@ -15,7 +15,7 @@ from alknet.alpn.streams import Stream
 from alknet.call.codecs import JSON, Codec, EncodeError
 from alknet.call.envelopes import Envelope
 from alknet.call.errors import CallError, FrameError
-from alknet.call.frames import HELLO_MAX_FRAME, FrameReader, frame
+from alknet.call.frames import HELLO_MAX_FRAME, FrameReader, LengthError, frame
 from alknet.logs import event
 
 __all__ = ["MAX_UNREAD_BYTES", "Channel"]
@@ -94,10 +94,12 @@ class Channel(asyncio.Protocol):
         if not self.is_open:
             return
         try:
-            bodies = self.reader.feed(data)
-        except FrameError as exc:
+            self._take(self.reader.feed(data))
+        except LengthError as exc:
+            self._take(exc.bodies)
             self.fail(exc)
-            return
+
+    def _take(self, bodies: list[bytes]) -> None:
         if self.on_bodies is not None:
             self.on_bodies(self, bodies)
         elif bodies:

@@ -212,10 +212,12 @@ class Machine:
     def _going_away(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
         self.peer_is_draining = True
         deadline_ms = payload.get("deadline_ms")
-        is_number = type(deadline_ms) in (int, float) and 0 <= deadline_ms <= MAX_TIMEOUT_MS
+        deadline_s = 0.0
+        if isinstance(deadline_ms, int | float) and 0 <= deadline_ms <= MAX_TIMEOUT_MS:
+            deadline_s = deadline_ms / 1000
         reason = payload.get("reason")
         return GoAway(
-            deadline_ms / 1000 if is_number else 0.0,
+            deadline_s,
             reason[:MAX_REASON_CHARS] if type(reason) is str else "",
         )
 

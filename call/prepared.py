@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -116,7 +116,7 @@ class Prepared:
                 await self._family.end()
             self._done(outcome)
 
-    async def stream(self) -> AsyncIterator[Any]:
+    async def stream(self) -> AsyncGenerator[Any, None]:
         """The items of a subscription; raises `CallError`. Closing it ends the handler."""
         self.has_begun = True
         timer = self._start_timer()

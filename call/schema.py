@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticUndefined, SchemaError, core_schema, to_jsonable_python
 
-from alknet.call.binary import OUTPUT, Bytes
+from alknet.call.binary import OUTPUT, Bytes, to_base64
 from alknet.call.errors import CallError
 from alknet.call.specs import ErrorSpec
 from alknet.errors import UsageError
@@ -178,7 +178,8 @@ def _field_name(parameter: inspect.Parameter) -> str:
 def _show_default(schema: dict[str, Any], field: str, parameter: inspect.Parameter, validate: Any) -> None:
     """Tell callers the default if it is one that they could have given."""
     try:
-        default = to_jsonable_python(parameter.default, by_alias=True, bytes_mode="base64")
+        given = parameter.default
+        default = to_base64(given) if isinstance(given, bytes) else to_jsonable_python(given, by_alias=True)
         json.dumps(default, allow_nan=False)
         validate({field: default})
     except ValidationError as exc:
@@ -222,6 +223,8 @@ def build_output(annotation: Any) -> tuple[dict[str, Any], Callable[[Any], Any]]
             known = _SAID_BY_PYDANTIC.search(str(exc))
             what = f"{known[2]} should be {known[1]}" if known else f"a {type(value).__name__} cannot be taken apart"
             raise OutputError(f"output: {what}") from None
+        except RecursionError:
+            raise OutputError(f"output: a {type(value).__name__} is nested too deeply, or holds itself") from None
 
     if annotation in (str, int, float, bool, NoneType, None, Bytes):
         return schema, _render_exactly(

@@ -18,8 +18,8 @@ LOW_WATER_BYTES: Final = MAX_BUFFERED_BYTES // 4
 class ChannelStream:
     """One end of a subsystem's channel. Unread data pauses the channel, whose window then stops the other side."""
 
-    def __init__(self, channel: "asyncssh.SSHChannel[bytes]") -> None:
-        self._channel: asyncssh.SSHChannel[bytes] | None = channel
+    def __init__(self, channel: "asyncssh.channel.SSHChannel[bytes]") -> None:
+        self._channel: asyncssh.channel.SSHChannel[bytes] | None = channel
         self._unread = bytearray()
         self._finished = False
         self._is_closed = False

@@ -170,37 +170,40 @@ async def _in_time(answer: Awaitable[T]) -> T:
 
 async def open_subsystem(ssh: asyncssh.SSHClientConnection, subsystem: str) -> ChannelStream:
     """The stream of a subsystem; what it says on stderr is for people, and lost."""
-
-    class Opened(asyncssh.SSHClientSession[bytes]):
-        stream: ChannelStream
-
-        def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
-            self.stream = ChannelStream(chan)
-
-        def data_received(self, data: bytes, datatype: int | None) -> None:
-            if datatype is None:
-                self.stream.data_received(data)
-
-        def eof_received(self) -> bool:
-            self.stream.eof_received()
-            return True
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.stream.connection_lost()
-
-        def pause_writing(self) -> None:
-            self.stream.pause_writing()
-
-        def resume_writing(self) -> None:
-            self.stream.resume_writing()
-
+    session = _Subsystem()
     try:
-        _, session = await _in_time(ssh.create_session(Opened, subsystem=subsystem, encoding=None))
+        await _in_time(ssh.create_session(lambda: session, subsystem=subsystem, encoding=None))
     except asyncssh.ChannelOpenError as exc:
         raise UnavailableError(f"the node does not serve {subsystem}: {exc.reason}") from exc
     except OSError as exc:
         raise UnavailableError(f"the connection was lost: {exc}") from exc
     return session.stream
+
+
+class _Subsystem(asyncssh.SSHClientSession[bytes]):
+    """Between asyncssh's callbacks and the stream."""
+
+    stream: ChannelStream
+
+    def connection_made(self, chan: asyncssh.SSHClientChannel[bytes]) -> None:
+        self.stream = ChannelStream(chan)
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if datatype is None:
+            self.stream.data_received(data)
+
+    def eof_received(self) -> bool:
+        self.stream.eof_received()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.stream.connection_lost()
+
+    def pause_writing(self) -> None:
+        self.stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self.stream.resume_writing()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,21 +18,25 @@ log = logging.getLogger("alknet.ssh")
 
 
 class Inner:
-    """Runs one part of the node on a channel; when the channel goes away, so does what runs."""
+    """Runs one part of the node on a channel."""
 
     def __init__(self, connection: "SshConnection", channel: SessionChannel, on_end: Callable[[int], None]) -> None:
         self.stream = ChannelStream(channel)
         self._connection = connection
         self._on_end = on_end
+        self._unwanted: Callable[[], object] = lambda: None
 
-    def start(self, name: str, serve: Callable[[ChannelStream], Awaitable[int]]) -> None:
-        """Begin; `serve` returns the exit status."""
-        self._task = self._connection.handler.tasks.start(self._run(name, serve), name=name)
+    def start(self, name: str, serve: Callable[[ChannelStream], Awaitable[int]], *, is_command: bool) -> None:
+        """Begin; `serve` returns the exit status. A subsystem reads, and learns from that when the channel is gone; a
+        command, which has nothing to read, is cancelled then."""
+        task = self._connection.handler.tasks.start(self._run(name, serve), name=name)
+        if is_command:
+            self._unwanted = task.cancel
 
     def connection_lost(self) -> None:
         """The channel is gone."""
         self.stream.connection_lost()
-        self._task.cancel()
+        self._unwanted()
 
     async def _run(self, name: str, serve: Callable[[ChannelStream], Awaitable[int]]) -> None:
         try:

@@ -159,11 +159,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._inner = Inner(connection, self._channel, self._exit)
         if plan.subsystem is not None:
             subsystem = handler.subsystems[plan.subsystem]
-            self._inner.start(plan.subsystem, lambda stream: subsystem(stream, identity, carrier))
+            self._inner.start(plan.subsystem, lambda stream: subsystem(stream, identity, carrier), is_command=False)
         else:
             name, _, rest = (plan.command or "").partition(" ")
             command = handler.commands[name]
-            self._inner.start(name, lambda stream: command(stream, identity, carrier, rest))
+            self._inner.start(name, lambda stream: command(stream, identity, carrier, rest), is_command=True)
 
     def _start_process(self, plan: Plan) -> None:
         user = run_as(plan.user, shell=plan.shell)

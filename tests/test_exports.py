@@ -25,6 +25,8 @@ def defined(tree: ast.Module) -> tuple[set[str], set[str]]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             made.add(node.name)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":  # what is loaded when it is used
+            bound |= {alias.name for child in node.body if isinstance(child, ast.ImportFrom) for alias in child.names}
         elif isinstance(node, ast.Import | ast.ImportFrom):
             bound |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
         else:

@@ -169,12 +169,12 @@ def accepter(*, yes: bool) -> Callable[[Any], bool] | None:
     return _ask_user if can_ask else None
 
 
-def _accept(new: object) -> bool:
+def _accept(new: Any) -> bool:
     click.echo(f"alknet: {printable(str(new))} It is remembered.", err=True)
     return True
 
 
-def _ask_user(new: object) -> bool:
+def _ask_user(new: Any) -> bool:
     click.echo(f"alknet: {printable(str(new))}", err=True)
     question = "Is that right? yes, no, or the fingerprint that it should be"
     answer = click.prompt(question, prompt_suffix=": ", default="no", show_default=False, err=True)

@@ -41,6 +41,7 @@ def test_what_is_read_has_one_spelling_in_each_alphabet(text: str) -> None:
         ("=", "wrong"),
         ("AA==AA==", "wrong"),
         ("AA AA", "wrong"),
+        ("AAAA=", "wrong padding"),
         ("AAAA\n", "wrong"),
         ("é===", "wrong"),
         ("\ud800AAA", "wrong"),

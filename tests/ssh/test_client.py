@@ -6,10 +6,11 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from alknet.control import SUBSYSTEM
+from alknet.call.carried import SUBSYSTEM
+from alknet.call.client import over_stream
 from alknet.errors import DeniedError, UnavailableError
 from alknet.keys import PublicKey
-from alknet.ssh.client import Target, ask, connect, round_trip
+from alknet.ssh.client import Target, connect, open_subsystem, round_trip
 from alknet.ssh.trust import HostKeyError, HostTrust
 from testkit.node import NodeProcess, wait_until
 
@@ -27,11 +28,19 @@ def _target(node: NodeProcess, **changes: object) -> Target:
 
 
 @pytest.mark.parametrize("carrier", ["quic", "tls"])
-async def test_a_question_is_answered(node: NodeProcess, carrier: str) -> None:
+async def test_a_subsystem_is_a_stream(node: NodeProcess, carrier: str) -> None:
     async with connect(_target(node), carriers=(carrier,)) as link:
         assert link.carrier.transport == carrier
-        assert b'"connections"' in await ask(link.ssh, SUBSYSTEM, b'{"op": "node/status"}')
+        calls = await over_stream(await open_subsystem(link.ssh, SUBSYSTEM), link.carrier)
+        assert "connections" in await calls.session.call("node/status")
+        await calls.session.aclose()
         assert 0 < await round_trip(link.ssh) < 5
+
+
+async def test_a_subsystem_that_is_not_there_is_unavailable(node: NodeProcess) -> None:
+    async with connect(_target(node)) as link:
+        with pytest.raises(UnavailableError, match="does not serve nothing"):
+            await open_subsystem(link.ssh, "nothing")
 
 
 async def test_leaving_ends_the_connection_at_both_ends(node: NodeProcess) -> None:

@@ -115,7 +115,7 @@ async def test_no_kind_of_session_acts_without_a_decision(
     asked: list[str] = []
     mark = tmp_path / "ran"
 
-    def refuse(identity: object, action: str, resource: object, context: object) -> Decision:
+    def refuse(identity: object, action: str, resource: object, context: object, access: object = None) -> Decision:
         asked.append(action)
         return Decision(action == "ssh/login", "test", "the test says no", None)
 
