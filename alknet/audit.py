@@ -6,15 +6,17 @@ is changed, removed, inserted or moved breaks the chain; the sequence number and
 kept in the node's state, so that a cut-off tail shows. What it cannot show, and `verify` says so: a daemon user
 that rewrites the whole log and the state together.
 
-A line is in the kernel's hands when `write` returns: it survives a killed process, not a power cut.
+A line is in the kernel's hands when `write` returns, or before the event loop's next round when it was to be written
+soon: it survives a killed process, not a power cut.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,8 +43,12 @@ MAX_VALUE_BYTES: Final = 1024
 """A text in a line is cut so that it takes about so many bytes there; the cut is marked."""
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 """A file that reaches this is set aside under the number of its last line, and a new one begun."""
+SHORT_CHARS: Final = MAX_VALUE_BYTES // 12
+"""A text of so many characters takes no more than `MAX_VALUE_BYTES`, whatever they are."""
 HEAD_DELAY_S: Final = 0.05
 """The newest line reaches the state store at most this much later, so that a burst costs one write."""
+
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
 
 Record = Mapping[str, Any]
 
@@ -50,8 +56,12 @@ Record = Mapping[str, Any]
 class AuditSink(Protocol):
     """Where audit records go."""
 
-    def write(self, record: Record) -> None:
-        """Append one record; raises `AuditError` and leaves the log as it was when that fails."""
+    def write(self, record: Record, *, soon: bool = False) -> None:
+        """Append one record; raises `AuditError` and leaves the log as it was when that fails.
+
+        With `soon` it may be kept for the rest of this round of the event loop and be written with others; whatever is
+        begun in a later round comes after it all the same. A failure is then found, and logged, only there.
+        """
 
     def close(self) -> None:
         """Record the end and give the files back; idempotent."""
@@ -64,7 +74,7 @@ class MemoryAudit:
         self.records: list[Record] = []
         self.failing = False
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, *, soon: bool = False) -> None:
         if self.failing:
             raise AuditError("this audit sink was told to fail")
         self.records.append(record)
@@ -88,7 +98,7 @@ def audit_files(directory: Path) -> list[Path]:
 class AuditFile:
     """The log in a directory; one node at a time writes it.
 
-    `call_later` is an event loop's; without one the state store is told at every line.
+    `loop` is the event loop that it belongs to; without one every line is written, and the state store told, at once.
     """
 
     def __init__(
@@ -97,18 +107,20 @@ class AuditFile:
         state: StateStore,
         clock: Clock,
         *,
-        call_later: Callable[[float, Callable[[], None]], Any] | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._state = state
         self._clock = clock
-        self._call_later = call_later
-        self._flush_due = False
+        self._loop = loop
+        self._head_due = False
+        self._soon: list[bytes] = []
+        self._second = (-1, "")
         self._path = directory / "audit.jsonl"
         self._fd = -1
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
             self._open()
-            self._seq, self._prev = self._resume(directory)
+            self._seq, self._prev = self._written = self._resume(directory)
         except OSError as exc:
             raise AuditError(f"{self._path}: the audit log cannot be opened: {exc.strerror}") from exc
         # The next line moves the recorded head on, so only a line can tell for good what was found now.
@@ -120,23 +132,54 @@ class AuditFile:
             count = self._seq - head[0]
             self.write({"surface": "audit", "action": "audit/unrecorded", "outcome": "found", "count": count})
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, *, soon: bool = False) -> None:
         if self._fd < 0:
             raise AuditError("the audit log is closed")
+        if not soon:
+            self._write_soon()  # if that fails, it takes the chain back
         seq = self._seq + 1
-        time = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat(timespec="milliseconds")
-        body = {"seq": seq, "time": time.replace("+00:00", "Z")}
-        body |= {key: _clip(value) for key, value in record.items() if value is not None}
+        body = {"seq": seq, "time": self._time()}
+        for key, value in record.items():
+            if value is not None:
+                body[key] = value if type(value) is not str or len(value) <= SHORT_CHARS else _clip(value)
         body["prev"] = self._prev
-        line = json.dumps(body, separators=(",", ":")).encode("ascii")
+        line = _ENCODER.encode(body).encode("ascii")
         if len(line) > MAX_LINE_BYTES:
             raise AuditError(f"an audit line of {len(line)} bytes is over the limit of {MAX_LINE_BYTES}")
+        if soon and self._loop is not None:
+            if not self._soon:
+                self._loop.call_soon(self._write_soon)
+            self._soon.append(line)
+            self._seq, self._prev = seq, line_hash(line)
+            return
         self._append(line + b"\n")
-        self._seq, self._prev = seq, line_hash(line)
+        self._seq, self._prev = self._written = seq, line_hash(line)
         self._record_head()
+
+    def _write_soon(self) -> None:
+        """Write what was kept; if that fails it is lost, and the chain goes on where it was."""
+        lines, self._soon = self._soon, []
+        if not lines or self._fd < 0:
+            return
+        try:
+            self._append(b"\n".join(lines) + b"\n")
+        except AuditError as exc:
+            self._seq, self._prev = self._written
+            log.error("%d audit lines lost: %s", len(lines), exc)
+            return
+        self._written = self._seq, self._prev
+        self._record_head()
+
+    def _time(self) -> str:
+        now = self._clock.wall()
+        second = int(now // 1)
+        if self._second[0] != second:
+            self._second = second, datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
+        return f"{self._second[1]}.{int(now % 1 * 1000):03d}Z"
 
     def close(self) -> None:
         if self._fd >= 0:
+            self._write_soon()
             self._flush_head()
             os.close(self._fd)
             self._fd = -1
@@ -212,17 +255,17 @@ class AuditFile:
         return found
 
     def _record_head(self) -> None:
-        if self._call_later is None:
+        if self._loop is None:
             self._flush_head()
-        elif not self._flush_due:
-            self._flush_due = True
-            self._call_later(HEAD_DELAY_S, self._flush_head)
+        elif not self._head_due:
+            self._head_due = True
+            self._loop.call_later(HEAD_DELAY_S, self._flush_head)
 
     def _flush_head(self) -> None:
-        self._flush_due = False
-        if self._fd >= 0 and self._seq:
+        self._head_due = False
+        if self._fd >= 0 and self._written[0]:
             try:
-                self._state.set_audit_head((self._seq, self._prev))
+                self._state.set_audit_head(self._written)
             except Exception as exc:  # any database's error: the line itself is written, so go on
                 log.error("the head of the audit log could not be recorded: %s", exc)
 

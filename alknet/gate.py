@@ -4,6 +4,7 @@ A door never calls :func:`alknet.access.authorize` itself. It calls :meth:`Gate.
 `decision` is a yes, and says how the act ended with :meth:`Act.done`.
 """
 
+import itertools
 import logging
 import os
 from typing import Any, Final
@@ -33,6 +34,8 @@ class Gate:
         self.clock = clock
         self.audit_required = audit_required
         self._audit = audit
+        self._prefix = os.urandom(6).hex()
+        self._numbers = itertools.count(1)
 
     def ask(
         self,
@@ -42,6 +45,7 @@ class Gate:
         *,
         surface: str,
         access: Access | None = None,
+        soon: bool = False,
         **facts: Any,
     ) -> "Act":
         """Decide, and write the intent (or the denial) before anything is done.
@@ -50,6 +54,9 @@ class Gate:
         `access` is what an operation asks for; its name is the action. `facts` (remote, connection, via, …) go into
         the audit line as they are. When the line cannot be written the act is refused if `audit.required`, and
         otherwise allowed with an error in the log.
+
+        With `soon` the act begins in a later round of the event loop, so that its line may be written with others; not
+        if `audit.required`, which has to know at once.
         """
         decision = self.still(caller, action, resource, access=access)
         record = {
@@ -60,12 +67,13 @@ class Gate:
             "decision": "allow" if decision else "deny",
             "rule": decision.rule,
             "denial_id": decision.denial_id,
-            "request_id": "req_" + os.urandom(8).hex(),
+            "request_id": f"req_{self._prefix}{next(self._numbers):x}",
             **facts,
         }
-        act = Act(self, decision, record)
-        phase = {"phase": "intent"} if decision else {"phase": "outcome", "outcome": "denied"}
-        if not self.note(record | phase) and decision and self.audit_required:
+        soon = soon and not self.audit_required
+        act = Act(self, decision, record, soon=soon)
+        phase = {"phase": "intent"} if decision.allowed else {"phase": "outcome", "outcome": "denied"}
+        if not self.note(record | phase, soon=soon) and decision.allowed and self.audit_required:
             reason = "the audit log cannot be written, and this node acts only on the record"
             act.refuse(deny(caller, action, resource, self.policy, RULE_AUDIT, reason))
         return act
@@ -103,10 +111,10 @@ class Gate:
         reason = f"the settings of peer {identity.id!r} changed, and this would now be run otherwise"
         return deny(identity, action, resource, self.policy, RULE_CHANGED, reason)
 
-    def note(self, record: dict[str, Any]) -> bool:
+    def note(self, record: dict[str, Any], *, soon: bool = False) -> bool:
         """Write one audit record as it is; False (and an error in the log) when that fails."""
         try:
-            self._audit.write(record)
+            self._audit.write(record, soon=soon)
         except AuditError as exc:
             log.error("audit line lost: %s", exc)
             return False
@@ -116,11 +124,12 @@ class Gate:
 class Act:
     """One attempted act: its decision, and the way to report how it ended."""
 
-    def __init__(self, gate: Gate, decision: Decision, record: dict[str, Any]) -> None:
+    def __init__(self, gate: Gate, decision: Decision, record: dict[str, Any], *, soon: bool = False) -> None:
         self.decision = decision
         self.request_id: str = record["request_id"]
         self._gate = gate
         self._record = record
+        self._soon = soon
         self._started = gate.clock.monotonic()
         self._over = not decision
 
@@ -135,4 +144,5 @@ class Act:
             return
         self._over = True
         elapsed_ms = round((self._gate.clock.monotonic() - self._started) * 1000, 3)
-        self._gate.note(self._record | facts | {"phase": "outcome", "outcome": outcome, "duration_ms": elapsed_ms})
+        ended = {"phase": "outcome", "outcome": outcome, "duration_ms": elapsed_ms}
+        self._gate.note(self._record | facts | ended, soon=self._soon)

@@ -29,7 +29,7 @@ from alknet.call.dispatch import Dispatcher
 from alknet.call.errors import CallError
 from alknet.call.handler import CallHandler, CallSettings
 from alknet.call.operations import operations_of
-from alknet.call.registry import Registry, load_modules
+from alknet.call.registry import Registry, load_entry_points, load_modules
 from alknet.clock import Clock, SystemClock
 from alknet.config.addresses import ListenAddress
 from alknet.config.certificate import load_tls, tls_files
@@ -115,7 +115,7 @@ class Node:
         self._undo.callback(self._state.close)
         loop = asyncio.get_running_loop()
         try:
-            audit = AuditFile(home.audit, self._state, self._clock, call_later=loop.call_later)
+            audit = AuditFile(home.audit, self._state, self._clock, loop=loop)
         except AuditError as exc:
             raise StartupError(str(exc), hint=f"check the disk, and the owner and mode of {home.audit}") from exc
         self._undo.callback(audit.close)
@@ -311,9 +311,10 @@ class Node:
         return {token.prefix: token for token in self._state.all()}
 
     def _registry_for(self, modules: tuple[str, ...]) -> Registry:
-        """Every operation of this node, with those of `modules`."""
+        """Every operation of this node: its own, those of installed packages, and those of `modules`."""
         built_in = operations_of((NodeService(self), Discovery(self._dispatcher)))
-        return Registry((*built_in, *load_modules(modules), *operations_of(self._own_operations)))
+        own = operations_of(self._own_operations)
+        return Registry((*built_in, *load_entry_points(), *load_modules(modules), *own))
 
     # --- what the operations need of the node -----------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ class _Server:
 class _Unrecorded:
     """A program that is no node has no audit log; the node that calls it has."""
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, record: Mapping[str, Any], *, soon: bool = False) -> None:
         pass
 
     def close(self) -> None:

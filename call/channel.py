@@ -139,8 +139,6 @@ class Channel(asyncio.Protocol):
         self._out_bytes += len(body)
         if self._out_bytes > FLUSH_BYTES:
             self._flush()
-            if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES + len(body):
-                self.fail(FrameError("the other side sends and does not read"))
 
     def say(self, envelope: Envelope) -> None:
         """Send an envelope; raises `CallError` for one that cannot be encoded or is too large for the other side."""
@@ -171,6 +169,8 @@ class Channel(asyncio.Protocol):
             self._out.clear()
             self._out_bytes = 0
             self._transport.write(data)
+            if self._is_full and self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES + len(data):
+                self.fail(FrameError("the other side sends and does not read"))
 
     def pause_writing(self) -> None:
         self._is_full = True

@@ -22,10 +22,10 @@ from alknet.call.hello import DIALER_NAMESPACE, Accepted, Challenge, DialerHello
 from alknet.call.machine import Limits
 from alknet.call.serving import Server
 from alknet.call.session import DEFAULT_TIMEOUT_S, Session, Sizes
-from alknet.call.trust import NodeTrust
+from alknet.call.trust import NodeKeyError, NodeTrust
 from alknet.errors import UnavailableError
 from alknet.keys import PublicKey
-from alknet.sshsig import Signer, sign
+from alknet.sshsig import SignatureError, Signer, sign
 
 __all__ = ["CallTarget", "Credentials", "Link", "connect", "over_connection", "over_stream"]
 
@@ -94,9 +94,12 @@ async def connect(
                 dialed.connection.close()
                 dialed = await _dial(target, carriers, report)
                 link = await _open(target, dialed, key, codecs, server_of)
-        except CallError as exc:
+        except (CallError, SignatureError, UnavailableError) as exc:
             dialed.connection.close()
-            if last or exc.code != "FORBIDDEN" or exc.denial_id is not None:
+            # Another key may do: an agent may have lost this one, and the node may not know it.
+            if last or (isinstance(exc, CallError) and (exc.code != "FORBIDDEN" or exc.denial_id is not None)):
+                raise
+            if isinstance(exc, NodeKeyError):
                 raise
         except BaseException:
             dialed.connection.close()

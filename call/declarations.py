@@ -49,7 +49,7 @@ class Declaration:
     idempotent: bool
     destructive: bool
     examples: tuple[dict[str, Any], ...]
-    secrets: tuple[str, ...]
+    secret_inputs: tuple[str, ...]
     calls: tuple[str, ...]
     authority: Authority
 
@@ -73,7 +73,7 @@ def operation(
     idempotent: bool | None = None,
     destructive: bool | None = None,
     examples: Iterable[dict[str, Any]] = (),
-    secrets: Iterable[str] = (),
+    secret_inputs: Iterable[str] = (),
     calls: Iterable[str] = (),
     authority: Iterable[str] = (),
 ) -> Callable[[F], F]:
@@ -85,7 +85,7 @@ def operation(
     whose name stands in the input at `resource_id`, such as ``$.path``.
 
     A query is idempotent and nothing else is, a mutation is destructive and nothing else is, unless said otherwise.
-    Summary and description are the docstring's. `secrets` are parameters whose values are written to no log. The
+    Summary and description are the docstring's. `secret_inputs` are parameters whose values are written to no log. The
     handler may call the operations that `calls` match (globs), under the scopes of `authority`.
     """
 
@@ -124,7 +124,7 @@ def operation(
                 idempotent=what is Kind.QUERY if idempotent is None else idempotent,
                 destructive=destroys,
                 examples=_examples(examples),
-                secrets=_texts(secrets, "secrets"),
+                secret_inputs=_texts(secret_inputs, "secret_inputs"),
                 calls=_texts(calls, "calls"),
                 authority=Authority(name, frozenset(_texts(authority, "authority", _GRANTED))),
             )

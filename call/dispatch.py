@@ -136,6 +136,7 @@ class Dispatcher:
             resource,
             surface=caller.surface,
             access=operation.spec.access,
+            soon=True,
             connection=caller.connection,
             remote=caller.remote,
             forwarded_for=caller.forwarded_for,

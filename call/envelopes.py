@@ -125,7 +125,7 @@ def read_request(id: str, stream: int, payload: Envelope) -> Requested:
     if type(name) is not str or not 0 < len(name) <= MAX_NAME_CHARS + 1:
         raise BadField(f"operationId is not a text of at most {MAX_NAME_CHARS} characters")
     request = Requested(id, stream, name.removeprefix("/"), payload.get("input"))
-    if len(payload) > 2:
+    if len(payload) > 2 or "input" not in payload:
         request.peer = _optional_text(payload, "peer")
         request.auth_token = _optional_text(payload, "auth_token")
         request.forwarded_for = _optional_text(payload, "forwarded_for")

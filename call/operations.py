@@ -154,7 +154,7 @@ def _built(handler: Callable[..., Any], declared: Declaration) -> Operation:
             hint="a decorator above @operation must keep a generator one",
         )
     signature = read_signature(handler, style)
-    shape = schema.build_input(signature.parameters, secrets=declared.secrets)
+    shape = schema.build_input(signature.parameters, secrets=declared.secret_inputs)
     output_schema, render = schema.build_output(signature.returned)
     _check_names(declared, shape.fields)
     spec = OperationSpec(
@@ -173,7 +173,7 @@ def _built(handler: Callable[..., Any], declared: Declaration) -> Operation:
         idempotent=declared.idempotent,
         destructive=declared.destructive,
         examples=declared.examples,
-        secrets=tuple(shape.fields[name] for name in declared.secrets),
+        secret_inputs=tuple(shape.fields[name] for name in declared.secret_inputs),
     )
     _check_examples(spec, shape.parse, render)
     return Operation(
@@ -191,9 +191,9 @@ def _built(handler: Callable[..., Any], declared: Declaration) -> Operation:
 def _check_names(declared: Declaration, fields: Mapping[str, str]) -> None:
     """What the declaration says of the input must be in the input."""
     known = f"it has {', '.join(fields) or 'none'}"
-    for name in declared.secrets:
+    for name in declared.secret_inputs:
         if name not in fields:
-            raise UsageError(f"secrets names {name!r}, which is no parameter", hint=known)
+            raise UsageError(f"secret_inputs names {name!r}, which is no parameter", hint=known)
     path = declared.resource_id_path
     if path is not None and _parts(path)[0] not in fields.values():
         raise UsageError(f"resource_id is {path!r}, and the input has no field {_parts(path)[0]!r}", hint=known)

@@ -11,7 +11,7 @@ from alknet.call.composition import Family
 from alknet.call.context import Caller, OperationContext
 from alknet.call.errors import CallError
 from alknet.call.operations import Kind, Operation, Style
-from alknet.call.schema import OutputError
+from alknet.call.schema import OutputError, check_details
 from alknet.errors import DeniedError, InvalidInputError, NotFoundError, UnavailableError
 from alknet.gate import Act
 from alknet.logs import event
@@ -219,9 +219,14 @@ class Prepared:
     def _error(self, exc: Exception) -> CallError:
         """What the caller is told: declared errors as they are; of others no more than what finds them in the log."""
         spec = self.operation.spec
-        if isinstance(exc, CallError):
-            if any(declared.code == exc.code for declared in spec.errors):
+        declared = spec.error(exc.code) if isinstance(exc, CallError) else None
+        if declared is not None and isinstance(exc, CallError):
+            try:
+                exc.details = check_details(declared, exc.details)
                 return exc
+            except OutputError as wrong:
+                return self._unexpected(wrong)
+        if isinstance(exc, CallError):
             details = {"code": exc.code, "message": str(exc)[:1000]}
             if exc.denial_id is not None:
                 details["denial_id"] = exc.denial_id
@@ -229,12 +234,15 @@ class Prepared:
         if isinstance(exc, _PASSED_ON):
             denial_id = exc.denial_id if isinstance(exc, DeniedError) else None
             return CallError(exc.code, str(exc), denial_id=denial_id, hint=exc.hint)
-        error_id = "err_" + os.urandom(6).hex()
+        return self._unexpected(exc)
+
+    def _unexpected(self, exc: Exception) -> CallError:
+        name, error_id = self.operation.spec.name, "err_" + os.urandom(6).hex()
         if isinstance(exc, OutputError):
-            log.error(event("wrong output", operation=spec.name, error_id=error_id, reason=exc))
+            log.error(event("wrong output", operation=name, error_id=error_id, reason=exc))
         else:
-            log.error(event("operation failed", operation=spec.name, error_id=error_id), exc_info=exc)
-        return CallError("INTERNAL", f"{spec.name} failed; the node's log has it as {error_id}")
+            log.error(event("operation failed", operation=name, error_id=error_id), exc_info=exc)
+        return CallError("INTERNAL", f"{name} failed; the node's log has it as {error_id}")
 
     def _done(self, outcome: str, **facts: Any) -> None:
         self.act.done(outcome, **facts)

@@ -163,7 +163,7 @@ class OperationSpec:
 
     `output_schema` is that of one item for a subscription. `resource_id_path` says where the input names the resource:
     ``$.field``, ``$.a.b`` or ``/a/b``. `idempotent`: a second call with the same input changes nothing more.
-    `destructive`: it may overwrite or remove. `examples` are ``{"input": …, "output"?: …}``. `secrets` are the fields
+    `destructive`: it may overwrite or remove. `examples` are ``{"input": …, "output"?: …}``. `secret_inputs` are the fields
     of the input that are written to no log.
     """
 
@@ -182,7 +182,7 @@ class OperationSpec:
     idempotent: bool = False
     destructive: bool = False
     examples: tuple[dict[str, Any], ...] = ()
-    secrets: tuple[str, ...] = ()
+    secret_inputs: tuple[str, ...] = ()
 
     @property
     def namespace(self) -> str:
@@ -219,5 +219,5 @@ class OperationSpec:
             "idempotent": self.idempotent,
             "destructive": self.destructive,
             "examples": list(self.examples),
-            "secrets": list(self.secrets),
+            "secret_inputs": list(self.secret_inputs),
         }

@@ -49,7 +49,7 @@ DEFAULT_PORT: Final = 7022
 DNS_NAME: Final = re.compile(
     r"(?=.{1,253}\Z)(?!(.*\.)?\d+\Z)(\*\.)?(?!-)[a-zA-Z0-9_-]{1,63}(?<!-)(\.(?!-)[a-zA-Z0-9_-]{1,63}(?<!-))*\Z"
 )
-SCOPE: Final = re.compile(r"(\*|[a-z0-9_.-]+)(:(\*|[a-zA-Z0-9_.-]+))*\Z")
+SCOPE: Final = re.compile(r"(\*|[a-zA-Z0-9_.-]+)(:(\*|[a-zA-Z0-9_.-]+))*\Z")
 RESOURCE_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 RESOURCE_ENTRY: Final = re.compile(r"(\*|[A-Za-z0-9_.-]+)(:.+)?\Z")
 MAX_ENTRY_CHARS: Final = 512

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alknet import audit
-from alknet.audit import GENESIS, AuditFile, MemoryAudit, Report, audit_files, line_hash, verify
+from alknet.audit import GENESIS, AuditFile, MemoryAudit, Report, audit_files, line_hash, read_lines, verify
 from alknet.clock import ManualClock
 from alknet.errors import AuditError
 from alknet.state import AuditHead, MemoryState
@@ -137,7 +137,8 @@ def test_without_a_loop_the_head_follows_every_line(log: Log) -> None:
 def test_a_burst_of_lines_records_its_head_once_and_late(tmp_path: Path) -> None:
     calls: list[tuple[float, Callable[[], None]]] = []
     state = MemoryState()
-    file = AuditFile(tmp_path, state, ManualClock(), call_later=lambda delay, call: calls.append((delay, call)))
+    loop = Mock(call_later=lambda delay, call: calls.append((delay, call)))
+    file = AuditFile(tmp_path, state, ManualClock(), loop=loop)
 
     def recorded() -> int:
         return (state.audit_head() or (0, ""))[0]
@@ -162,10 +163,50 @@ async def test_a_running_loop_records_the_head_by_itself(tmp_path: Path) -> None
             super().set_audit_head(head)
             recorded.set()
 
-    file = AuditFile(tmp_path, Told(), ManualClock(), call_later=asyncio.get_running_loop().call_later)
+    file = AuditFile(tmp_path, Told(), ManualClock(), loop=asyncio.get_running_loop())
     file.write({"action": "x"})
     await asyncio.wait_for(recorded.wait(), 5)
     file.close()
+
+
+async def test_lines_that_may_wait_are_written_together_before_the_next_round(tmp_path: Path) -> None:
+    file = AuditFile(tmp_path, MemoryState(), ManualClock(), loop=asyncio.get_running_loop())
+    for number in range(3):
+        file.write({"action": f"soon {number}"}, soon=True)
+    assert list(read_lines(tmp_path)) == []
+    seen: list[int] = []
+    asyncio.get_running_loop().call_soon(lambda: seen.append(len(list(read_lines(tmp_path)))))
+    await asyncio.sleep(0)
+    assert seen == [3], "what begins in the next round comes after the lines"
+    file.close()
+
+
+async def test_a_line_that_may_not_wait_takes_those_that_wait_with_it_in_order(tmp_path: Path) -> None:
+    state = MemoryState()
+    file = AuditFile(tmp_path, state, ManualClock(), loop=asyncio.get_running_loop())
+    file.write({"action": "first"}, soon=True)
+    file.write({"action": "second"})
+    assert [json.loads(line)["action"] for _, _, line in read_lines(tmp_path)] == ["first", "second"]
+    file.write({"action": "third"}, soon=True)
+    file.close()
+    assert verify(tmp_path, state.audit_head()) == Report(3, (), 0)
+
+
+async def test_waiting_lines_that_cannot_be_written_are_lost_and_the_chain_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = MemoryState()
+    file = AuditFile(tmp_path, state, ManualClock(), loop=asyncio.get_running_loop())
+    file.write({"action": "kept"})
+    with monkeypatch.context() as patch:
+        patch.setattr(audit.os, "write", Mock(side_effect=OSError(28, "No space left on device")))
+        file.write({"action": "lost"}, soon=True)
+        file.write({"action": "lost"}, soon=True)
+        await asyncio.sleep(0)
+    assert "2 audit lines lost" in caplog.text
+    file.write({"action": "kept"})
+    file.close()
+    assert verify(tmp_path, state.audit_head()) == Report(2, (), 0)
 
 
 def test_a_state_that_fails_costs_no_line(

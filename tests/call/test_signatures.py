@@ -72,7 +72,7 @@ def test_the_style_is_that_of_the_function(function: Callable[..., Any], style: 
 
 
 def test_parameters_keep_their_order_types_and_defaults() -> None:
-    def function(a: int, b: Annotated[str, "note"] = "x", *, c: list[int] | None = None, d=5) -> None: ...  # noqa: ANN001
+    def function(a: int, b: Annotated[str, "note"] = "x", *, c: list[int] | None = None, d=5) -> None: ...
 
     found = read(function)
     assert [(p.name, p.annotation, p.default) for p in found.parameters] == [
@@ -95,15 +95,12 @@ def test_annotations_that_are_text_are_resolved() -> None:
         "from typing import Annotated\n"
         "from collections.abc import AsyncIterator\n"
         "class Local: ...\n"
-        "async def f(a: Local, b: Annotated[int, 'note'], c: list[Local] | None = None) -> AsyncIterator[Local]: yield\n"
+        "async def f(a: Local, b: Annotated[int, 'note'], c: list[Local] | None = None) -> AsyncIterator[Local]:\n"
+        "    yield a\n"
     )
-    signature = read(found["f"])
-    assert [p.annotation for p in signature.parameters] == [
-        found["Local"],
-        Annotated[int, "note"],
-        list[found["Local"]] | None,
-    ]
-    assert signature.returned is found["Local"]
+    signature, local = read(found["f"]), found["Local"]
+    assert [p.annotation for p in signature.parameters] == [local, Annotated[int, "note"], list[local] | None]
+    assert signature.returned is local
 
 
 @pytest.mark.parametrize(

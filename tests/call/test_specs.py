@@ -39,7 +39,18 @@ def test_a_name_has_two_segments_or_more(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "fs", "/fs/read", "fs/", "fs//read", "fs/re ad", "fs/read\n", "fs/réad", "fs.read", "a/" + "b" * MAX_NAME_CHARS],
+    [
+        "",
+        "fs",
+        "/fs/read",
+        "fs/",
+        "fs//read",
+        "fs/re ad",
+        "fs/read\n",
+        "fs/réad",
+        "fs.read",
+        "a/" + "b" * MAX_NAME_CHARS,
+    ],
 )
 def test_what_is_no_name(name: str) -> None:
     assert not is_name(name)
@@ -119,7 +130,7 @@ def test_a_specification_is_described_as_a_json_value() -> None:
         idempotent=True,
         destructive=True,
         examples=({"input": {}},),
-        secrets=("card",),
+        secret_inputs=("card",),
     )
     assert json.loads(json.dumps(spec.describe())) == {
         "name": "shop/order/new",
@@ -144,7 +155,7 @@ def test_a_specification_is_described_as_a_json_value() -> None:
         "idempotent": True,
         "destructive": True,
         "examples": [{"input": {}}],
-        "secrets": ["card"],
+        "secret_inputs": ["card"],
     }
 
 
