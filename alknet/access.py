@@ -161,17 +161,18 @@ class Policy:
     shell_enabled: bool = True
     tokens: Mapping[str, Token] = field(default_factory=dict, repr=False)
     """By their public prefix."""
-    _by_key: Mapping[str, str] = field(init=False, repr=False)
+    _by_key: Mapping[str, Identity] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        by_key = {key: peer.id for peer in self.peers.values() for key in peer.keys}
+        by_key = {
+            key: Identity(peer.id, frozenset(peer.scopes), f"key:{key}")
+            for peer in self.peers.values()
+            for key in peer.keys
+        }
         object.__setattr__(self, "_by_key", MappingProxyType(by_key))
 
     def lookup_key(self, fingerprint: str) -> Identity | None:
-        peer_id = self._by_key.get(fingerprint)
-        if peer_id is None:
-            return None
-        return Identity(peer_id, frozenset(self.peers[peer_id].scopes), f"key:{fingerprint}")
+        return self._by_key.get(fingerprint)
 
     def lookup_token(self, text: str) -> Identity | None:
         token, digest = self.tokens.get(text[4 : 4 + TOKEN_PREFIX_CHARS]), token_digest(text)

@@ -18,6 +18,8 @@ __all__ = ["Act", "Gate"]
 
 log = logging.getLogger("alknet.audit")
 
+MAX_REMEMBERED: Final = 10_000
+"""Decisions that are kept; see `Gate.peek`."""
 RULE_AUDIT: Final = "audit.required"
 RULE_CREDENTIAL: Final = "credential:removed"
 RULE_CHANGED: Final = "session:changed"
@@ -30,12 +32,23 @@ class Gate:
     """
 
     def __init__(self, policy: Policy, audit: AuditSink, clock: Clock, *, audit_required: bool = False) -> None:
-        self.policy = policy
+        self._policy = policy
+        self._allowed: dict[tuple[Identity, str, Access], Decision] = {}
         self.clock = clock
         self.audit_required = audit_required
         self._audit = audit
         self._prefix = os.urandom(6).hex()
         self._numbers = itertools.count(1)
+
+    @property
+    def policy(self) -> Policy:
+        """What decides now."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self._allowed.clear()
 
     def ask(
         self,
@@ -86,8 +99,23 @@ class Gate:
         *,
         access: Access | None = None,
     ) -> Decision:
-        """The decision alone, for questions (`alknet can`) and for lists of what a caller may do."""
-        return authorize(caller, action, resource, Context(self.policy, self.clock.wall()), access=access)
+        """The decision alone, for questions (`alknet can`) and for lists of what a caller may do.
+
+        The same caller calling the same operation is the usual case, and under one policy the answer is the same as
+        long as no time is part of it: it is remembered until the policy changes.
+        """
+        if not isinstance(caller, Identity) or access is None or resource is not None:
+            return authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
+        question = (caller, action, access)
+        known = self._allowed.get(question)
+        if known is None:
+            known = authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
+            peer = self._policy.peers.get(caller.id)
+            if known.allowed and caller.expires_at is None and peer is not None and peer.expires_at is None:
+                if len(self._allowed) >= MAX_REMEMBERED:
+                    self._allowed.clear()
+                self._allowed[question] = known
+        return known
 
     def still(
         self,

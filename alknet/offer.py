@@ -1,6 +1,7 @@
 """Operations that a program offers to the node that it has dialled, for as long as the connection lasts."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from alknet.access import Identity, Peer, Policy
@@ -33,7 +34,13 @@ class Offer:
 class _Server:
     def __init__(self, registry: Registry, challenge: Challenge) -> None:
         key = "" if challenge.key is None else challenge.key.fingerprint
-        peer = Peer(challenge.node, {"*": "the operations were offered to it"}, (key,))
+        kinds = {one.spec.access.resource_type for one in registry.operations.values()}
+        peer = Peer(
+            challenge.node,
+            {"*": "the operations were offered to it"},
+            (key,),
+            resources={kind: ("*",) for kind in kinds if kind is not None},
+        )
         policy = Policy({peer.id: peer}, revision="offer", denial_key=bytes(32), daemon=daemon_user())
         self._dispatcher = Dispatcher(registry, Gate(policy, _Unrecorded(), SystemClock()))
         self._caller = Caller(Identity(peer.id, frozenset({"*"}), f"key:{key}"), "offer")
@@ -42,7 +49,7 @@ class _Server:
         return self._dispatcher.prepare(
             request.name,
             request.input,
-            self._caller,
+            replace(self._caller, forwarded_for=request.forwarded_for),
             streaming=None if request.credit is None else True,
             timeout_s=request.timeout_s,
             traceparent=request.traceparent,

@@ -19,7 +19,7 @@ from alknet.config.diff import changes, keep_until_restart
 from alknet.config.home import Home
 from alknet.config.load import load
 from alknet.config.model import Settings
-from alknet.errors import ConfigError
+from alknet.errors import ConfigError, UsageError
 from alknet.logs import event
 
 __all__ = ["Reloader", "Report", "Running"]
@@ -82,9 +82,11 @@ class Reloader:
                 registry = running.registry
                 if loaded.services != running.settings.services:
                     registry = self._load_registry(loaded.services.modules)
-            except ConfigError as exc:
+            except (ConfigError, UsageError) as exc:  # two operations of one name are a mistake in a call to a registry
                 for line in str(exc).splitlines():
                     log.error("reload (%s) changed nothing: %s", cause, line)
+                if isinstance(exc, UsageError):
+                    raise ConfigError(f"[services] modules: {exc}", hint=exc.hint) from exc
                 raise
             found = changes(running.settings, loaded)
             live = tuple(change.key for change in found if not change.needs_restart)

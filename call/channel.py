@@ -33,13 +33,15 @@ MAX_EARLY_FRAMES: Final = 64
 
 
 class Channel(asyncio.Protocol):
-    """One stream. `on_bodies` gets what arrives once a session has set it, `on_end` hears when nothing more will."""
+    """One stream. `on_bodies` gets what arrives once a session has set it, `on_end` hears when nothing more will, and
+    `on_fault` ends it when the other side sent what is no frame."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.reader = FrameReader(max_frame=HELLO_MAX_FRAME)
         self.on_bodies: Callable[[Channel, list[bytes]], None] | None = None
         self.on_end: Callable[[Channel], None] = lambda channel: None
+        self.on_fault: Callable[[Channel, FrameError], None] = Channel.fail
         self.is_open = True
         self.codec: Codec = JSON
         self.max_outbound = HELLO_MAX_FRAME
@@ -97,7 +99,7 @@ class Channel(asyncio.Protocol):
             self._take(self.reader.feed(data))
         except LengthError as exc:
             self._take(exc.bodies)
-            self.fail(exc)
+            self.on_fault(self, exc)
 
     def _take(self, bodies: list[bytes]) -> None:
         if self.on_bodies is not None:

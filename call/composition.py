@@ -6,6 +6,7 @@ or returns, a child that still runs is cancelled, unless it had begun and was to
 """
 
 import asyncio
+from collections.abc import Coroutine, Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -32,16 +33,17 @@ def may_reach(calls: tuple[str, ...], name: str, *, peer: str | None = None) -> 
 
 
 class _Child:
-    """A call that a handler has made."""
+    """A call that a handler has made; `prepared` if it is one of this node."""
 
-    def __init__(self, prepared: "Prepared", *, continue_running: bool) -> None:
+    def __init__(self, name: str, prepared: "Prepared | None", *, continue_running: bool) -> None:
+        self.name = name
         self.prepared = prepared
         self.continue_running = continue_running
 
     @property
     def is_spared(self) -> bool:
         """Whether it goes on when its parent has ended."""
-        return self.continue_running and self.prepared.has_begun
+        return self.continue_running and self.prepared is not None and self.prepared.has_begun
 
 
 class Family:
@@ -65,18 +67,7 @@ class Family:
             parent=parent,
         )
         prepared = parent.dispatcher.prepare(name, value, caller, traceparent=parent.traceparent)
-        child = _Child(prepared, continue_running=continue_running)
-        task = parent.dispatcher.tasks.start(prepared.call(), name=name)
-        self._children[task] = child
-        task.add_done_callback(lambda task: self._children.pop(task, None))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise CallError("UNAVAILABLE", f"{name} was cancelled") from None
-            if not child.is_spared:
-                await _cancel({task: child})
-            raise
+        return await self._have(_Child(name, prepared, continue_running=continue_running), prepared.call())
 
     async def call_peer(self, peer: str, name: str, value: Any) -> Any:
         parent, operation = self._parent, self._parent.operation
@@ -97,11 +88,10 @@ class Family:
             raise CallError("FORBIDDEN", act.decision.reason, denial_id=act.decision.denial_id)
         loop = asyncio.get_running_loop()
         timeout_s = None if parent.deadline is None else max(0.001, parent.deadline - loop.time())
+        calling = parent.dispatcher.call_peer(peer, name, value, timeout_s=timeout_s, forwarded_for=parent.origin)
         outcome = "aborted"
         try:
-            output = await parent.dispatcher.call_peer(
-                peer, name, value, timeout_s=timeout_s, forwarded_for=parent.origin or ""
-            )
+            output = await self._have(_Child(f"{peer}:{name}", None, continue_running=False), calling)
             outcome = "ok"
             return output
         except CallError as exc:
@@ -110,11 +100,34 @@ class Family:
         finally:
             act.done(outcome)
 
+    async def _have(self, child: _Child, calling: Coroutine[Any, Any, Any]) -> Any:
+        """Run a child; when whoever waits for it is cancelled, so is the child."""
+        task = self._parent.dispatcher.tasks.start(_ended(calling), name=child.name)
+        self._children[task] = child
+        task.add_done_callback(self._left)
+        try:
+            output, error = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            own = asyncio.current_task()
+            if task.cancelled() and own is not None and not own.cancelling():
+                raise CallError("UNAVAILABLE", f"{child.name} was cancelled") from None
+            if not child.is_spared:
+                await _cancel((task,))
+            raise
+        if error is not None:
+            raise error
+        return output
+
+    def _left(self, task: "asyncio.Task[Any]") -> None:
+        prepared = self._children.pop(task).prepared
+        if prepared is not None:
+            prepared.drop()
+
     async def end(self) -> None:
         """The handler has ended: nothing new begins, and what was not to continue is cancelled and waited for."""
         self._is_over = True
         if self._children:
-            await _cancel({task: child for task, child in self._children.items() if not child.is_spared})
+            await _cancel([task for task, child in self._children.items() if not child.is_spared])
 
     def _check_open(self, name: str) -> None:
         if self._is_over:
@@ -125,11 +138,18 @@ class Family:
         return CallError("NOT_FOUND", f"{name} is not among the operations that {own} may call (calls=…)")
 
 
-async def _cancel(children: "dict[asyncio.Task[Any], _Child]") -> None:
+async def _ended(calling: Coroutine[Any, Any, Any]) -> tuple[Any, CallError | None]:
+    """(the output, or the error): a call that fails is for the handler to deal with, and no task that has failed."""
+    try:
+        return await calling, None
+    except CallError as exc:
+        return None, exc
+
+
+async def _cancel(tasks: "Iterable[asyncio.Task[Any]]") -> None:
     """Cancel tasks and wait for them; their own failures belong to nobody any more."""
-    for task in children:
+    tasks = tuple(tasks)
+    for task in tasks:
         task.cancel()
-    if children:
-        await asyncio.wait(children)
-    for child in children.values():
-        child.prepared.drop()
+    if tasks:
+        await asyncio.wait(tasks)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from alknet.access import Authority, Identity
+from alknet.errors import UsageError
 
 if TYPE_CHECKING:
     from alknet.call.prepared import Prepared
@@ -70,8 +71,16 @@ class OperationContext:
         It is judged by what this operation was granted (`authority`), may only be one of its `calls`, and is cancelled
         with this one; with `continue_running` it is left to finish if it had begun. Raises `CallError`.
         """
-        return self._composer.call(name, inputs if value is None else value, continue_running=continue_running)
+        return self._composer.call(name, _input(name, value, inputs), continue_running=continue_running)
 
     def call_peer(self, peer: str, name: str, value: Any = None, /, **inputs: Any) -> Awaitable[Any]:
         """Call an operation of a peer that is connected to this node; cancelling it cancels it there."""
-        return self._composer.call_peer(peer, name, inputs if value is None else value)
+        return self._composer.call_peer(peer, name, _input(name, value, inputs))
+
+
+def _input(name: str, value: Any, inputs: dict[str, Any]) -> Any:
+    if value is not None and inputs:
+        raise UsageError(
+            f"{name} is called with a whole input and with single fields ({', '.join(inputs)})", hint="give one of both"
+        )
+    return inputs if value is None else value

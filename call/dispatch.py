@@ -6,6 +6,7 @@ what it returns is then run with :meth:`Prepared.call` or :meth:`Prepared.stream
 """
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -14,7 +15,7 @@ from alknet.access import Access, Authority, Identity
 from alknet.call.context import Caller
 from alknet.call.errors import CallError
 from alknet.call.operations import Kind, Operation, Visibility
-from alknet.call.prepared import Prepared
+from alknet.call.prepared import Prepared, unexpected
 from alknet.call.registry import Registry
 from alknet.gate import Act, Gate
 from alknet.tasks import Tasks
@@ -30,7 +31,9 @@ _UNKNOWN: Final = Access(required_scopes=("*",))
 class PeerCaller(Protocol):
     """Reaches the operations of connected peers."""
 
-    async def __call__(self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str) -> Any:
+    async def __call__(
+        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+    ) -> Any:
         """Call it there; `CallError` UNAVAILABLE when the peer is not connected."""
 
 
@@ -44,7 +47,7 @@ class Stats:
     """Spent in calls that have ended, subscriptions included."""
 
 
-async def _nobody(peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str) -> Any:
+async def _nobody(peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None) -> Any:
     raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
 
 
@@ -97,7 +100,7 @@ class Dispatcher:
             reason = act.decision.reason if caller.identity is not None else "authentication required"
             raise CallError("FORBIDDEN", reason, denial_id=act.decision.denial_id)
         try:
-            inputs = operation.parse_input(value)
+            inputs = self._inputs(operation, value)
             is_stream = spec.kind is Kind.SUBSCRIPTION
             if streaming is not None and streaming is not is_stream:
                 wanted = "subscribed to" if is_stream else "called, not subscribed to"
@@ -119,9 +122,30 @@ class Dispatcher:
 
     def may(self, identity: Identity | Authority | None, operation: Operation) -> bool:
         """Whether a caller sees the operation in lists."""
-        if operation.spec.visibility is Visibility.INTERNAL:
+        spec = operation.spec
+        if spec.visibility is Visibility.INTERNAL:
             return False
-        return bool(self.gate.still(identity, operation.spec.name, access=operation.spec.access))
+        return any(
+            self.gate.still(identity, spec.name, resource, access=spec.access)
+            for resource in (None, *self._resources(identity, spec.access.resource_type))
+        )
+
+    def _resources(self, identity: Identity | Authority | None, kind: str | None) -> Iterator[str]:
+        """What the caller's own rules name of this type; a glob, which matches itself, stands for all that it matches."""
+        if kind is None or identity is None:
+            return
+        holder = identity if isinstance(identity, Authority) else self.gate.policy.peers.get(identity.id)
+        for entry in () if holder is None else holder.resources.get(kind, ()):
+            yield entry.partition(":")[2]
+
+    @staticmethod
+    def _inputs(operation: Operation, value: Any) -> dict[str, Any]:
+        try:
+            return operation.parse_input(value)
+        except CallError:
+            raise
+        except Exception as exc:  # of a validator that the operation's author wrote
+            raise unexpected(operation.spec.name, exc) from exc
 
     def _ask(self, operation: Operation, resource: str | None, caller: Caller) -> Act:
         facts: dict[str, Any] = {}

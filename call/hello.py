@@ -58,6 +58,8 @@ MAX_NAME_CHARS: Final = 64
 MAX_TOKEN_CHARS: Final = 256
 MAX_WORDS_CHARS: Final = 1000
 """What the other side's reason for a refusal is cut to."""
+MAX_LIMIT: Final = 2**31 - 1
+"""Any limit above counts as this, with which time and memory can still be counted."""
 HELLO_ID: Final = "hello"
 
 
@@ -124,8 +126,8 @@ class _Transcript:
 class DialerHello:
     """The dialer's side. `start`, then `challenged`, then `to_sign` and `proof`, then `finished`.
 
-    Every method that takes a message raises `HelloError` for one that is wrong, out of order or not proven; nothing of
-    the dialer's but `hello.start` has left it before `challenged` has returned.
+    Every method that takes a message raises `HelloError` for one that is wrong, out of order or not proven, and the
+    hello is over then; nothing of the dialer's but `hello.start` has left it before `challenged` has returned.
     """
 
     def __init__(
@@ -147,10 +149,11 @@ class DialerHello:
 
     def challenged(self, body: bytes) -> Challenge:
         """Check the listener's answer and its signature. Whether its key is the right one is for the caller to say."""
-        self._advance(_State.STARTED, _State.CHALLENGED)
+        self._advance(_State.STARTED, _State.OVER)
         data, values, signature = _parse(body, "hello.challenge")
         if values.get("version") != VERSION:
-            raise HelloError(f"the node speaks version {values.get('version')!r} of the hello, this side {VERSION}")
+            version = repr(values.get("version"))[:MAX_NAME_CHARS]
+            raise HelloError(f"the node speaks version {version} of the hello, this side {VERSION}")
         codec = _name(values, "codec")
         if codec not in self._codecs:
             raise HelloError(f"the node chose the codec {codec!r}, which was not offered")
@@ -166,7 +169,9 @@ class DialerHello:
                 raise HelloError("the node did not sign its challenge, so it could be anybody")
             _verify(signature, bytes(self._transcript), LISTENER_NAMESPACE, key, "the node")
             self._transcript.add(signature)
-        return Challenge(_names(values, "features"), codec, _name(node, "id"), key, _limits(values))
+        challenge = Challenge(_names(values, "features"), codec, _name(node, "id"), key, _limits(values))
+        self._state = _State.CHALLENGED
+        return challenge
 
     def to_sign(self, *, key: PublicKey | None, token: str | None) -> bytes:
         """What `key` has to sign, under `DIALER_NAMESPACE`, to prove itself; needed before `proof`, key or not."""
@@ -212,7 +217,7 @@ class ListenerHello:
 
     def started(self, body: bytes) -> Start:
         """Read `hello.start`."""
-        self._advance(_State.NEW, _State.STARTED)
+        self._advance(_State.NEW, _State.OVER)
         data, values, _ = _parse(body, "hello.start")
         versions = values.get("versions")
         if not isinstance(versions, list) or VERSION not in versions[:MAX_NAMES]:
@@ -223,6 +228,7 @@ class ListenerHello:
         _check_nonce(values)
         self._transcript.add(data)
         self._start = Start(_names(values, "features"), codec)
+        self._state = _State.STARTED
         return self._start
 
     def to_sign(self, *, node: str, key: PublicKey, limits: Mapping[str, int]) -> bytes:
@@ -250,7 +256,7 @@ class ListenerHello:
 
     def proven(self, body: bytes) -> Proof:
         """Read `hello.proof`, and verify that the key it names has signed."""
-        self._advance(_State.CHALLENGED, _State.PROVEN)
+        self._advance(_State.CHALLENGED, _State.OVER)
         data, values, signature = _parse(body, "hello.proof")
         self._transcript.add(data)
         key, token = None, values.get("token")
@@ -350,7 +356,7 @@ def _limits(values: Mapping[str, Any]) -> dict[str, int]:
     limits = values.get("limits")
     if not isinstance(limits, dict):
         raise HelloError("limits is missing")
-    return {key: value for key, value in limits.items() if type(value) is int and value > 0}
+    return {key: min(value, MAX_LIMIT) for key, value in limits.items() if type(value) is int and value > 0}
 
 
 def _check_nonce(values: Mapping[str, Any]) -> None:

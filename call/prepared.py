@@ -1,9 +1,11 @@
 """A call that may run: from the handler's start to its outcome, within its time."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +21,7 @@ from alknet.logs import event
 if TYPE_CHECKING:
     from alknet.call.dispatch import Dispatcher
 
-__all__ = ["Prepared"]
+__all__ = ["Prepared", "unexpected"]
 
 log = logging.getLogger("alknet.call")
 
@@ -100,21 +102,23 @@ class Prepared:
             output = self.operation.render_output(output)
             outcome = "ok"
             return output
-        except asyncio.CancelledError:
-            outcome = "error TIMEOUT" if self._expired else self.ended_because
-            if (error := self.timed_out()) is not None:
-                raise error from None
+        except asyncio.CancelledError as exc:
+            instead, outcome = self._cancelled(exc)
+            if instead is not None:
+                raise instead from None
             raise
-        except Exception as exc:
+        except (Exception, SystemExit) as exc:
             error = self._error(exc)
             outcome = f"error {error.code}"
             raise error from exc
         finally:
             if timer is not None:
                 timer.cancel()
-            if self._family is not None:
-                await self._family.end()
-            self._done(outcome)
+            try:
+                if self._family is not None:
+                    await self._family.end()
+            finally:
+                self._done(outcome)
 
     async def stream(self) -> AsyncGenerator[Any, None]:
         """The items of a subscription; raises `CallError`. Closing it ends the handler."""
@@ -127,22 +131,27 @@ class Prepared:
                 count += 1
                 yield self.operation.render_output(item)
             outcome = "ok"
-        except (asyncio.CancelledError, GeneratorExit) as exc:
-            outcome = "error TIMEOUT" if self._expired else self.ended_because
-            if isinstance(exc, asyncio.CancelledError) and (error := self.timed_out()) is not None:
-                raise error from None
+        except GeneratorExit:
+            outcome = self._why_ended()
             raise
-        except Exception as exc:
+        except asyncio.CancelledError as exc:
+            instead, outcome = self._cancelled(exc)
+            if instead is not None:
+                raise instead from None
+            raise
+        except (Exception, SystemExit) as exc:
             error = self._error(exc)
             outcome = f"error {error.code}"
             raise error from exc
         finally:
             if timer is not None:
                 timer.cancel()
-            await _close(items)
-            if self._family is not None:
-                await self._family.end()
-            self._done(outcome, items=count)
+            try:
+                await self._close(items)
+                if self._family is not None:
+                    await self._family.end()
+            finally:
+                self._done(outcome, items=count)
 
     # --- the handler ------------------------------------------------------------------------------------------------
 
@@ -159,17 +168,26 @@ class Prepared:
         return self._from_thread(inputs)
 
     async def _from_thread(self, inputs: dict[str, Any]) -> AsyncIterator[Any]:
+        threads = self.dispatcher.threads
         iterator = await self._in_thread(lambda: iter(self.operation.handler(**inputs)))
+        step: Future[Any] | None = None
         try:
-            while (item := await self._in_thread(lambda: next(iterator, _END))) is not _END:
+            while True:
+                step = threads.submit(next, iterator, _END)
+                if (item := await asyncio.wrap_future(step)) is _END:
+                    break
                 yield item
         finally:
             close = getattr(iterator, "close", None)
-            if close is not None:
+            if close is None:
+                pass
+            elif step is not None and not step.done():  # nobody waits for a function that is in its thread
+                step.add_done_callback(partial(_close_later, threads, close))
+            else:
                 await asyncio.shield(self._in_thread(close))
 
     def _in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
-        return self._loop.run_in_executor(self.dispatcher.threads, function)
+        return self._loop.run_in_executor(self.dispatcher.threads, _called, function)
 
     def _with_context(self) -> dict[str, Any]:
         name = self.operation.context_parameter
@@ -216,7 +234,27 @@ class Prepared:
             return None
         return CallError("TIMEOUT", f"{self.operation.spec.name} did not finish in time")
 
-    def _error(self, exc: Exception) -> CallError:
+    def _why_ended(self) -> str:
+        return "error TIMEOUT" if self._expired else self.ended_because
+
+    def _cancelled(self, exc: asyncio.CancelledError) -> tuple[CallError | None, str]:
+        """(the error to raise instead, if any; the outcome). Where nobody cancelled this call, what its handler waited
+        for was, and the handler did not deal with that."""
+        task = asyncio.current_task()
+        if not self._expired and task is not None and not task.cancelling():
+            return unexpected(self.operation.spec.name, exc), "error INTERNAL"
+        return self.timed_out(), self._why_ended()
+
+    async def _close(self, items: AsyncIterator[Any]) -> None:
+        """A handler that fails while it is closed fails for nobody but the log."""
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            try:
+                await close()
+            except Exception as exc:
+                self._error(exc)
+
+    def _error(self, exc: BaseException) -> CallError:
         """What the caller is told: declared errors as they are; of others no more than what finds them in the log."""
         spec = self.operation.spec
         declared = spec.error(exc.code) if isinstance(exc, CallError) else None
@@ -225,7 +263,7 @@ class Prepared:
                 exc.details = check_details(declared, exc.details)
                 return exc
             except OutputError as wrong:
-                return self._unexpected(wrong)
+                return unexpected(spec.name, wrong)
         if isinstance(exc, CallError):
             details = {"code": exc.code, "message": str(exc)[:1000]}
             if exc.denial_id is not None:
@@ -234,15 +272,7 @@ class Prepared:
         if isinstance(exc, _PASSED_ON):
             denial_id = exc.denial_id if isinstance(exc, DeniedError) else None
             return CallError(exc.code, str(exc), denial_id=denial_id, hint=exc.hint)
-        return self._unexpected(exc)
-
-    def _unexpected(self, exc: Exception) -> CallError:
-        name, error_id = self.operation.spec.name, "err_" + os.urandom(6).hex()
-        if isinstance(exc, OutputError):
-            log.error(event("wrong output", operation=name, error_id=error_id, reason=exc))
-        else:
-            log.error(event("operation failed", operation=name, error_id=error_id), exc_info=exc)
-        return CallError("INTERNAL", f"{name} failed; the node's log has it as {error_id}")
+        return unexpected(spec.name, exc)
 
     def _done(self, outcome: str, **facts: Any) -> None:
         self.act.done(outcome, **facts)
@@ -251,7 +281,23 @@ class Prepared:
         )
 
 
-async def _close(items: AsyncIterator[Any]) -> None:
-    close = getattr(items, "aclose", None)
-    if close is not None:
-        await close()
+def unexpected(name: str, exc: BaseException) -> CallError:
+    """The error for what an operation should not have done: an id, under which the log has all of it."""
+    error_id = "err_" + os.urandom(6).hex()
+    if isinstance(exc, OutputError):
+        log.error(event("wrong output", operation=name, error_id=error_id, reason=exc))
+    else:
+        log.error(event("operation failed", operation=name, error_id=error_id), exc_info=exc)
+    return CallError("INTERNAL", f"{name} failed; the node's log has it as {error_id}")
+
+
+def _called(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except StopIteration as exc:  # no future can hold one: whoever waits would wait for ever
+        raise RuntimeError("the handler let a StopIteration out") from exc
+
+
+def _close_later(threads: ThreadPoolExecutor, close: Callable[[], Any], step: "Future[Any]") -> None:
+    with contextlib.suppress(RuntimeError):  # the threads have been given back
+        threads.submit(close)

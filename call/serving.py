@@ -107,7 +107,7 @@ class Serving:
         await self._tasks.aclose()
 
     def _refuse(self, channel: Channel, id: str, error: CallError) -> None:
-        channel.post(self._machine.fail(id, error))
+        self._reply(channel, id, self._machine.fail(id, error))
         self._machine.finished(id)
 
     async def _serve_call(self, channel: Channel, id: str, prepared: "Prepared") -> None:
@@ -124,11 +124,11 @@ class Serving:
             try:
                 while True:
                     await self._wait_for_credit(id)
-                    await channel.room()
                     try:
                         item = await anext(items)
                     except StopAsyncIteration:
                         break
+                    await channel.room()  # after the item: of many that wait, each sends one only when there is room
                     if not self._reply(channel, id, self._machine.respond(id, item)):
                         return
                 reply = self._machine.complete(id)
@@ -139,7 +139,7 @@ class Serving:
                 if error is None:
                     raise
                 reply = self._machine.fail(id, error)
-        channel.post(reply)
+        self._reply(channel, id, reply)
 
     async def _wait_for_credit(self, id: str) -> None:
         while self._machine.credit_of(id) == 0:
@@ -155,7 +155,8 @@ class Serving:
             channel.say(reply)
         except CallError as exc:
             log.error(event("an output cannot be sent", reason=exc))
-            channel.post(self._machine.fail(id, exc))
+            ours = CallError("INTERNAL", str(exc)) if exc.code == "INVALID_INPUT" else exc
+            channel.post(self._machine.fail(id, ours))
             return False
         return True
 

@@ -97,12 +97,12 @@ class Session:
         """
         if timeout_s is not None:
             extra["timeout_ms"] = max(1, round(timeout_s * 1000))
+        ends = self._loop.time() + (self._peer_timeout_s + GRACE_S if timeout_s is None else timeout_s)
         if self._main.is_full:
-            await self._main.room()
+            await self._room_for(name, ends)
         id = self._send_request(self._main, name, value, **extra)
         future = self._calls[id] = self._loop.create_future()
-        wait_s = self._peer_timeout_s + GRACE_S if timeout_s is None else timeout_s
-        timer = self._loop.call_later(wait_s, self._expired, id, name)
+        timer = self._loop.call_at(ends, self._expired, id, name)
         try:
             return await future
         except asyncio.CancelledError:
@@ -166,6 +166,13 @@ class Session:
         """`drop`, from wherever an object happens to be collected."""
         self._loop.call_soon_threadsafe(self.drop, id)
 
+    async def _room_for(self, name: str, ends: float) -> None:
+        try:
+            async with asyncio.timeout_at(ends):
+                await self._main.room()
+        except TimeoutError:
+            raise CallError("TIMEOUT", f"{name} was not sent in time: the other side does not read") from None
+
     def _send_request(self, channel: Channel, name: str, value: Any, **extra: Any) -> str:
         if self._ended.is_set() or not channel.is_open:
             raise CallError("UNAVAILABLE", f"the connection has ended: {self.end_reason or 'it was lost'}")
@@ -189,6 +196,7 @@ class Session:
         channel.reader.max_frame = self.sizes.inbound
         channel.max_outbound = self.sizes.outbound
         channel.codec = self._codec
+        channel.on_fault = self._refuse_channel
         self._channels[channel.number] = channel
         channel.take_over(self._received, self._channel_ended)
 
@@ -248,6 +256,8 @@ class Session:
     def _refuse_channel(self, channel: Channel, error: FrameError) -> None:
         """The other side broke the protocol on this stream: say what was wrong, and end it."""
         log.info(event("stream refused", connection=self.connection.id, reason=error))
+        if not channel.is_open:
+            return
         channel.error = error
         if channel is self._main:
             channel.post(self._machine.goaway(0.0, str(error)))
@@ -320,9 +330,10 @@ class Session:
             if reason:
                 self.go_away(0.0, reason)
             channels = tuple(self._channels.values())
+            self.end_reason = self.end_reason or reason or "this side closed the connection"
             for channel in channels:
                 channel.close()
-            self._end(reason or "this side closed the connection")
+            self._end(self.end_reason)
             for channel in channels:
                 await channel.wait_closed()
         await self.serving.aclose()

@@ -93,9 +93,18 @@ class Subscription:
 
     async def _begin(self) -> None:
         if self._request is not None:
-            name, value, timeout_s = self._request
-            self._request = None
-            self._id = await self._session.begin_subscription(self, name, value, self._credit, timeout_s)
+            request, self._request = self._request, None
+            name, value, timeout_s = request
+            try:
+                self._id = await self._session.begin_subscription(self, name, value, self._credit, timeout_s)
+            except CallError as exc:
+                self.ended(Ended("", exc))
+                raise
+            except asyncio.CancelledError:
+                self._request = request
+                raise
+            if self.end is not None:  # closed meanwhile
+                self._session.drop(self._id)
 
     # --- called by the session --------------------------------------------------------------------------------------
 

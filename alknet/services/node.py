@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from alknet.access import Access, Decision, Identity, Policy
 from alknet.actions import ACTIONS
 from alknet.call.context import OperationContext
-from alknet.call.operations import OperationError, operation
+from alknet.call.operations import OperationError, Visibility, operation
 from alknet.call.registry import Registry
 from alknet.errors import ConfigError, NotFoundError
 from alknet.gate import Gate
@@ -85,9 +85,9 @@ class NodeService:
 
 
 def access_of(registry: Registry, action: str) -> Access | None:
-    """What an operation asks for; None for an action that is none."""
+    """What an operation asks for; None for an action that is none, or none that a peer can attempt."""
     found = registry.get(action) if action not in ACTIONS else None
-    return None if found is None else found.spec.access
+    return None if found is None or found.spec.visibility is Visibility.INTERNAL else found.spec.access
 
 
 def can(decision: Decision, policy: Policy, peer_id: str, action: str) -> dict[str, Any]:

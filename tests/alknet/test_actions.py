@@ -40,11 +40,6 @@ def decide(action: str, resource: str | None = None, *, peer: Peer = ALICE, unde
 SCOPE_OF = {
     "ssh/exec": "ssh:exec",
     "ssh/shell": "ssh:shell",
-    "node/status": "node:read",
-    "node/sessions": "node:read",
-    "node/can": "node:read",
-    "node/reload": "node:admin",
-    "node/kill": "node:admin",
 }
 
 
@@ -58,13 +53,13 @@ def test_an_action_needs_its_own_scope_and_no_other(action: str, scope: str) -> 
 
 
 def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
-    assert {name: action.scope for name, action in ACTIONS.items()} == {"ssh/login": None, **SCOPE_OF}
+    assert {name: action.scope for name, action in ACTIONS.items()} == {"call/connect": None, "ssh/login": None, **SCOPE_OF}
     assert isinstance(ACTIONS, MappingProxyType)
     with pytest.raises(TypeError):
         ACTIONS["no/such"] = Action(None)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("action", ["ssh/login", *SCOPE_OF])
+@pytest.mark.parametrize("action", ["call/connect", "ssh/login", *SCOPE_OF])
 def test_a_token_narrows_every_action_that_has_a_scope(action: str) -> None:
     identity = Identity("bob", frozenset({"fs:read"}), "token:abcdefgh")
     decision = authorize(identity, action, None, Context(policy(BOB), 1_700_000_000.0))

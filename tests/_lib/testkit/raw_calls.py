@@ -42,6 +42,12 @@ class RawCaller:
         self._reader = FrameReader(max_frame=CEILING_MAX_FRAME)
         self._bodies: deque[bytes] = deque()
 
+    def on(self, stream: MemoryStream) -> "RawCaller":
+        """The same session on another of its streams."""
+        other = RawCaller(self.connection, self.listener, stream)
+        other.codec = self.codec
+        return other
+
     async def send(self, *envelopes: Any) -> None:
         """Send envelopes in one write."""
         await self.write(b"".join(frame(self.codec.encode(one)) for one in envelopes))
