@@ -1,21 +1,26 @@
 """``call``: an operation of a peer, called from the command line."""
 
-import json
 import os
 import sys
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, call_options, open_peer, run_async
-from alknet.cli.values import to_json, typed
+from alknet.cli.ops import hint_for
+from alknet.cli.values import from_json, to_json, typed
 from alknet.errors import InvalidInputError, UsageError
+from alknet.logs import printable
 
 if TYPE_CHECKING:
+    from alknet.call.errors import CallError
     from alknet.client import Peer
 
 __all__ = ["call"]
+
+MAX_DETAILS: Final = 8
+"""Lines that an error may have besides its first."""
 
 
 @click.command()
@@ -41,7 +46,8 @@ def call(
     name: str,
     values: tuple[str, ...],
 ) -> None:
-    """Call the operation NAME of PEER. The input is JSON, or key=value pairs, which the operation's schema types.
+    """Call the operation NAME of PEER. The input is JSON, or key=value pairs, which the operation's schema types; a
+    list is its key several times, and bytes are @FILE. 'alknet ops PEER NAME' shows what it takes.
 
     \b
     alknet call . node/status
@@ -56,26 +62,52 @@ def call(
     timeout_s = _seconds(timeout)
     show = _Output(as_json=invocation.json, file=output)
 
+    from alknet.call.errors import CallError
+
     async def main() -> None:
         async with open_peer(
             invocation, peer, carrier=carrier, token=token, verbose=verbose, accept_new=accepter(yes=accept_new)
         ) as opened:
-            value = await _input(opened, name, values)
-            if not stream:
-                show(await opened.call(name, value, timeout=timeout_s))
-                return
-            async with opened.subscribe(name, value, timeout=timeout_s) as items:
-                async for item in items:
-                    show(item)
+            try:
+                await run(opened)
+            except CallError as exc:
+                exc.hint = exc.hint or await hint_for(opened, peer, name, exc)
+                raise
 
-    from alknet.call.errors import CallError
+    async def run(opened: "Peer") -> None:
+        value = await _input(opened, name, values)
+        if not stream:
+            show(await opened.call(name, value, timeout=timeout_s))
+            return
+        async with opened.subscribe(name, value, timeout=timeout_s) as items:
+            async for item in items:
+                show(item)
 
     try:
         run_async(main)
     except CallError as exc:
         if exc.code == "INVALID_OPERATION_TYPE" and not exc.hint:
             exc.hint = "leave out --stream" if stream else "--stream subscribes to it"
-        raise
+        elif exc.code == "INVALID_INPUT" and not exc.hint:
+            exc.hint = f"'alknet ops {peer} {name}' shows what it takes"
+        raise _in_full(exc) from exc
+
+
+def _in_full(error: "CallError") -> "CallError":
+    """The error with what is in its details, in the lines of its message."""
+    from alknet.call.errors import PROTOCOL_CODES, CallError
+
+    lines, details = [str(error)], error.details
+    if error.code == "INVALID_INPUT" and isinstance(details, list) and len(details) > 1:
+        lines = ["the input is wrong:"]
+        lines += [f"{one.get('path')}: {one.get('message')}" for one in details if isinstance(one, dict)]
+    elif error.code not in PROTOCOL_CODES:
+        lines[0] = f"{error.code}: {lines[0]}"
+    if error.code != "INVALID_INPUT" and details is not None:
+        lines.append(to_json(details))
+    return CallError(
+        error.code, "\n".join(lines[: MAX_DETAILS + 1]), details=details, denial_id=error.denial_id, hint=error.hint
+    )
 
 
 class _Output:
@@ -94,6 +126,8 @@ class _Output:
                 )
             data = value
         elif isinstance(value, str) and not self._as_json:
+            if self._file is None and os.isatty(1):  # what others send must not steer the terminal
+                value = "\n".join("\t".join(map(printable, line.split("\t"))) for line in value.split("\n"))
             data = value.encode("utf-8", "replace") + b"\n"
         else:
             pretty = not self._as_json and self._file is None and os.isatty(1)
@@ -108,8 +142,8 @@ async def _input(peer: "Peer", name: str, values: tuple[str, ...]) -> Any:
         return {}
     if len(values) == 1 and values[0].lstrip().startswith("{"):
         try:
-            return json.loads(values[0])
-        except (ValueError, RecursionError) as exc:
+            return from_json(values[0])
+        except ValueError as exc:
             raise InvalidInputError(f"the input is not JSON: {exc}", hint="quote it for the shell: '{…}'") from None
     schema = (await peer.call("services/schema", name=name))["input_schema"]
     return typed(values, schema)

@@ -2,90 +2,170 @@
 
 import base64
 import json
-from collections.abc import Sequence
-from typing import Any
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final, NoReturn
 
-from alknet.errors import InvalidInputError
+from alknet.errors import InvalidInputError, NotFoundError
 
-__all__ = ["to_json", "typed"]
+__all__ = ["from_json", "pairs", "resolve", "to_json", "typed"]
+
+_KINDS: Final = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+_WORDS: Final = {"boolean": "true or false", "integer": "an integer", "array": "a list", "object": "a JSON object"}
+MAX_REFERENCES: Final = 10
+"""That one ``$ref`` may lead to another, in schemas that somebody else wrote."""
 
 
-def typed(pairs: Sequence[str], schema: dict[str, Any]) -> dict[str, Any]:
+def typed(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
     """The input that ``key=value`` pairs mean under a JSON Schema; raises `InvalidInputError`.
 
-    A key that is given several times, and is a list in the schema, gets them all.
+    A key that is given several times, and is a list in the schema, gets them all. ``@FILE`` for bytes is the file.
     """
     properties = schema.get("properties", {})
     found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
+    for word in words:
+        key, equals, text = word.partition("=")
         if not equals or not key:
-            raise InvalidInputError(f"{pair!r} is neither key=value nor a JSON object")
-        wanted = properties.get(key)
-        if wanted is None and schema.get("additionalProperties") is False:
-            known = ", ".join(properties) or "nothing"
-            raise InvalidInputError(f"there is no input {key!r}; it takes {known}")
-        if _is_list(wanted, schema) and not text.lstrip().startswith("["):
-            items = (_resolve(wanted, schema) or {}).get("items")
-            found.setdefault(key, []).append(_value(key, text, items, schema))
+            hint = f"write {word}=VALUE" if word in properties else 'as in name=value, or one \'{"name": "value"}\''
+            raise InvalidInputError(f"{word!r} is neither key=value nor a JSON object", hint=hint)
+        if key not in properties and schema.get("additionalProperties") is False:
+            raise _unknown(key, list(properties))
+        wanted = list(_options(properties.get(key), schema))
+        items = _items(wanted)
+        if items is not None and not text.lstrip().startswith("["):
+            found.setdefault(key, []).append(_value(key, text, list(_options(items, schema))))
         elif key in found:
             raise InvalidInputError(f"{key} is given twice")
         else:
-            found[key] = _value(key, text, wanted, schema)
+            found[key] = _value(key, text, wanted)
     return found
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
-    """An output as JSON, bytes as base64."""
-    separators = (",", ":") if indent is None else None
-    return json.dumps(value, indent=indent, separators=separators, ensure_ascii=False, default=_as_text)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    return str(value)
-
-
-def _value(key: str, text: str, wanted: Any, schema: dict[str, Any]) -> Any:
-    kinds = _kinds(wanted, schema)
-    if kinds == {"string"}:
-        return text
+def pairs(value: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
+    """The input as ``key=value`` words for a shell; None if they would not mean the same."""
+    words = [
+        f"{key}={item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)}"
+        for key, several in value.items()
+        for item in (several if isinstance(several, list) else [several])
+    ]
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        if "string" in kinds or not kinds:
-            return text
-        raise InvalidInputError(f"{key}: {text!r} is no {' or '.join(sorted(kinds))}") from None
-    # "12" for what may be a number or a text is a number; for what may be any, JSON.
-    return text if kinds and isinstance(value, dict | list) and not kinds & {"object", "array"} else value
+        same = typed(words, schema) == value
+    except (InvalidInputError, NotFoundError):
+        return None
+    return shlex.join(words) if same else None
 
 
-def _kinds(wanted: Any, schema: dict[str, Any]) -> set[str]:
-    """The JSON types that a schema admits; empty when it says nothing of them."""
-    wanted = _resolve(wanted, schema)
-    if wanted is None:
-        return set()
-    for several in ("anyOf", "oneOf"):
-        if several in wanted:
-            return {kind for one in wanted[several] for kind in _kinds(one, schema)}
-    if "enum" in wanted:
-        return {"string"} if all(isinstance(value, str) for value in wanted["enum"]) else set()
-    kind = wanted.get("type")
-    return {kind} if isinstance(kind, str) else set(kind or ())
+def from_json(text: str) -> Any:
+    """A JSON text as a value; `ValueError` for what is none, also for NaN and infinities, which JSON has not."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
-def _is_list(wanted: Any, schema: dict[str, Any]) -> bool:
-    return _kinds(wanted, schema) - {"null"} == {"array"}
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """An output as JSON, bytes as base64, and null for the numbers that JSON has not.
+
+    With `indent` it is for a terminal: whatever could move its cursor or colour it is escaped.
+    """
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(_plain(value), indent=indent, separators=separators, ensure_ascii=False)
+    if indent is None:
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def _resolve(wanted: Any, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """`wanted` itself, or what its ``$ref`` to the schema's own definitions means."""
-    for _ in range(10):
+def resolve(wanted: Any, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """`wanted` itself, or what its ``$ref`` to the schema's own definitions means; empty when it says nothing."""
+    for _ in range(MAX_REFERENCES):
         if not isinstance(wanted, dict):
-            return None
+            return {}
         reference = wanted.get("$ref")
         if not isinstance(reference, str):
             return wanted
         wanted = schema.get("$defs", {}).get(reference.removeprefix("#/$defs/"))
-    return None
+    return {}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _unknown(key: str, known: list[str]) -> InvalidInputError:
+    near = get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]!r}? It takes" if near else "it takes"
+    return InvalidInputError(f"there is no input {key!r}", hint=f"{hint} {', '.join(known) or 'nothing'}")
+
+
+def _value(key: str, text: str, wanted: list[dict[str, Any]]) -> Any:
+    if text.startswith("@") and any(option.get("contentEncoding") == "base64" for option in wanted):
+        return _read(key, text[1:])
+    kinds = {kind for option in wanted for kind in _kinds(option)}
+    if kinds == {"string"}:
+        return text
+    try:
+        value = from_json(text)
+    except ValueError:
+        if "string" in kinds or not kinds:
+            return text
+    else:
+        kind = _KINDS.get(type(value), "object")
+        is_number = kind in ("integer", "number") and kinds & {"integer", "number"}
+        # "12" for what may be a number or a text is a number; for what may be anything, JSON.
+        if not kinds or kind in kinds or is_number:
+            return value
+        if "string" in kinds:
+            return text
+    words = [_WORDS.get(kind, f"a {kind}") for kind in sorted(kinds - {"null"})]
+    raise InvalidInputError(f"{key} takes {' or '.join(words) or 'null'}, not {text!r}")
+
+
+def _read(key: str, name: str) -> bytes:
+    try:
+        return Path(name).read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(f"{key}: there is no file {name!r}") from None
+    except OSError as exc:
+        raise InvalidInputError(f"{key}: {name}: {exc.strerror}") from None
+
+
+def _options(wanted: Any, schema: Mapping[str, Any], depth: int = MAX_REFERENCES) -> Iterator[dict[str, Any]]:
+    """The schemas of which one must fit."""
+    wanted = resolve(wanted, schema)
+    several = wanted.get("anyOf") or wanted.get("oneOf")
+    if not several or not depth:
+        yield wanted
+        return
+    for one in several:
+        yield from _options(one, schema, depth - 1)
+
+
+def _items(wanted: list[dict[str, Any]]) -> Any:
+    """The schema of an item, where nothing but a list (or null) is wanted; else None."""
+    lists = [option for option in wanted if _kinds(option) == {"array"}]
+    others = {kind for option in wanted if option not in lists for kind in _kinds(option) or {"any"}}
+    return lists[0].get("items", {}) if lists and others <= {"null"} else None
+
+
+def _kinds(option: Mapping[str, Any]) -> set[str]:
+    """The JSON types that a schema admits; empty when it says nothing of them."""
+    values = [option["const"]] if "const" in option else option.get("enum")
+    if values is not None:
+        return {_KINDS.get(type(value), "object") for value in values}
+    kind = option.get("type")
+    return {kind} if isinstance(kind, str) else set(kind or ())

@@ -160,7 +160,7 @@ def test_a_token_ends_exactly_at_its_expires_at_and_not_after_its_peer() -> None
 
 
 def test_a_caller_is_told_reason_rule_and_denial_id() -> None:
-    denied, allowed = decide("node/kill", access=Access(required_scopes=("node:admin",))), decide("ssh/shell")
+    denied, allowed = operate(Access(required_scopes=("node:admin",))), decide("ssh/shell")
     assert str(denied) == f"peer 'alice' lacks the scope node:admin [scope:node:admin] ({denied.denial_id})"
     assert str(allowed) == f"{allowed.reason} [scope:ssh:shell]"
 

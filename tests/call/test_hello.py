@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import copy
 import json
 import subprocess
@@ -57,7 +58,7 @@ def as_it_is(body: bytes) -> bytes:
 
 
 class Hello:
-    """Both ends of one hello. Every step may be given a `change` of the message on its way, and who signs it as what."""
+    """Both ends of one hello. A step may be given a `change` of the message on its way, and who signs it as what."""
 
     def __init__(
         self,
@@ -209,7 +210,7 @@ def test_a_refusal_may_come_in_place_of_any_answer() -> None:
     hello = until("accepted")
     assert hello.dialer.refused(ListenerHello.accepted("alice")) is None
     assert hello.dialer.refused(b"{}") is None
-    with pytest.raises(CallError, match="^not you$"):
+    with pytest.raises(CallError, match=r"^not you$"):
         hello.dialer.finished(refusal)
 
 
@@ -432,7 +433,7 @@ def test_a_message_of_another_step_is_refused_in_its_place(step: str) -> None:
     whole = until("accepted")
     for name in {"start", "challenge", "proof"} - {step}:
         hello = until(step)
-        with pytest.raises(HelloError, match=f"expected hello.{step} and got another message"):
+        with pytest.raises(HelloError, match=rf"expected hello\.{step} and got another message"):
             getattr(hello, step)(instead(whole.sent[name]))
 
 
@@ -540,7 +541,7 @@ def test_a_challenge_that_is_sent_back_proves_nothing_of_the_node() -> None:
 
 def test_a_start_that_is_echoed_is_no_challenge() -> None:
     hello = until("challenge")
-    with pytest.raises(HelloError, match="expected hello.challenge and got another message"):
+    with pytest.raises(HelloError, match=r"expected hello\.challenge and got another message"):
         hello.dialer.challenged(hello.sent["start"])
 
 
@@ -655,10 +656,8 @@ def test_whatever_comes_is_a_message_or_refused_and_nothing_else(body: bytes) ->
         lambda: AT["challenge"].dialer.refused(body),
     ]
     for take in takers:
-        try:
+        with contextlib.suppress(HelloError, CallError):
             take()
-        except (HelloError, CallError):
-            pass
 
 
 @given(st.data())
