@@ -337,7 +337,9 @@ class Node:
     def _connections_of(self, peer: str) -> int:
         return sum(c.identity is not None and c.identity.id == peer for c in self.router.connections)
 
-    async def _call_peer(self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None) -> Any:
+    async def _call_peer(
+        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+    ) -> Any:
         session = self._calls.session_of(peer)
         if session is None:
             raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")

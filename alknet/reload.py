@@ -81,12 +81,10 @@ class Reloader:
                 tokens = self._load_tokens()
                 registry = running.registry
                 if loaded.services != running.settings.services:
-                    registry = self._load_registry(loaded.services.modules)
-            except (ConfigError, UsageError) as exc:  # two operations of one name are a mistake in a call to a registry
+                    registry = self._registry(loaded.services.modules)
+            except ConfigError as exc:
                 for line in str(exc).splitlines():
                     log.error("reload (%s) changed nothing: %s", cause, line)
-                if isinstance(exc, UsageError):
-                    raise ConfigError(f"[services] modules: {exc}", hint=exc.hint) from exc
                 raise
             found = changes(running.settings, loaded)
             live = tuple(change.key for change in found if not change.needs_restart)
@@ -104,6 +102,12 @@ class Reloader:
             if waiting:
                 log.warning(event("restart needed", keys=",".join(waiting)))
             return Report(live + waiting, waiting)
+
+    def _registry(self, modules: tuple[str, ...]) -> Registry:
+        try:
+            return self._load_registry(modules)
+        except UsageError as exc:  # two of them are named alike
+            raise ConfigError(f"[services] modules: {exc}", hint=exc.hint) from exc
 
     def _read(self) -> tuple[Settings, TlsIdentity]:
         settings, running = load(self._home), self.running.identity

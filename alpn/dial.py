@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from alknet.alpn.errors import AlpnRefused, HandshakeFailed, StreamsExhausted
 from alknet.alpn.streams import Address, Connection, Stream
+from alknet.alpn.tcp import keep_alive
 from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S, dial_tls
 from alknet.errors import AlknetError, UnavailableError
 from alknet.tasks import Tasks
@@ -197,6 +198,7 @@ async def _open(attempt: _Attempt, alpn: str) -> Connection:
     sock = socket.socket(attempt.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(sock)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
             await loop.sock_connect(sock, attempt.address)
     except TimeoutError:

@@ -17,7 +17,7 @@ from alknet.alpn.admission import Admission, Slot
 from alknet.alpn.first_byte import Opening, opening
 from alknet.alpn.router import Router
 from alknet.alpn.streams import Address
-from alknet.alpn.tcp import TcpConnection
+from alknet.alpn.tcp import TcpConnection, keep_alive
 from alknet.alpn.udp import bind_udp
 from alknet.errors import StartupError
 from alknet.logs import event
@@ -156,8 +156,9 @@ class Port:
             log.warning(event("connection rejected", remote_addr=remote.host, limit=slot))
             sock.close()
             return
-        sock.setblocking(False)
         try:
+            sock.setblocking(False)
+            keep_alive(sock)
             self._waiting.add(_Waiting(self, sock, remote, slot))
         except Exception:
             slot.leave()

@@ -19,13 +19,26 @@ from alknet.alpn.errors import ConnectionClosed, StreamBroken, StreamClosed, Str
 from alknet.alpn.streams import MAX_BUFFERED_BYTES, READ_SIZE, Address, BaseConnection
 from alknet.tasks import Tasks
 
-__all__ = ["OneStreamConnection", "TcpConnection", "TcpStream"]
+__all__ = ["OneStreamConnection", "TcpConnection", "TcpStream", "keep_alive"]
+
+KEEPALIVE_IDLE_S: Final = 60
+KEEPALIVE_INTERVAL_S: Final = 15
+KEEPALIVE_PROBES: Final = 4
+"""After a minute of silence the other machine is asked; after another one without an answer it is gone."""
 
 _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 """`SO_LINGER` with no time: closing the socket sends RST."""
 
 
 _Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Have the kernel notice that the machine at the other end is gone, which on TCP nobody else would."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
 
 
 class OneStreamConnection(BaseConnection):

@@ -4,6 +4,8 @@ The output is one line of JSON on stdout, of a subscription one line for each it
 and the exit status says which kind it was. When the client goes away the call is cancelled.
 """
 
+import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from alknet.access import Identity
@@ -13,11 +15,14 @@ from alknet.call.context import Caller
 from alknet.call.dispatch import Dispatcher
 from alknet.call.errors import CallError, FrameError
 from alknet.call.prepared import Prepared
+from alknet.logs import printable
 
 __all__ = ["Terminal", "serve_command"]
 
 USAGE: Final = 2
 MAX_INPUT_CHARS: Final = 1024 * 1024
+MAX_MISTAKES: Final = 8
+"""Of an input that are told, a line each."""
 
 
 class Terminal(Protocol):
@@ -28,6 +33,9 @@ class Terminal(Protocol):
 
     async def write_error(self, data: bytes) -> None:
         """To stderr."""
+
+    def on_recheck(self, recheck: Callable[[], None]) -> None:
+        """Have `recheck` called whenever what is allowed may have changed."""
 
 
 async def serve_command(
@@ -50,6 +58,26 @@ async def serve_command(
 
 
 async def _run(prepared: Prepared, terminal: Terminal) -> None:
+    """Until it has ended, or what allowed it was taken away, which raises the refusal."""
+    running = asyncio.current_task()
+    refusals: list[CallError] = []
+
+    def recheck() -> None:
+        refusal = prepared.revoked()
+        if refusal is not None and running is not None:
+            refusals.append(refusal)
+            running.cancel()
+
+    terminal.on_recheck(recheck)
+    try:
+        await _show(prepared, terminal)
+    except asyncio.CancelledError:
+        if refusals and running is not None and running.uncancel() == 0:
+            raise refusals[0] from None
+        raise
+
+
+async def _show(prepared: Prepared, terminal: Terminal) -> None:
     if not prepared.is_stream:
         await terminal.write(_line(await prepared.call()))
         return
@@ -70,7 +98,7 @@ def _input(text: str) -> object:
         return JSON.decode(text.encode("utf-8", "surrogateescape"))
     except FrameError as exc:
         raise CallError(
-            "INVALID_INPUT", f"the input is not JSON: {exc}", hint="quote it for the far shell too: op NAME '{…}'"
+            "INVALID_INPUT", f"the input {exc}", hint="all that follows the name is JSON: ssh HOST op NAME '{…}'"
         ) from exc
 
 
@@ -83,9 +111,12 @@ def _line(value: object) -> bytes:
 
 def _words(error: CallError) -> str:
     denial = f" ({error.denial_id})" if error.denial_id else ""
-    lines = [f"alknet: {error.code}: {error}{denial}\n"]
+    lines = [f"alknet: {error.code}: {error}{denial}"]
     if isinstance(error.details, list):
-        lines += [f"        {detail}\n" for detail in error.details[:5]]
+        mistakes = [one for one in error.details if isinstance(one, dict) and len(error.details) > 1]
+        lines += [
+            f"        {'.'.join(map(str, m['path'])) or 'input'}: {m['message']}" for m in mistakes[:MAX_MISTAKES]
+        ]
     if error.hint:
-        lines.append(f"  hint: {error.hint}\n")
-    return "".join(lines)
+        lines.append(f"  hint: {error.hint}")
+    return "".join(f"{printable(line)}\n" for line in lines)

@@ -82,7 +82,10 @@ class CallHandler:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 channel = await Channel.on(await connection.accept_stream())
                 admitted = await self._say_hello(connection, channel)
-        except (TimeoutError, ConnectionClosed):
+        except TimeoutError:
+            log.info(event("hello timed out", remote_addr=_host(connection)))
+            return
+        except ConnectionClosed:
             return
         finally:
             self._saying_hello.discard(connection)
@@ -178,10 +181,12 @@ class CallHandler:
             remote=_host(connection),
         )
         if not act.decision:
-            self._login_failed(connection, reason=act.decision.rule, peer=identity.id)
-            raise CallError("FORBIDDEN", act.decision.reason, denial_id=act.decision.denial_id)
+            denial_id = act.decision.denial_id
+            self._login_failed(connection, reason=act.decision.rule, denial_id=denial_id, peer=identity.id)
+            raise CallError("FORBIDDEN", act.decision.reason, denial_id=denial_id)
         if self._connections_of(identity.id) >= self.settings.connections_per_peer:
             act.done("limits.connections_per_peer")
+            self._log_reject(connection, reason="limits.connections_per_peer", peer=identity.id)
             words = "limits.connections_per_peer allows no more connections of this peer"
             raise CallError("RESOURCE_EXHAUSTED", words)
         act.done("ok")
@@ -209,10 +214,12 @@ class CallHandler:
         return bearer
 
     def _login_failed(self, connection: Connection, **pairs: object) -> None:
-        host = _host(connection)
-        log.warning(event("auth", remote_addr=host, result="reject", **pairs))
-        if host is not None:
+        self._log_reject(connection, **pairs)
+        if (host := _host(connection)) is not None:
             self._on_login_failed(host)
+
+    def _log_reject(self, connection: Connection, **pairs: object) -> None:
+        log.warning(event("auth", remote_addr=_host(connection), result="reject", **pairs))
 
     async def _reject(self, channel: Channel, error: CallError) -> None:
         channel.send(ListenerHello.rejected(error))

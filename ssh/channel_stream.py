@@ -1,6 +1,7 @@
 """An SSH session channel as a `Stream`, for the parts of a node that speak over a subsystem."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import asyncssh
@@ -26,6 +27,11 @@ class ChannelStream:
         self._arrived = asyncio.Event()
         self._may_write = asyncio.Event()
         self._may_write.set()
+        self._recheck: Callable[[], None] = lambda: None
+
+    def on_recheck(self, recheck: Callable[[], None]) -> None:
+        """Have `recheck` called whenever what is allowed may have changed."""
+        self._recheck = recheck
 
     async def read(self, max_bytes: int = READ_SIZE) -> bytes:
         self._check_open()
@@ -93,6 +99,9 @@ class ChannelStream:
         self._channel = None
         self._arrived.set()
         self._may_write.set()
+
+    def recheck(self) -> None:
+        self._recheck()
 
     def pause_writing(self) -> None:
         self._may_write.clear()

@@ -310,9 +310,16 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def recheck(self) -> None:
         """End this session if the current policy forbids it, or would run it otherwise than it runs."""
         plan = self._plan
+        identity = self._connection.identity
+        if self._inner is not None and plan is not None:
+            new = self._make_plan()
+            if (new.subsystem, new.command) == (plan.subsystem, plan.command):
+                self._inner.stream.recheck()  # it asks its own decisions
+            else:
+                self.revoke(self._gate.changed(identity, "ssh/exec", plan.subsystem or plan.command))
+            return
         if self._act is None or plan is None or plan.action is None:
             return
-        identity = self._connection.identity
         decision = self._gate.still(identity, plan.action, plan.resource)
         if decision and self._make_plan() != plan:
             decision = self._gate.changed(identity, plan.action, plan.resource)

@@ -100,7 +100,7 @@ def _in_full(error: "CallError") -> "CallError":
     lines, details = [str(error)], error.details
     if error.code == "INVALID_INPUT" and isinstance(details, list) and len(details) > 1:
         lines = ["the input is wrong:"]
-        lines += [f"{one.get('path')}: {one.get('message')}" for one in details if isinstance(one, dict)]
+        lines += [f"{_place(one.get('path'))}: {one.get('message')}" for one in details if isinstance(one, dict)]
     elif error.code not in PROTOCOL_CODES:
         lines[0] = f"{error.code}: {lines[0]}"
     if error.code != "INVALID_INPUT" and details is not None:
@@ -108,6 +108,10 @@ def _in_full(error: "CallError") -> "CallError":
     return CallError(
         error.code, "\n".join(lines[: MAX_DETAILS + 1]), details=details, denial_id=error.denial_id, hint=error.hint
     )
+
+
+def _place(path: Any) -> str:
+    return ".".join(map(str, path)) if isinstance(path, list) and path else "input"
 
 
 class _Output:
@@ -145,7 +149,14 @@ async def _input(peer: "Peer", name: str, values: tuple[str, ...]) -> Any:
             return from_json(values[0])
         except ValueError as exc:
             raise InvalidInputError(f"the input is not JSON: {exc}", hint="quote it for the shell: '{…}'") from None
-    schema = (await peer.call("services/schema", name=name))["input_schema"]
+    from alknet.call.errors import CallError
+
+    try:
+        schema = (await peer.call("services/schema", name=name))["input_schema"]
+    except CallError as exc:
+        if exc.code != "NOT_FOUND":
+            raise
+        schema = {}  # nobody may see it who may not call it: the call itself says which it is
     return typed(values, schema)
 
 

@@ -19,6 +19,8 @@ __all__ = ["hint_for", "list_operations", "ops"]
 
 MAX_PAGES: Final = 1000
 MAX_NEAR: Final = 3
+NEAR: Final = 0.8
+"""How much of a name must be like another one to be meant by it."""
 
 
 @click.command()
@@ -64,8 +66,8 @@ def ops(
         print_json(answer)
     elif name is None:
         rows = [(one["name"], one["kind"], one["summary"]) for one in answer]
-        empty = f"no operation has {query!r} in its name, summary or tags" if query else "no operations"
-        print_table(("NAME", "KIND", "SUMMARY"), rows, empty=f"{empty} that you may call")
+        where = f" with {query!r} in name, summary or tags" if query else ""
+        print_table(("NAME", "KIND", "SUMMARY"), rows, empty=f"no operations that you may call{where}")
     else:
         _explain(peer, answer)
 
@@ -95,7 +97,7 @@ async def hint_for(opened: "Peer", peer: str, name: str, error: Exception) -> st
         return ""
     if name.removeprefix("/") in known:
         return ""
-    near = get_close_matches(name, known, n=MAX_NEAR)
+    near = get_close_matches(name, known, n=MAX_NEAR, cutoff=NEAR)
     return f"did you mean {' or '.join(near)}?" if near else f"'alknet ops {peer}' lists those that you may call"
 
 

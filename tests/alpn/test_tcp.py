@@ -13,7 +13,7 @@ import pytest
 from alknet.access import Identity
 from alknet.alpn.errors import ConnectionClosed, StreamBroken, StreamClosed
 from alknet.alpn.streams import Address
-from alknet.alpn.tcp import TcpConnection
+from alknet.alpn.tcp import KEEPALIVE_IDLE_S, TcpConnection, keep_alive
 from testkit.polling import eventually, settled
 
 from .conformance import BULK, Recorder, same
@@ -217,3 +217,10 @@ async def test_closing_while_the_first_use_is_under_way_leaves_nothing_open(way:
 async def _ignoring_close(read: Coroutine[Any, Any, bytes]) -> None:
     with pytest.raises(StreamClosed):
         await read
+
+
+def test_a_machine_that_is_gone_is_noticed_by_the_kernel() -> None:
+    with socket.socket() as sock:
+        keep_alive(sock)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE_S

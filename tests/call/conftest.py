@@ -1,10 +1,29 @@
 """Every asynchronous test of operation calls runs on both event loops: asyncio's own, and uvloop, which a node runs on."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 
+import pytest
 import uvloop
+
+from testkit.polling import eventually
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def nothing_is_left(caplog: pytest.LogCaptureFixture) -> AsyncIterator[None]:
+    """No exception reaches the event loop or fails a task unseen, and no task outlives what the test has closed."""
+    escaped: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: escaped.append(context))
+    before = asyncio.all_tasks()
+    yield
+    gc.collect()
+    await eventually(lambda: not asyncio.all_tasks() - before - {asyncio.current_task()}, "every task has ended")
+    gc.collect()
+    assert escaped == []
+    assert [record.message for record in caplog.records if record.name in ("alknet.tasks", "asyncio")] == []

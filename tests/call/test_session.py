@@ -33,18 +33,7 @@ from testkit.served import Served
 STOPPED_WITHIN_S = 0.2
 CODECS = pytest.mark.parametrize("codec", ["msgpack", "json"])
 
-
-@pytest.fixture(autouse=True)
-async def nothing_is_left() -> AsyncIterator[None]:
-    """No exception reaches the event loop, and no task outlives its session."""
-    escaped: list[Any] = []
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(lambda _, context: escaped.append(context))
-    before = asyncio.all_tasks()
-    yield
-    gc.collect()
-    await eventually(lambda: not asyncio.all_tasks() - before - {asyncio.current_task()}, "every task has ended")
-    assert escaped == []
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.fixture
@@ -524,7 +513,7 @@ async def test_calls_that_wait_hear_when_their_session_ends_and_why(door: CallDo
         assert (await failure(link.session.call("t/echo"))).code == "UNAVAILABLE"
         assert (await failure(anext(link.session.subscribe("t/follow")))).code == "UNAVAILABLE"
         await session.aclose("twice")
-    assert served.stopped == 21
+    await eventually(lambda: served.stopped == 21, "all are stopped")
 
 
 async def test_a_side_that_closes_without_a_reason_knows_that_it_did(door: CallDoor) -> None:

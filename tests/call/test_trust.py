@@ -1,5 +1,6 @@
 """Whom a caller believes to be the node, source by source, and in which words the others are refused."""
 
+import json
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from alknet.alpn.dial import Dialed
 from alknet.alpn.memory import MemoryConnection, memory_pair
 from alknet.call import client
+from alknet.call.channel import Channel
 from alknet.call.client import CallTarget, Credentials
+from alknet.call.errors import HelloError
 from alknet.call.frames import FrameReader, frame
 from alknet.call.hello import LISTENER_NAMESPACE, ListenerHello
 from alknet.call.trust import NewNode, NodeKeyError, NodeTrust
@@ -19,6 +22,7 @@ from alknet.errors import ConfigError, UnavailableError
 from alknet.keys import PublicKey
 from alknet.known_nodes import HOST_KEY, NODE_KEY, KnownNodes
 from alknet.sshsig import KeySigner, sign
+from alknet.tasks import Tasks
 from testkit.authority import Authority
 
 NODE, OTHER, ALICE = (KeySigner(Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32)) for n in (1, 2, 3))
@@ -51,9 +55,7 @@ def test_the_expected_key_is_believed_and_nothing_else_is_asked(known: KnownNode
 
 def test_another_key_than_the_expected_one_is_refused_whatever_vouches_for_it(known: KnownNodes) -> None:
     known.add(HOST, PORT, NODE_KEY, ANOTHER)
-    trust = NodeTrust(
-        pin=KEY, pin_source="peers.d/hub.toml", known_nodes=known, accept_new=never, authorities=ROOT.pem
-    )
+    trust = NodeTrust(pin=KEY, pin_source="peers.d/hub.toml", known_nodes=known, accept_new=never, authorities=ROOT.pem)
     with pytest.raises(NodeKeyError) as caught:
         check(trust, ANOTHER, VOUCHED)
     assert str(caught.value) == (
@@ -88,8 +90,12 @@ def test_a_changed_key_is_refused_whatever_vouches_for_it(known: KnownNodes) -> 
     assert known.find(HOST, PORT, NODE_KEY) == KEY
 
 
-@pytest.mark.parametrize(("host", "port", "role"), [(HOST, 7023, NODE_KEY), ("x", PORT, NODE_KEY), (HOST, PORT, HOST_KEY)])
-def test_a_key_that_is_known_for_something_else_says_nothing(known: KnownNodes, host: str, port: int, role: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "port", "role"), [(HOST, 7023, NODE_KEY), ("x", PORT, NODE_KEY), (HOST, PORT, HOST_KEY)]
+)
+def test_a_key_that_is_known_for_something_else_says_nothing(
+    known: KnownNodes, host: str, port: int, role: str
+) -> None:
     known.add(host, port, role, KEY)
     with pytest.raises(NodeKeyError, match="is not known"):
         check(NodeTrust(known_nodes=known, authorities=ROOT.pem))
@@ -183,43 +189,93 @@ def test_nobody_to_ask_is_a_no() -> None:
 
 
 class Listener:
-    """A node that proves to have `signer`'s key to one dialer, and keeps what that sends."""
+    """A node that signs with `signer`, in whosever name, for whoever dials, and does not answer anything after that."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, signer: KeySigner, certificates: Sequence[bytes]) -> None:
-        self.heard = b""
-        self.connection: MemoryConnection
-        self._signer = signer
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, signer: KeySigner, *certificates: bytes, names: PublicKey | None = None
+    ) -> None:
+        self.heard: list[str] = []
+        """What kinds of messages the dialer has handed to the carrier."""
+        self._tasks = Tasks("listener")
+        self._signer, self._key = signer, names or signer.public_key
+        send = Channel.send
+
+        def heard(channel: Channel, body: bytes) -> None:
+            self.heard.append(json.loads(body)["type"])
+            send(channel, body)
 
         async def dial(*_: Any, **__: Any) -> Dialed:
-            dialer, self.connection = memory_pair(alpn="alknet/call")
-            dialer.peer_certificates = tuple(certificates)
+            dialer, listener = memory_pair(alpn="alknet/call")
+            dialer.peer_certificates = certificates
+            self._tasks.start(self._prove(listener), name="node")
             return Dialed(dialer, HOST, PORT)
 
         monkeypatch.setattr(client, "dial", dial)
+        monkeypatch.setattr(Channel, "send", heard)
 
-    async def serve(self) -> None:
-        stream = await self.connection.accept_stream()
-        hello = ListenerHello(alpn="alknet/call", binding=self.connection.channel_binding)
+    async def _prove(self, connection: MemoryConnection) -> None:
+        stream = await connection.accept_stream()
         reader = FrameReader(max_frame=1 << 16)
         bodies: list[bytes] = []
         while not bodies:
-            data = await stream.read()
-            self.heard += data
-            bodies = reader.feed(data)
+            bodies = reader.feed(await stream.read())
+        hello = ListenerHello(alpn="alknet/call", binding=connection.channel_binding)
         hello.started(bodies[0])
-        message = hello.to_sign(node="hub", key=self._signer.public_key, limits={})
-        signature = await sign(self._signer, message, namespace=LISTENER_NAMESPACE)
-        await stream.write(frame(hello.challenge(signature)))
-        await self.connection.wait_closed()
-        bodies += reader.feed(await _rest(stream))
-        self.bodies = bodies
+        message = hello.to_sign(node="hub", key=self._key, limits={})
+        await stream.write(frame(hello.challenge(await sign(self._signer, message, namespace=LISTENER_NAMESPACE))))
+        await connection.wait_closed()
 
 
-async def _rest(stream: Any) -> bytes:
-    data = b""
-    try:
-        while more := await stream.read():
-            data += more
-    except Exception:  # the dialer has hung up
-        pass
-    return data
+async def reach(trust: NodeTrust) -> None:
+    target = CallTarget(((HOST, PORT),), Credentials((ALICE, OTHER), "alk_token"), trust, "hub")
+    async with client.connect(target):
+        raise AssertionError("it was let in")
+
+
+async def test_a_node_that_is_believed_hears_who_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = Listener(monkeypatch, NODE)
+    monkeypatch.setattr(client, "HELLO_TIMEOUT_S", 0.1)
+    with pytest.raises(UnavailableError, match="hub did not say hello within"):
+        await reach(NodeTrust(pin=KEY))
+    assert listener.heard[:2] == ["hello.start", "hello.proof"]
+
+
+@pytest.mark.parametrize(
+    ("because", "certificates", "words"),
+    [
+        ("pin", lambda: VOUCHED, "did not prove to be itself"),
+        ("known", lambda: VOUCHED, "has CHANGED"),
+        ("unknown", lambda: [], "it showed no certificate"),
+        ("unknown", lambda: ROOT.show(HOST, start=now(days=-9), end=now(days=-1)), "its certificate expired on"),
+        ("refused", lambda: [], "was not accepted"),
+    ],
+    ids=["pin", "known", "unknown", "expired", "refused"],
+)
+async def test_a_node_that_is_not_believed_hears_nothing_but_the_start(
+    because: str,
+    certificates: Callable[[], list[bytes]],
+    words: str,
+    known: KnownNodes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if because == "known":
+        known.add(HOST, PORT, NODE_KEY, KEY)
+    listener = Listener(monkeypatch, OTHER, *certificates())
+    trust = NodeTrust(
+        pin=KEY if because == "pin" else None,
+        known_nodes=known,
+        accept_new=(lambda new: False) if because == "refused" else None,
+        authorities=ROOT.pem,
+    )
+    with pytest.raises(NodeKeyError, match=words):
+        await reach(trust)
+    assert listener.heard == ["hello.start"]  # and no second key was tried on it
+
+
+async def test_a_node_that_signs_with_another_key_than_it_names_hears_nothing_but_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listener = Listener(monkeypatch, OTHER, names=KEY)
+    with pytest.raises(HelloError, match="signed with another key than the one that it names"):
+        await reach(NodeTrust(pin=KEY))
+    assert listener.heard == ["hello.start"]

@@ -62,6 +62,17 @@ def test_output_exit_code_and_audit_are_the_same_over_every_carrier(node: NodePr
     assert {carrier for carrier, audit in audits.items() if audit != audits["tcp"]} == set()
 
 
+def test_on_tcp_the_kernel_watches_both_ends(node: NodeProcess) -> None:
+    """Else a machine that loses its power would keep its sessions until somebody writes to them."""
+    with running(session(node, "tls", "echo in; cat")) as inside:
+        wait_for(inside, b"in\n")
+        filter = f"( sport = :{node.port} or dport = :{node.port} )"
+        sockets = subprocess.check_output(["ss", "-tnoH", "state", "established", filter], text=True).splitlines()
+        assert len(sockets) == 2
+        assert all("timer:(keepalive" in line for line in sockets), sockets
+        inside.kill()
+
+
 def test_a_refusal_is_the_same_over_every_carrier(node: NodeProcess) -> None:
     node.write_peer("bob", 'scopes = ["ssh:shell"]\n[ssh]\nuser = "root"\nas_daemon = true')
     node.alknet("config", "reload")

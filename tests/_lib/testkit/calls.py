@@ -92,7 +92,9 @@ class CallDoor:
         """End every session."""
         await self.router.shutdown(asyncio.get_running_loop().time())
 
-    async def _call_peer(self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None) -> Any:
+    async def _call_peer(
+        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+    ) -> Any:
         session = self.handler.session_of(peer)
         assert session is not None
         return await session.call(name, value, timeout_s=timeout_s, forwarded_for=forwarded_for)
