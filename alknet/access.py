@@ -228,10 +228,14 @@ class Decision:
     def __bool__(self) -> bool:
         return self.allowed
 
+    @property
+    def words(self) -> str:
+        """What the caller is told where the denial id has a place of its own."""
+        return f"{self.reason} [{self.rule}]"
+
     def __str__(self) -> str:
         """What the caller is told."""
-        suffix = "" if self.denial_id is None else f" ({self.denial_id})"
-        return f"{self.reason} [{self.rule}]{suffix}"
+        return self.words if self.denial_id is None else f"{self.words} ({self.denial_id})"
 
 
 def authorize(

@@ -143,7 +143,11 @@ class Channel(asyncio.Protocol):
             self._flush()
 
     def say(self, envelope: Envelope) -> None:
-        """Send an envelope; raises `CallError` for one that cannot be encoded or is too large for the other side."""
+        """Send an envelope; raises `CallError` as `encode` does."""
+        self.send(self.encode(envelope))
+
+    def encode(self, envelope: Envelope) -> bytes:
+        """The body that says it; raises `CallError` if there is none, or one too large for the other side."""
         try:
             body = self.codec.encode(envelope)
         except EncodeError as exc:
@@ -155,7 +159,7 @@ class Channel(asyncio.Protocol):
                 " larger values in pieces",
                 retryable=False,
             )
-        self.send(body)
+        return body
 
     def post(self, envelope: Envelope | None) -> None:
         """Send an envelope if there is one, that is always small and well formed."""

@@ -4,6 +4,7 @@ Over QUIC and TLS the two ends prove themselves in the hello; over a channel of 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from alknet.call.carried import ALPN, ChannelConnection
 from alknet.call.channel import Channel
 from alknet.call.codecs import CODECS
 from alknet.call.errors import CallError, FrameError, HelloError
-from alknet.call.frames import DEFAULT_MAX_FRAME, HELLO_MAX_FRAME
+from alknet.call.frames import CEILING_MAX_FRAME, DEFAULT_MAX_FRAME, HELLO_MAX_FRAME
 from alknet.call.hello import DIALER_NAMESPACE, Accepted, Challenge, DialerHello
 from alknet.call.machine import Limits
 from alknet.call.serving import Server
@@ -93,13 +94,13 @@ async def connect(
             except _TookLong:
                 dialed.connection.close()
                 dialed = await _dial(target, carriers, report)
-                link = await _open(target, dialed, key, codecs, server_of)
+                link = await _open(target, dialed, key, codecs, server_of, patience_s=math.inf)
         except (CallError, SignatureError, UnavailableError) as exc:
             dialed.connection.close()
             # Another key may do: an agent may have lost this one, and the node may not know it.
             if last or (isinstance(exc, CallError) and (exc.code != "FORBIDDEN" or exc.denial_id is not None)):
                 raise
-            if isinstance(exc, NodeKeyError):
+            if isinstance(exc, NodeKeyError | _Silent):
                 raise
         except BaseException:
             dialed.connection.close()
@@ -128,12 +129,14 @@ async def _open(
     key: Signer | None,
     codecs: Sequence[str],
     server_of: Callable[[Challenge], Server] | None,
+    *,
+    patience_s: float | None = None,
 ) -> Link:
     def check(challenge: Challenge) -> None:
         assert challenge.key is not None
         began = time.monotonic()
         target.trust.check(dialed.host, dialed.port, challenge.key, dialed.connection.peer_certificates)
-        if time.monotonic() - began > PATIENCE_S:
+        if time.monotonic() - began > (PATIENCE_S if patience_s is None else patience_s):
             raise _TookLong
 
     try:
@@ -146,9 +149,9 @@ async def _open(
             server_of=server_of,
         )
     except ConnectionClosed as exc:
-        raise UnavailableError(f"{target.name} was reached, and then lost") from exc
+        raise _Silent(f"{target.name} was reached, and then lost") from exc
     except TimeoutError:
-        raise UnavailableError(f"{target.name} did not say hello within {HELLO_TIMEOUT_S:g} s") from None
+        raise _Silent(f"{target.name} did not say hello within {HELLO_TIMEOUT_S:g} s") from None
 
 
 async def over_connection(
@@ -218,7 +221,8 @@ def _begin(
     server_of: Callable[[Challenge], Server] | None,
 ) -> Link:
     anonymous = accepted.identity is None
-    max_frame = HELLO_MAX_FRAME if anonymous else challenge.limits.get("max_frame", DEFAULT_MAX_FRAME)
+    max_frame = challenge.limits.get("max_frame", DEFAULT_MAX_FRAME)
+    max_frame = HELLO_MAX_FRAME if anonymous else min(max_frame, CEILING_MAX_FRAME)
     timeout_ms = challenge.limits.get("default_timeout_ms")
     session = Session(
         connection,
@@ -236,3 +240,7 @@ def _begin(
 
 class _TookLong(Exception):
     """Somebody was asked about the node, and said yes."""
+
+
+class _Silent(UnavailableError):
+    """The node was reached and did not answer: another key would change nothing."""

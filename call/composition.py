@@ -6,8 +6,9 @@ or returns, a child that still runs is cancelled, unless it had begun and was to
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from alknet.access import Access
@@ -67,7 +68,7 @@ class Family:
             parent=parent,
         )
         prepared = parent.dispatcher.prepare(name, value, caller, traceparent=parent.traceparent)
-        return await self._have(_Child(name, prepared, continue_running=continue_running), prepared.call())
+        return await self._have(_Child(name, prepared, continue_running=continue_running), prepared.call)
 
     async def call_peer(self, peer: str, name: str, value: Any) -> Any:
         parent, operation = self._parent, self._parent.operation
@@ -85,13 +86,13 @@ class Family:
             origin=parent.origin,
         )
         if not act.decision:
-            raise CallError("FORBIDDEN", act.decision.reason, denial_id=act.decision.denial_id)
+            raise CallError("FORBIDDEN", act.decision.words, denial_id=act.decision.denial_id)
         loop = asyncio.get_running_loop()
         timeout_s = None if parent.deadline is None else max(0.001, parent.deadline - loop.time())
-        calling = parent.dispatcher.call_peer(peer, name, value, timeout_s=timeout_s, forwarded_for=parent.origin)
+        call = partial(parent.dispatcher.call_peer, peer, name, value, timeout_s=timeout_s, forwarded_for=parent.origin)
         outcome = "aborted"
         try:
-            output = await self._have(_Child(f"{peer}:{name}", None, continue_running=False), calling)
+            output = await self._have(_Child(f"{peer}:{name}", None, continue_running=False), call)
             outcome = "ok"
             return output
         except CallError as exc:
@@ -100,9 +101,9 @@ class Family:
         finally:
             act.done(outcome)
 
-    async def _have(self, child: _Child, calling: Coroutine[Any, Any, Any]) -> Any:
+    async def _have(self, child: _Child, call: Callable[[], Awaitable[Any]]) -> Any:
         """Run a child; when whoever waits for it is cancelled, so is the child."""
-        task = self._parent.dispatcher.tasks.start(_ended(calling), name=child.name)
+        task = self._parent.dispatcher.tasks.start(_ended(call), name=child.name)
         self._children[task] = child
         task.add_done_callback(self._left)
         try:
@@ -138,10 +139,10 @@ class Family:
         return CallError("NOT_FOUND", f"{name} is not among the operations that {own} may call (calls=…)")
 
 
-async def _ended(calling: Coroutine[Any, Any, Any]) -> tuple[Any, CallError | None]:
+async def _ended(call: Callable[[], Awaitable[Any]]) -> tuple[Any, CallError | None]:
     """(the output, or the error): a call that fails is for the handler to deal with, and no task that has failed."""
     try:
-        return await calling, None
+        return await call(), None
     except CallError as exc:
         return None, exc
 

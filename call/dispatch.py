@@ -97,7 +97,7 @@ class Dispatcher:
         resource = operation.resource_of(value)
         act = self._ask(operation, resource, caller)
         if not act.decision:
-            reason = act.decision.reason if caller.identity is not None else "authentication required"
+            reason = act.decision.words if caller.identity is not None else "authentication required"
             raise CallError("FORBIDDEN", reason, denial_id=act.decision.denial_id)
         try:
             inputs = self._inputs(operation, value)
@@ -131,7 +131,7 @@ class Dispatcher:
         )
 
     def _resources(self, identity: Identity | Authority | None, kind: str | None) -> Iterator[str]:
-        """What the caller's own rules name of this type; a glob, which matches itself, stands for all that it matches."""
+        """What the caller's own rules name of this type; a glob stands for all that it matches: it matches itself."""
         if kind is None or identity is None:
             return
         holder = identity if isinstance(identity, Authority) else self.gate.policy.peers.get(identity.id)

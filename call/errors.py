@@ -55,3 +55,5 @@ class FrameError(RemoteError):
 
 class HelloError(RemoteError):
     """The other side did not prove who it is, or does not speak this protocol; nothing was sent to it."""
+
+    exit_code = 5

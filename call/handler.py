@@ -116,10 +116,9 @@ class CallHandler:
 
     def recheck(self) -> None:
         for session, identity in tuple(self._sessions.items()):
+            session.serving.recheck()
             if identity is not None and not (decision := self.gate.still(identity, "call/connect")):
                 self._end(session, f"access was taken away: {decision}")
-            else:
-                session.serving.recheck()
 
     async def shutdown(self, deadline: float) -> None:
         for connection in tuple(self._saying_hello):
@@ -143,6 +142,8 @@ class CallHandler:
         """(who it is, codec, features), or None for somebody who was turned away."""
         hello = ListenerHello(alpn=connection.alpn, binding=connection.channel_binding)
         try:
+            if connection.channel_binding is None:
+                raise HelloError("this carrier does not bind the hello to its connection")
             start = hello.started(await channel.next_body())
             message = hello.to_sign(node=self._name, key=self._key.public_key, limits=self._limits())
             signature = await sign(self._key, message, namespace=LISTENER_NAMESPACE)
@@ -151,7 +152,7 @@ class CallHandler:
             identity = self._admit(connection, proof)
         except (HelloError, FrameError) as exc:
             if isinstance(exc, HelloError):
-                self._login_failed(connection, reason=str(exc))
+                self._login_failed(connection, reason="not-proven", detail=exc)
             await self._reject(channel, CallError("INVALID_INPUT", str(exc)))
             return None
         except CallError as exc:
@@ -166,8 +167,9 @@ class CallHandler:
         if proof.key is not None:
             identity = self.gate.policy.lookup_key(proof.key.fingerprint)
             if identity is None:
-                self._login_failed(connection, reason="unknown key", key=proof.key.fingerprint)
-                raise CallError("FORBIDDEN", f"no peer of this node has the key {proof.key.fingerprint}")
+                key = proof.key.fingerprint
+                self._stranger(connection, f"key:{key}", reason="unknown-key", key=key)
+                raise CallError("FORBIDDEN", f"no peer of this node has the key {key}")
         if proof.token is not None:
             identity = self._bearer(connection, proof.token, identity)
         if identity is None:
@@ -183,7 +185,7 @@ class CallHandler:
         if not act.decision:
             denial_id = act.decision.denial_id
             self._login_failed(connection, reason=act.decision.rule, denial_id=denial_id, peer=identity.id)
-            raise CallError("FORBIDDEN", act.decision.reason, denial_id=denial_id)
+            raise CallError("FORBIDDEN", act.decision.words, denial_id=denial_id)
         if self._connections_of(identity.id) >= self.settings.connections_per_peer:
             act.done("limits.connections_per_peer")
             self._log_reject(connection, reason="limits.connections_per_peer", peer=identity.id)
@@ -205,13 +207,26 @@ class CallHandler:
 
     def _bearer(self, connection: Connection, token: str, identity: Identity | None) -> Identity:
         bearer = self.gate.policy.lookup_token(token)
+        via, peer = ("token", None) if identity is None else (identity.via, identity.id)
         if bearer is None:
-            self._login_failed(connection, reason="unknown token", peer=None if identity is None else identity.id)
+            self._stranger(connection, via, reason="unknown-token", peer=peer)
             raise CallError("FORBIDDEN", "the token is not valid")
         if identity is not None and identity.id != bearer.id:
-            self._login_failed(connection, reason="token of another peer", peer=identity.id)
+            self._stranger(connection, via, reason="foreign-token", peer=peer)
             raise CallError("FORBIDDEN", "the token belongs to another peer than the key")
         return bearer
+
+    def _stranger(self, connection: Connection, via: str, **pairs: object) -> None:
+        """Somebody showed a credential, `via`, that makes nobody of them: a refusal, and never a fall back."""
+        self.gate.ask(
+            None,
+            "call/connect",
+            surface=connection.transport,
+            via=via,
+            connection=connection.id,
+            remote=_host(connection),
+        )
+        self._login_failed(connection, **pairs)
 
     def _login_failed(self, connection: Connection, **pairs: object) -> None:
         self._log_reject(connection, **pairs)

@@ -90,7 +90,7 @@ class Prepared:
             return None
         self._is_revoked = True
         self.ended_because = "revoked"
-        return CallError("FORBIDDEN", f"access was taken away: {decision.reason}", denial_id=decision.denial_id)
+        return CallError("FORBIDDEN", f"access was taken away: {decision.words}", denial_id=decision.denial_id)
 
     async def call(self) -> Any:
         """The output; raises `CallError`. Cancelling it cancels the handler and what that has called."""

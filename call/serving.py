@@ -20,6 +20,8 @@ __all__ = ["Nobody", "Server", "Serving"]
 
 log = logging.getLogger("alknet.call")
 
+MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
+"""Answers of one session that wait for an other side that does not read; those beyond become errors."""
 UNPREPARED: Final = "the call could not be prepared; see the node's log"
 
 
@@ -60,6 +62,7 @@ class Serving:
         self._server = server
         self._tasks = Tasks("operation")
         self._running: dict[str, _Running] = {}
+        self._waiting_bytes = 0
 
     def requested(self, channel: Channel, request: Requested) -> None:
         """Begin a call, or refuse it at once."""
@@ -115,22 +118,29 @@ class Serving:
             reply = self._machine.respond(id, await prepared.call())
         except CallError as exc:
             reply = self._machine.fail(id, exc)
-        if channel.is_full:
-            await channel.room()
-        self._reply(channel, id, reply)
+        body = self._encode(channel, id, reply)
+        del reply  # while the body waits, nothing else holds the output
+        if body and (not channel.is_full or await self._room_for(channel, id, body, prepared.deadline)):
+            channel.send(body)
 
     async def _serve_stream(self, channel: Channel, id: str, prepared: "Prepared") -> None:
         async with contextlib.aclosing(prepared.stream()) as items:
             try:
                 while True:
                     await self._wait_for_credit(id)
+                    await channel.room()
                     try:
                         item = await anext(items)
                     except StopAsyncIteration:
                         break
-                    await channel.room()  # after the item: of many that wait, each sends one only when there is room
-                    if not self._reply(channel, id, self._machine.respond(id, item)):
+                    body = self._encode(channel, id, self._machine.respond(id, item))
+                    del item
+                    if not body:
                         return
+                    # Many may have found room, and each has an item now.
+                    if channel.is_full and not await self._room_for(channel, id, body, None):
+                        return
+                    channel.send(body)
                 reply = self._machine.complete(id)
             except CallError as exc:
                 reply = self._machine.fail(id, exc)
@@ -147,18 +157,40 @@ class Serving:
             running.credited = asyncio.Event()
             await running.credited.wait()
 
-    def _reply(self, channel: Channel, id: str, reply: Envelope | None) -> bool:
-        """Send an answer; one that cannot be sent becomes an error. Whether it was sent as it was."""
-        if reply is None:
+    async def _room_for(self, channel: Channel, id: str, body: bytes, deadline: float | None) -> bool:
+        """Wait until `body`, an answer, may be sent. If it may not, the caller is told why in short."""
+        if self._waiting_bytes and self._waiting_bytes + len(body) > MAX_WAITING_BYTES:
+            words = f"more than {MAX_WAITING_BYTES} bytes of answers wait to be read"
+            channel.post(self._machine.fail(id, CallError("RESOURCE_EXHAUSTED", words)))
             return False
+        self._waiting_bytes += len(body)
         try:
-            channel.say(reply)
+            async with asyncio.timeout_at(deadline):
+                await channel.room()
+        except TimeoutError:
+            channel.post(self._machine.fail(id, CallError("TIMEOUT", "the answer was not read in time")))
+            return False
+        finally:
+            self._waiting_bytes -= len(body)
+        return True
+
+    def _reply(self, channel: Channel, id: str, reply: Envelope | None) -> None:
+        """Send an answer without waiting."""
+        body = self._encode(channel, id, reply)
+        if body:
+            channel.send(body)
+
+    def _encode(self, channel: Channel, id: str, reply: Envelope | None) -> bytes:
+        """The body of an answer; none, once an error was sent instead, for one that cannot be sent."""
+        if reply is None:
+            return b""
+        try:
+            return channel.encode(reply)
         except CallError as exc:
             log.error(event("an output cannot be sent", reason=exc))
             ours = CallError("INTERNAL", str(exc)) if exc.code == "INVALID_INPUT" else exc
             channel.post(self._machine.fail(id, ours))
-            return False
-        return True
+            return b""
 
     def _served(self, id: str, task: "asyncio.Task[None]") -> None:
         self._running.pop(id).prepared.drop()

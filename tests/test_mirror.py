@@ -35,6 +35,7 @@ COVERED_ELSEWHERE = {
 WITHOUT_SOURCE = {
     # test: the reason why it mirrors no source
     "tests/alpn/test_bad_network.py": "the contract on a network that loses; every part of QUIC has its share",
+    "tests/call/test_attacks.py": "what an other side may do to a session; every part of a session withstands a share",
 }
 
 

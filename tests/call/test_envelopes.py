@@ -120,11 +120,10 @@ def test_a_token_is_not_in_what_is_printed_of_a_request() -> None:
 
 
 @given(payload=st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), values, max_size=8))
-def test_whatever_a_request_says_it_is_read_or_refused_in_words(payload: dict[str, Any]) -> None:
+def test_whatever_a_request_says_it_is_read_or_refused(payload: dict[str, Any]) -> None:
     try:
         got = read_request("r1", 1, payload)
-    except BadField as exc:
-        assert " is not a " in str(exc)
+    except BadField:
         return
     assert type(got.name) is str
     assert len(got.name) <= MAX_NAME_CHARS + 1

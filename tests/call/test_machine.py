@@ -322,7 +322,9 @@ def test_who_goes_away_takes_no_new_calls_and_finishes_the_old() -> None:
 
 def test_who_is_told_to_finish_begins_nothing_new() -> None:
     end, id = calling()
-    assert end.receive(MAIN, envelope("session.goaway", "session", deadline_ms=2500, reason="bye")) == GoAway(2.5, "bye")
+    assert end.receive(MAIN, envelope("session.goaway", "session", deadline_ms=2500, reason="bye")) == GoAway(
+        2.5, "bye"
+    )
     with pytest.raises(CallError) as caught:
         end.request(MAIN, "t/a", None)
     assert caught.value.code == "UNAVAILABLE"

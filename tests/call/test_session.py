@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -143,7 +142,12 @@ async def test_a_batch_has_each_answer_or_error_in_its_place(door: CallDoor) -> 
 async def test_a_declared_error_arrives_with_its_details(door: CallDoor, codec: str) -> None:
     async with door.session(codecs=(codec,)) as link:
         error = await failure(link.session.call("t/fail", {"details": {"left": [0]}}))
-    assert (error.code, str(error), error.details, error.retryable) == ("OUT_OF_STOCK", "none left", {"left": [0]}, False)
+    assert (error.code, str(error), error.details, error.retryable) == (
+        "OUT_OF_STOCK",
+        "none left",
+        {"left": [0]},
+        False,
+    )
 
 
 async def test_a_refusal_carries_the_id_of_the_denial_in_the_audit_log(door: CallDoor) -> None:

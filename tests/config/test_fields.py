@@ -82,9 +82,7 @@ def test_scopes_are_words_or_stars_with_colons(scope: str) -> None:
     assert read(Scope, scope) == scope
 
 
-@pytest.mark.parametrize(
-    "scope", ["", ":", "ssh:", ":exec", "ssh::exec", "ss*:exec", "**", "a b", "SSH:exec", "*\n", "ä"]
-)
+@pytest.mark.parametrize("scope", ["", ":", "ssh:", ":exec", "ssh::exec", "ss*:exec", "**", "a b", "*\n", "ä"])
 def test_anything_else_is_no_scope(scope: str) -> None:
     refused(Scope, scope, "must be a scope")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import json
 import os
 import pwd
 import resource
@@ -30,6 +29,10 @@ from asyncssh.constants import (
 from asyncssh.packet import Boolean, String, UInt32
 
 from alknet.actions import command_matches
+from alknet.alpn.memory import memory_pair
+from alknet.call.client import Link, over_stream
+from alknet.call.errors import CallError
+from alknet.ssh.client import open_subsystem
 from alknet.ssh.connection import MAX_DENIALS
 from testkit.node import NodeProcess, wait_until
 from testkit.polling import eventually
@@ -417,17 +420,21 @@ async def test_odd_terminal_modes_leave_no_descriptors_and_drop_no_connection(no
 # --- rights that were taken away --------------------------------------------------------------------------
 
 
-async def test_a_control_channel_from_before_does_not_keep_a_scope_that_was_taken_away(node: NodeProcess) -> None:
+async def _calls(connection: asyncssh.SSHClientConnection) -> Link:
+    """A session of operation calls on a channel of its own."""
+    carrier, _ = memory_pair(alpn="alknet/ssh")
+    return await over_stream(await open_subsystem(connection, "alknet-call"), carrier)
+
+
+async def test_a_session_of_calls_from_before_does_not_keep_a_scope_that_was_taken_away(node: NodeProcess) -> None:
     _peer(node, "bob", f'scopes = ["node:*", "ssh:*"]\n{RUNS}')
     async with _connect(node, "bob") as connection:
-        early = await connection.create_process(subsystem="alknet-control", encoding=None)
+        early = await _calls(connection)
         _peer(node, "bob", f"scopes = []\n{RUNS}")
-        late = await connection.create_process(subsystem="alknet-control", encoding=None)
-        for process in (early, late):
-            process.stdin.write(b'{"op": "node/reload"}')
-            process.stdin.write_eof()
-            answer = json.loads(await asyncio.wait_for(process.stdout.read(), 20))
-            assert answer["error"]["message"].endswith("lacks the scope node:admin")
+        late = await _calls(connection)
+        for link in (early, late):
+            with pytest.raises(CallError, match="lacks the scope node:admin"):
+                await link.session.call("node/reload")
     decisions = [x["decision"] for x in node.audit() if x["action"] == "node/reload" and x.get("peer") == "bob"]
     assert decisions == ["deny", "deny"]
 
@@ -509,7 +516,7 @@ async def test_a_flood_of_one_byte_packets_before_any_request_costs_little(node:
                 while connection._transport and connection._transport.get_write_buffer_size() > 100_000:
                     await asyncio.sleep(0.005)
         assert await asyncio.to_thread(lambda: node.ssh("exit 5").returncode) == 5
-        channel.request("subsystem", String("alknet-control"))
+        channel.request("subsystem", String("alknet-call"))
         assert await asyncio.to_thread(lambda: node.ssh("exit 5").returncode) == 5
         assert _memory(node) - before < MAX_GROWTH
         await asyncio.wait_for(channel.is_closed.wait(), 20)  # a request of more than 64 KiB is refused
@@ -566,7 +573,7 @@ async def test_refused_operations_end_the_connection_too(node: NodeProcess) -> N
     connection, refused = await _connect(node, "nul"), 0
     try:
         for _ in range(2 * MAX_DENIALS):
-            result = await connection.run(subsystem="alknet-control", input=b'{"op": "node/status"}', encoding=None)
+            result = await connection.run("op node/status", encoding=None)
             assert result.exit_status == 3
             refused += 1
     except (asyncssh.Error, OSError):

@@ -68,7 +68,7 @@ def test_force_command_replaces_everything(mapped: NodeProcess) -> None:
     _bob(mapped, "force_command = 'echo forced: $SSH_ORIGINAL_COMMAND; id -un'")
     assert mapped.ssh("cat /etc/passwd", key="bob").stdout == b"forced: cat /etc/passwd\n" + NAME_LINE
     assert mapped.ssh(key="bob").stdout == b"forced:\n" + NAME_LINE
-    assert mapped.ssh("alknet-control", key="bob", options=["-s"]).stdout == b"forced: alknet-control\n" + NAME_LINE
+    assert mapped.ssh("alknet-call", key="bob", options=["-s"]).stdout == b"forced: alknet-call\n" + NAME_LINE
 
 
 def test_a_list_of_commands_runs_them_without_a_shell(mapped: NodeProcess) -> None:

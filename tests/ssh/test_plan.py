@@ -23,8 +23,8 @@ def test_a_shell_runs_the_shell_itself() -> None:
 
 
 def test_a_subsystem_is_decided_by_what_it_is_asked() -> None:
-    plan = make_plan(Request(Kind.SUBSYSTEM, "alknet-control"), SshRights())
-    assert (plan.action, plan.subsystem) == (None, "alknet-control")
+    plan = make_plan(Request(Kind.SUBSYSTEM, "alknet-call"), SshRights())
+    assert (plan.action, plan.subsystem) == (None, "alknet-call")
 
 
 @pytest.mark.parametrize("request_", [Request(Kind.EXEC, "id"), Request(Kind.SHELL), Request(Kind.SUBSYSTEM, "x")])

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from alknet.call.errors import CallError
-from alknet.call.specs import ErrorSpec
 from alknet.call.operations import operation
+from alknet.call.specs import ErrorSpec
 
 __all__ = ["Served"]
 

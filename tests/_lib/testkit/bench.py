@@ -1,0 +1,120 @@
+"""Operations behind a dispatcher without any door: who calls is what the test says."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from alknet.access import Identity, Peer, Policy
+from alknet.audit import MemoryAudit
+from alknet.call.context import Caller
+from alknet.call.discovery import Discovery
+from alknet.call.dispatch import DEFAULT_TIMEOUT_S, Dispatcher
+from alknet.call.operations import operations_of
+from alknet.call.prepared import Prepared
+from alknet.call.registry import Registry
+from alknet.clock import SystemClock
+from alknet.config.policy import daemon_user
+from alknet.gate import Gate
+
+__all__ = ["Bench", "PeerCall"]
+
+ALICE: Mapping[str, tuple[str, ...]] = {"alice": ("*",)}
+
+PeerCall = tuple[str, str, Any, float | None, str | None]
+"""(peer, name, input, timeout_s, forwarded_for)."""
+
+
+class Bench:
+    """A dispatcher, its gate and its audit log. `peers` maps each to its scopes; who is None is nobody."""
+
+    def __init__(
+        self,
+        *operations: Any,
+        peers: Mapping[str, Iterable[str]] = ALICE,
+        resources: Mapping[str, tuple[str, ...]] | None = None,
+        default_timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        self.audit = MemoryAudit()
+        self.gate = Gate(self.policy(peers, resources), self.audit, SystemClock())
+        self.peer_calls: list[PeerCall] = []
+        self.peer_answer: asyncio.Future[Any] | None = None
+        """What a called peer answers, once it does; without one it answers at once, with the name."""
+        self.dispatcher = Dispatcher(
+            Registry(), self.gate, default_timeout_s=default_timeout_s, call_peer=self._call_peer
+        )
+        self.serve(*operations)
+
+    def policy(
+        self, peers: Mapping[str, Iterable[str]], resources: Mapping[str, tuple[str, ...]] | None = None
+    ) -> Policy:
+        """A policy in which these peers have these scopes, and all of them these resources."""
+        found = {
+            name: Peer(name, dict.fromkeys(scopes, "own"), (f"SHA256:{name}",), resources=resources or {})
+            for name, scopes in peers.items()
+        }
+        return Policy(found, revision="r1", denial_key=b"k" * 32, daemon=daemon_user())
+
+    def serve(self, *operations: Any) -> None:
+        """Swap the registry for one with these operations and `services/*`."""
+        self.dispatcher.registry = Registry(operations_of((Discovery(self.dispatcher), operations)))
+
+    def caller(self, peer: str | None = "alice", **facts: Any) -> Caller:
+        policy = self.gate.policy
+        identity = (
+            None
+            if peer is None
+            else Identity(
+                peer, frozenset(policy.peers[peer].scopes if peer in policy.peers else ()), f"key:SHA256:{peer}"
+            )
+        )
+        return Caller(identity, "memory", **facts)
+
+    def prepare(self, name: str, value: Any = None, *, peer: str | None = "alice", **how: Any) -> Prepared:
+        return self.dispatcher.prepare(name, value, self.caller(peer), **how)
+
+    async def call(self, name: str, value: Any = None, *, peer: str | None = "alice", **how: Any) -> Any:
+        return await self.prepare(name, value, peer=peer, **how).call()
+
+    async def items(self, name: str, value: Any = None, **how: Any) -> list[Any]:
+        """All items of a subscription."""
+        async with aclosing(self.prepare(name, value, streaming=True, **how).stream()) as stream:
+            return [item async for item in stream]
+
+    def outcomes(self, action: str) -> list[str]:
+        """How calls of this operation have ended, in order."""
+        return [
+            record["outcome"] for record in self.audit.records if record["action"] == action and "outcome" in record
+        ]
+
+    def outcome(self, action: str) -> str:
+        """How the only call of this operation has ended."""
+        (found,) = self.outcomes(action)
+        return found
+
+    def unmatched(self) -> dict[str, tuple[int, int]]:
+        """Requests that have not exactly one outcome, and one intent if they were allowed: (intents, outcomes)."""
+        intents = Counter(r["request_id"] for r in self.audit.records if r.get("phase") == "intent")
+        outcomes = Counter(r["request_id"] for r in self.audit.records if r.get("phase") == "outcome")
+        denied = {r["request_id"] for r in self.audit.records if r.get("decision") == "deny"}
+        return {
+            request: (intents[request], outcomes[request])
+            for request in intents.keys() | outcomes.keys()
+            if (intents[request], outcomes[request]) != (request not in denied, 1)
+        }
+
+    async def aclose(self) -> None:
+        await self.dispatcher.aclose()
+
+    async def __aenter__(self) -> "Bench":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _call_peer(
+        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+    ) -> Any:
+        self.peer_calls.append((peer, name, value, timeout_s, forwarded_for))
+        return f"{peer}:{name}" if self.peer_answer is None else await self.peer_answer
