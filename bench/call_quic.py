@@ -26,7 +26,9 @@ __all__ = ["connect"]
 
 ID = "0123abcd.12345"
 REQUEST = frame(
-    MSGPACK.encode({"type": "call.requested", "id": ID, "payload": {"operationId": "/echo/say", "input": {"data": DATA}}})
+    MSGPACK.encode(
+        {"type": "call.requested", "id": ID, "payload": {"operationId": "/echo/say", "input": {"data": DATA}}}
+    )
 )
 ANSWER = frame(MSGPACK.encode({"type": "call.responded", "id": ID, "payload": {"output": DATA}}))
 REQUEST_BYTES, ANSWER_BYTES = len(REQUEST), len(ANSWER)

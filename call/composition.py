@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from alknet.access import Access
 from alknet.call.context import Caller
 from alknet.call.errors import CallError
+from alknet.gate import Act
 
 if TYPE_CHECKING:
     from alknet.call.prepared import Prepared
@@ -34,17 +35,20 @@ def may_reach(calls: tuple[str, ...], name: str, *, peer: str | None = None) -> 
 
 
 class _Child:
-    """A call that a handler has made; `prepared` if it is one of this node."""
+    """A call that a handler has made. `run` is it; `drop` records that it never began, if it did not."""
 
-    def __init__(self, name: str, prepared: "Prepared | None", *, continue_running: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[], Awaitable[Any]],
+        drop: Callable[[], None],
+        is_spared: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.name = name
-        self.prepared = prepared
-        self.continue_running = continue_running
-
-    @property
-    def is_spared(self) -> bool:
+        self.run = run
+        self.drop = drop
+        self.is_spared = is_spared
         """Whether it goes on when its parent has ended."""
-        return self.continue_running and self.prepared is not None and self.prepared.has_begun
 
 
 class Family:
@@ -68,7 +72,9 @@ class Family:
             parent=parent,
         )
         prepared = parent.dispatcher.prepare(name, value, caller, traceparent=parent.traceparent)
-        return await self._have(_Child(name, prepared, continue_running=continue_running), prepared.call)
+        return await self._have(
+            _Child(name, prepared.call, prepared.drop, lambda: continue_running and prepared.has_begun)
+        )
 
     async def call_peer(self, peer: str, name: str, value: Any) -> Any:
         parent, operation = self._parent, self._parent.operation
@@ -87,12 +93,18 @@ class Family:
         )
         if not act.decision:
             raise CallError("FORBIDDEN", act.decision.words, denial_id=act.decision.denial_id)
+        run = partial(self._run_at_peer, act, peer, name, value)
+        return await self._have(_Child(f"{peer}:{name}", run, partial(act.done, "dropped")))
+
+    async def _run_at_peer(self, act: Act, peer: str, name: str, value: Any) -> Any:
+        parent = self._parent
         loop = asyncio.get_running_loop()
         timeout_s = None if parent.deadline is None else max(0.001, parent.deadline - loop.time())
-        call = partial(parent.dispatcher.call_peer, peer, name, value, timeout_s=timeout_s, forwarded_for=parent.origin)
         outcome = "aborted"
         try:
-            output = await self._have(_Child(f"{peer}:{name}", None, continue_running=False), call)
+            output = await parent.dispatcher.call_peer(
+                peer, name, value, timeout_s=timeout_s, forwarded_for=parent.origin
+            )
             outcome = "ok"
             return output
         except CallError as exc:
@@ -101,9 +113,9 @@ class Family:
         finally:
             act.done(outcome)
 
-    async def _have(self, child: _Child, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def _have(self, child: _Child) -> Any:
         """Run a child; when whoever waits for it is cancelled, so is the child."""
-        task = self._parent.dispatcher.tasks.start(_ended(call), name=child.name)
+        task = self._parent.dispatcher.tasks.start(_ended(child.run), name=child.name)
         self._children[task] = child
         task.add_done_callback(self._left)
         try:
@@ -112,7 +124,7 @@ class Family:
             own = asyncio.current_task()
             if task.cancelled() and own is not None and not own.cancelling():
                 raise CallError("UNAVAILABLE", f"{child.name} was cancelled") from None
-            if not child.is_spared:
+            if not child.is_spared():
                 await _cancel((task,))
             raise
         if error is not None:
@@ -120,15 +132,13 @@ class Family:
         return output
 
     def _left(self, task: "asyncio.Task[Any]") -> None:
-        prepared = self._children.pop(task).prepared
-        if prepared is not None:
-            prepared.drop()
+        self._children.pop(task).drop()
 
     async def end(self) -> None:
         """The handler has ended: nothing new begins, and what was not to continue is cancelled and waited for."""
         self._is_over = True
         if self._children:
-            await _cancel([task for task, child in self._children.items() if not child.is_spared])
+            await _cancel([task for task, child in self._children.items() if not child.is_spared()])
 
     def _check_open(self, name: str) -> None:
         if self._is_over:

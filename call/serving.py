@@ -20,8 +20,9 @@ __all__ = ["Nobody", "Server", "Serving"]
 
 log = logging.getLogger("alknet.call")
 
-MAX_WAITING_BYTES: Final = 32 * 1024 * 1024
-"""Answers of one session that wait for an other side that does not read; those beyond become errors."""
+MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
+"""Answers of one session that wait for an other side that does not read; those beyond become errors. It takes slow
+handlers with large outputs to get there: nothing is begun while a stream is full."""
 UNPREPARED: Final = "the call could not be prepared; see the node's log"
 
 
@@ -115,6 +116,8 @@ class Serving:
 
     async def _serve_call(self, channel: Channel, id: str, prepared: "Prepared") -> None:
         try:
+            if channel.is_full:
+                await self._room_by(channel, prepared.deadline)
             reply = self._machine.respond(id, await prepared.call())
         except CallError as exc:
             reply = self._machine.fail(id, exc)
@@ -165,14 +168,20 @@ class Serving:
             return False
         self._waiting_bytes += len(body)
         try:
-            async with asyncio.timeout_at(deadline):
-                await channel.room()
-        except TimeoutError:
-            channel.post(self._machine.fail(id, CallError("TIMEOUT", "the answer was not read in time")))
+            await self._room_by(channel, deadline)
+        except CallError as exc:
+            channel.post(self._machine.fail(id, exc))
             return False
         finally:
             self._waiting_bytes -= len(body)
         return True
+
+    async def _room_by(self, channel: Channel, deadline: float | None) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await channel.room()
+        except TimeoutError:
+            raise CallError("TIMEOUT", "there was no room for the answer: what was sent before is not read") from None
 
     def _reply(self, channel: Channel, id: str, reply: Envelope | None) -> None:
         """Send an answer without waiting."""

@@ -32,6 +32,8 @@ MAX_UNDISPATCHED_BYTES: Final = 32 * 1024 * 1024
 """What may have arrived on all streams together of frames that are not whole yet."""
 MAX_OWN_STREAMS: Final = 64
 """Subscriptions that have a stream of their own where the carrier has many; further ones share the first."""
+BATCH_AT_ONCE: Final = 256
+"""Calls of one batch that are on their way together; well below what the other side takes at the same time."""
 DEFAULT_TIMEOUT_S: Final = 30.0
 GRACE_S: Final = 5.0
 """What a call without a timeout of its own may take longer than the other side's default, to hear of that from it."""
@@ -113,10 +115,15 @@ class Session:
             self._calls.pop(id, None)
 
     async def batch(self, calls: Sequence[tuple[str, Any]], *, timeout_s: float | None = None) -> list[Any | CallError]:
-        """Several calls at once: their outputs in order, a `CallError` in place of each that failed."""
-        answers = await asyncio.gather(
-            *(self.call(name, value, timeout_s=timeout_s) for name, value in calls), return_exceptions=True
-        )
+        """Several calls, up to `BATCH_AT_ONCE` at a time: their outputs in order, a `CallError` in place of each that
+        failed. `timeout_s` is for each of them, from when it is sent."""
+        turns = asyncio.Semaphore(BATCH_AT_ONCE)
+
+        async def one(name: str, value: Any) -> Any:
+            async with turns:
+                return await self.call(name, value, timeout_s=timeout_s)
+
+        answers = await asyncio.gather(*(one(name, value) for name, value in calls), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, CallError):
                 raise answer
@@ -329,7 +336,8 @@ class Session:
         if self.is_open:
             if reason:
                 self.go_away(0.0, reason)
-            channels = tuple(self._channels.values())
+            # The first one last: with it the others end, and with them what they were still to say.
+            channels = sorted(self._channels.values(), key=lambda channel: channel is self._main)
             self.end_reason = self.end_reason or reason or "this side closed the connection"
             for channel in channels:
                 channel.close()

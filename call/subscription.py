@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import weakref
 from collections import deque
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -49,6 +50,7 @@ class Subscription:
         self._consumed = 0
         self._error: CallError | None = None
         self._arrived = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> "Subscription":
         await self._begin()
@@ -80,6 +82,7 @@ class Subscription:
     async def aclose(self) -> None:
         """Abort it if it has not ended; idempotent."""
         self._request = None
+        self._stop_timer()
         if self.end is None:
             self.end = End.CLOSED
             self._items.clear()
@@ -95,8 +98,15 @@ class Subscription:
         if self._request is not None:
             request, self._request = self._request, None
             name, value, timeout_s = request
+            loop = asyncio.get_running_loop()
+            ends = None if timeout_s is None else loop.time() + timeout_s
             try:
-                self._id = await self._session.begin_subscription(self, name, value, self._credit, timeout_s)
+                async with asyncio.timeout_at(ends):
+                    self._id = await self._session.begin_subscription(self, name, value, self._credit, timeout_s)
+            except TimeoutError:
+                self._expire(name)
+                assert self._error is not None
+                raise self._error from None
             except CallError as exc:
                 self.ended(Ended("", exc))
                 raise
@@ -105,6 +115,20 @@ class Subscription:
                 raise
             if self.end is not None:  # closed meanwhile
                 self._session.drop(self._id)
+            elif ends is not None:
+                # Weakly, so that one that nobody holds any more is collected.
+                self._timer = loop.call_at(ends, _expire, weakref.ref(self), name)
+
+    def _expire(self, name: str) -> None:
+        """The time is over, and the other side, which knows that too, has not said so."""
+        if self.end is None:
+            self._session.drop(self._id, "deadline")
+            self.ended(Ended(self._id, CallError("TIMEOUT", f"{name} did not finish in time")))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # --- called by the session --------------------------------------------------------------------------------------
 
@@ -114,6 +138,7 @@ class Subscription:
         self._arrived.set()
 
     def ended(self, event: Ended) -> None:
+        self._stop_timer()
         self._error = event.error
         if event.is_lost:
             self.end = End.LOST
@@ -122,3 +147,9 @@ class Subscription:
         else:
             self.end = End.COMPLETED if event.error is None else End.FAILED
         self._arrived.set()
+
+
+def _expire(held: "weakref.ref[Subscription]", name: str) -> None:
+    subscription = held()
+    if subscription is not None:
+        subscription._expire(name)

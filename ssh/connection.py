@@ -296,7 +296,7 @@ class SshConnection(FastConnection):
         decision = gate.still(self._proven, "ssh/login", self._username)
         if not decision:
             for session in tuple(self.sessions):
-                session.revoke(decision)
+                session.revoke(decision, login=True)
             self.end(f"access was taken away: {decision}", "revoked")
             return
         self._proven = gate.policy.renew(self._proven) or self._proven

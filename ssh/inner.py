@@ -25,6 +25,7 @@ class Inner:
         self._connection = connection
         self._on_end = on_end
         self._unwanted: Callable[[], object] = lambda: None
+        self.has_last_word = False
 
     def start(self, name: str, serve: Callable[[ChannelStream], Awaitable[int]], *, is_command: bool) -> None:
         """Begin; `serve` returns the exit status. A subsystem reads, and learns from that when the channel is gone; a
@@ -32,6 +33,12 @@ class Inner:
         task = self._connection.handler.tasks.start(self._run(name, serve), name=name)
         if is_command:
             self._unwanted = task.cancel
+
+    def speak_last(self) -> bool:
+        """The peer may be here no longer: until the disconnect, this part says so in its own way."""
+        self.has_last_word = True
+        self.stream.recheck()
+        return True
 
     def connection_lost(self) -> None:
         """The channel is gone."""

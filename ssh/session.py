@@ -326,9 +326,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if not decision:
             self.revoke(decision)
 
-    def revoke(self, decision: Decision) -> None:
-        """The right was taken away: say so and end."""
-        if self._is_over:
+    def revoke(self, decision: Decision, *, login: bool = False) -> None:
+        """The right was taken away, or that to be here at all (`login`): say so and end."""
+        if self._is_over or (login and self._inner is not None and self._inner.speak_last()):
             return
         self._done("revoked", rule=decision.rule, denial_id=decision.denial_id, decision="deny")
         self._break_off(f"access was taken away: {decision}")
@@ -336,7 +336,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def end(self, reason: str) -> None:
         """The connection is being ended for `reason`."""
-        if self._is_over:
+        if self._is_over or (self._inner is not None and self._inner.has_last_word):
             return
         self._done(f"ended: {reason}")
         self._break_off(reason)

@@ -1,6 +1,7 @@
 """The documentation says what the code does: nothing is missing, nothing is stale, and what it tells to type works."""
 
 import ast
+import base64
 import importlib
 import importlib.util
 import inspect
@@ -20,14 +21,18 @@ from typing import Any
 import asyncssh
 import click
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
 import alknet
+from alknet.access import Peer
 from alknet.actions import ACTIONS
 from alknet.alpn.admission import AdmissionLimits
+from alknet.alpn.streams import ChannelBinding
 from alknet.call.discovery import Discovery
 from alknet.call.envelopes import Requested, error_payload
 from alknet.call.errors import PROTOCOL_CODES, CallError
+from alknet.call.hello import DialerHello, ListenerHello
 from alknet.call.machine import Machine
 from alknet.call.operations import operations_of
 from alknet.call.subscription import Subscription
@@ -36,6 +41,8 @@ from alknet.cli.escape import SHOWN
 from alknet.config.model import Settings
 from alknet.known_nodes import ROLES, KnownNodes
 from alknet.services.node import NodeService
+from alknet.tokens import make_token
+from testkit.calls import CallDoor
 from testkit.node import DEADLINE_S, NodeProcess, free_port, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,7 +134,10 @@ def test_every_operation_of_a_node_is_explained_with_what_it_asks_for() -> None:
     own: Any = None  # what they need of a node, which nobody asks here
     operations = operations_of((NodeService(own), Discovery(own)))
     assert documented == {
-        one.spec.name: (one.spec.kind, "public" if one.spec.access.public else ", ".join(one.spec.access.required_scopes))
+        one.spec.name: (
+            one.spec.kind,
+            "public" if one.spec.access.public else ", ".join(one.spec.access.required_scopes),
+        )
         for one in operations
     }
 
@@ -141,6 +151,7 @@ def test_every_envelope_is_documented_with_its_fields() -> None:
     documented = {
         kind: set(re.findall(r"`(\w+)`", cells[1]))
         for kind, cells in first_column("reference/call-protocol.md", "Envelopes").items()
+        if "." in kind
     }
     machine = Machine(prefix="x", peer_features=("credit",))
     assert set(documented) == set(machine._handlers)
@@ -158,16 +169,90 @@ def test_every_envelope_is_documented_with_its_fields() -> None:
         assert documented[envelope["type"]] == set(envelope["payload"]), envelope["type"]
 
 
+def test_the_example_of_a_hello_is_what_both_ends_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (DOCS / "reference" / "call-protocol.md").read_text(encoding="utf-8")
+    example = page.split("### An example\n")[1].split("```json\n")[1].split("```")[0]
+    start, challenge, proof, accepted = (line.encode() for line in example.splitlines())
+    nonces = [json.loads(json.loads(message)["payload"]["data"])["nonce"] for message in (start, challenge)]
+    monkeypatch.setattr("alknet.call.hello._nonce", iter(nonces).__next__)
+    binding = ChannelBinding("tls-spki", b"B" * 32)
+    dialer = DialerHello(alpn="alknet/call", binding=binding)
+    listener = ListenerHello(alpn="alknet/call", binding=binding)
+    assert dialer.start() == start
+    listener.started(start)
+    said = dialer.challenged(challenge)
+    assert said.key is not None
+    listener.to_sign(node=said.node, key=said.key, limits=said.limits)
+    listener.challenge(base64.b64decode(json.loads(challenge)["payload"]["signature"]))
+    proven = listener.proven(proof)
+    assert proven.key is not None
+    dialer.to_sign(key=proven.key, token=None)
+    assert dialer.proof(base64.b64decode(json.loads(proof)["payload"]["signature"])) == proof
+    assert dialer.finished(accepted).identity == "alice"
+    keys = [Ed25519PrivateKey.from_private_bytes(bytes(range(at, at + 32))) for at in (0, 32)]
+    assert [said.key.blob[-32:], proven.key.blob[-32:]] == [key.public_key().public_bytes_raw() for key in keys]
+
+
+async def test_a_token_in_a_request_counts_as_the_protocol_says(tmp_path: Path) -> None:
+    @alknet.operation("test/via")
+    async def via(*, ctx: alknet.OperationContext) -> str:
+        return "" if ctx.identity is None else str(getattr(ctx.identity, "via", ""))
+
+    door = CallDoor(tmp_path, [via])
+    tokens = {peer: make_token(peer, ["test:via"], expires_at=None) for peer in ("alice", "bob")}
+    bob = Peer("bob", {"*": "own"})
+    door.gate.policy = door.policy(
+        peers={"alice": Peer("alice", {"*": "own"}, (door.key.public_key.fingerprint,)), "bob": bob},
+        tokens={token.prefix: token for _, token in tokens.values()},
+    )
+    text, token = tokens["alice"]
+    for anonymous in (True, False):
+        async with door.session(anonymous=anonymous) as link:
+            assert await link.session.call("test/via", {}, auth_token=text) == f"token:{token.prefix}"
+            with pytest.raises(CallError, match="not valid"):
+                await link.session.call("test/via", {}, auth_token=text[:-1])
+            if anonymous:
+                assert (await link.session.call("test/via", {}, auth_token=tokens["bob"][0])).startswith("token:")
+                with pytest.raises(CallError, match="authentication required"):
+                    await link.session.call("test/via", {})
+            else:
+                with pytest.raises(CallError, match="another peer"):
+                    await link.session.call("test/via", {}, auth_token=tokens["bob"][0])
+                assert (await link.session.call("test/via", {})).startswith("key:")
+    await door.aclose()
+
+
 def test_the_page_about_python_names_all_that_is_public() -> None:
     documented = first_column("reference/python.md", "Names")
     assert set(documented) == set(alknet.__all__)
     page = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
     for kind in (alknet.Peer, Subscription, alknet.OperationContext, alknet.Node):
-        public = {name for name in vars(kind) if not name.startswith("_")} - {"received", "ended"}
+        internal = {"received", "ended", "registry", "reload_settings", "end_connection"}
+        public = {name for name in vars(kind) if not name.startswith("_")} - internal
         slots = {f.name for f in fields(kind) if not f.name.startswith("_")} if is_dataclass(kind) else set()
         assert [name for name in sorted(public | slots) if f"`{name}" not in page] == [], kind.__name__
     for function in (alknet.operation, alknet.connect):
         assert [n for n in inspect.signature(function).parameters if f"`{n}`" not in page] == [], function
+
+
+def test_the_operations_of_the_how_to_are_operations() -> None:
+    page = (DOCS / "howto" / "write-a-service.md").read_text(encoding="utf-8")
+    module = ModuleType("shop")
+    for _, info, body in FENCE.findall(page):
+        if info == "python":
+            exec(compile(body, "write-a-service.md", "exec"), vars(module))
+    assert {one.spec.name for one in operations_of(module)} == {"counter/add", "clock/now", "shop/prices"}
+    del module.__operations__  # type: ignore[attr-defined]
+    assert {"clock/set", "pictures/shrink", "shop/order", "shop/report"} <= {
+        one.spec.name for one in operations_of(module)
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_piece_of_python_can_be_compiled(name: str) -> None:
+    for _, info, body in FENCE.findall((ROOT / name).read_text(encoding="utf-8")):
+        if info == "python":
+            compile(body, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def rules_in_the_code() -> set[str]:
@@ -215,7 +300,9 @@ def test_every_limit_of_the_port_has_the_value_that_is_documented(heading: str) 
 
 def test_every_limit_of_operation_calls_has_the_value_that_is_documented() -> None:
     """And of the modules for the wire none is left out."""
-    text = (DOCS / "reference" / "call-protocol.md").read_text(encoding="utf-8").split("## Limits\n")[1].split("\n## ")[0]
+    text = (
+        (DOCS / "reference" / "call-protocol.md").read_text(encoding="utf-8").split("## Limits\n")[1].split("\n## ")[0]
+    )
     documented = re.findall(r"^\| `(\w+)\.([A-Z_]+)` \| ([^|]+) \|", text, re.MULTILINE)
     for module, name, value in documented:
         assert getattr(importlib.import_module(f"alknet.call.{module}"), name) == amount(value), f"{module}.{name}"
@@ -287,7 +374,9 @@ def test_every_setting_that_a_page_names_exists(name: str) -> None:
     sections = {"audit", "call", "limits", "node", "services"}
     known = {f"{s}.{key}" for s in sections for key in type(getattr(Settings(), s)).model_fields}
     named = set(
-        re.findall(rf"`((?:{'|'.join(sections)})\.(?!py|jsonl|{ENVELOPES})[a-z_]+)`", (ROOT / name).read_text(encoding="utf-8"))
+        re.findall(
+            rf"`((?:{'|'.join(sections)})\.(?!py|jsonl|{ENVELOPES})[a-z_]+)`", (ROOT / name).read_text(encoding="utf-8")
+        )
     )
     assert named - known == set()
 
@@ -297,6 +386,7 @@ def test_every_alknet_command_on_a_page_exists(name: str) -> None:
     known = dict(generate.commands())
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = [line for _, info, body in FENCE.findall(text) if info.startswith("sh") for line in body.splitlines()]
+    lines = [line for line in lines if not line.startswith(("from ", "import "))]
     for line in [*lines, *re.findall(r"`(alknet [^`]+)`", prose(ROOT / name))]:
         for words in re.findall(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z][a-z-]*(?: [a-z]+)?)\b", line.split(" # ")[0]):
             called = re.sub(r" --home \S+", "", words)

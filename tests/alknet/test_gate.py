@@ -1,16 +1,21 @@
 """The gate: every decision is written down, intent before outcome, and what happens when it cannot be."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from alknet.access import DaemonUser, Identity, Peer, Policy
+from alknet.access import Access, Authority, DaemonUser, Identity, Peer, Policy, Token
 from alknet.audit import MemoryAudit
 from alknet.clock import ManualClock
 from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
 
 ALICE = Peer("alice", {"node:read": "own"}, ("SHA256:a",))
 WHO = Identity("alice", frozenset({"node:read"}), "key:SHA256:a")
+
+READ = Access(required_scopes=("node:read",))
+ADMIN = Access(required_scopes=("node:admin",))
 
 
 def policy(*peers: Peer, revision: str = "r1") -> Policy:
@@ -38,7 +43,7 @@ def gate(audit: MemoryAudit, clock: ManualClock) -> Gate:
 
 
 def test_an_allowed_act_has_an_intent_and_an_outcome(gate: Gate, audit: MemoryAudit, clock: ManualClock) -> None:
-    act = gate.ask(WHO, "node/status", "x", surface="control", remote="192.0.2.1")
+    act = gate.ask(WHO, "node/status", "x", surface="control", remote="192.0.2.1", access=READ)
     intent = {
         "surface": "control",
         "peer": "alice",
@@ -61,7 +66,7 @@ def test_an_allowed_act_has_an_intent_and_an_outcome(gate: Gate, audit: MemoryAu
 def test_the_clock_that_is_set_back_does_not_change_a_duration(
     gate: Gate, audit: MemoryAudit, clock: ManualClock
 ) -> None:
-    act = gate.ask(WHO, "node/status", surface="control")
+    act = gate.ask(WHO, "node/status", surface="control", access=READ)
     clock.advance(1)
     clock.jump(-3600)
     act.done("ok")
@@ -69,7 +74,7 @@ def test_the_clock_that_is_set_back_does_not_change_a_duration(
 
 
 def test_a_denied_act_has_one_line_which_is_its_outcome(gate: Gate, audit: MemoryAudit) -> None:
-    act = gate.ask(WHO, "node/kill", "c1", surface="control")
+    act = gate.ask(WHO, "node/kill", "c1", surface="control", access=ADMIN)
     (record,) = audit.records
     assert not act.decision
     assert record["decision"] == "deny"
@@ -85,20 +90,20 @@ def test_a_strangers_act_has_no_peer(gate: Gate, audit: MemoryAudit) -> None:
 
 
 def test_an_outcome_is_written_once(gate: Gate, audit: MemoryAudit) -> None:
-    act = gate.ask(WHO, "node/status", surface="control")
+    act = gate.ask(WHO, "node/status", surface="control", access=READ)
     act.done("ok")
     act.done("error")
     assert [record.get("outcome") for record in audit.records] == [None, "ok"]
 
 
 def test_every_request_has_an_id_of_its_own(gate: Gate) -> None:
-    ids = {gate.ask(WHO, "node/status", surface="control").request_id for _ in range(20)}
+    ids = {gate.ask(WHO, "node/status", surface="control", access=READ).request_id for _ in range(20)}
     assert len(ids) == 20
     assert all(request_id.startswith("req_") for request_id in ids)
 
 
 def test_an_act_refused_after_all_writes_no_outcome(gate: Gate, audit: MemoryAudit) -> None:
-    act = gate.ask(WHO, "node/status", surface="control")
+    act = gate.ask(WHO, "node/status", surface="control", access=READ)
     denial = gate.changed(WHO, "node/status", None)
     act.refuse(denial)
     act.done("ok")
@@ -110,11 +115,11 @@ def test_an_act_refused_after_all_writes_no_outcome(gate: Gate, audit: MemoryAud
 
 
 def test_scopes_that_an_identity_held_before_a_reload_never_decide(gate: Gate, audit: MemoryAudit) -> None:
-    assert gate.ask(WHO, "node/status", surface="control").decision
+    assert gate.ask(WHO, "node/status", surface="control", access=READ).decision
     gate.policy = policy(dataclasses.replace(ALICE, scopes={"node:admin": "own"}), revision="r2")
-    lost = gate.ask(WHO, "node/status", surface="control").decision
+    lost = gate.ask(WHO, "node/status", surface="control", access=READ).decision
     assert (bool(lost), lost.rule) == (False, "scope:node:read")
-    gained = gate.ask(WHO, "node/kill", surface="control").decision
+    gained = gate.ask(WHO, "node/kill", surface="control", access=ADMIN).decision
     assert (bool(gained), gained.rule) == (True, "scope:node:admin")
     assert [record["decision"] for record in audit.records] == ["allow", "deny", "allow"]
 
@@ -122,13 +127,13 @@ def test_scopes_that_an_identity_held_before_a_reload_never_decide(gate: Gate, a
 @pytest.mark.parametrize("scope", ["node:read", "*"])
 def test_scopes_that_were_never_the_peers_do_not_decide(gate: Gate, scope: str) -> None:
     inflated = dataclasses.replace(WHO, scopes=frozenset({scope, "node:admin"}))
-    assert gate.ask(inflated, "node/status", surface="control").decision
-    assert gate.ask(inflated, "node/kill", surface="control").decision.rule == "scope:node:admin"
+    assert gate.ask(inflated, "node/status", surface="control", access=READ).decision
+    assert gate.ask(inflated, "node/kill", surface="control", access=ADMIN).decision.rule == "scope:node:admin"
 
 
 @pytest.mark.parametrize("via", ["key:SHA256:x", "key:", "", "SHA256:a", "certificate:SHA256:a"])
 def test_a_credential_that_is_not_a_key_of_the_peer_is_denied(gate: Gate, audit: MemoryAudit, via: str) -> None:
-    act = gate.ask(dataclasses.replace(WHO, via=via), "node/status", surface="control")
+    act = gate.ask(dataclasses.replace(WHO, via=via), "node/status", surface="control", access=READ)
     assert (bool(act.decision), act.decision.rule) == (False, RULE_CREDENTIAL)
     assert act.decision.reason == "the credential no longer belongs to peer 'alice'"
     (record,) = audit.records
@@ -145,7 +150,7 @@ def test_an_act_after_the_loss_of_the_key_the_peer_or_its_enabling_is_denied(gat
         (policy(), "peer:unknown"),
     ):
         gate.policy = changed
-        assert gate.ask(WHO, "node/status", surface="control").decision.rule == rule
+        assert gate.ask(WHO, "node/status", surface="control", access=READ).decision.rule == rule
 
 
 # --- an audit log that cannot be written ----------------------------------------------------------------------
@@ -155,7 +160,7 @@ def test_without_audit_required_an_unwritten_act_is_allowed_and_logged(
     gate: Gate, audit: MemoryAudit, caplog: pytest.LogCaptureFixture
 ) -> None:
     audit.failing = True
-    act = gate.ask(WHO, "node/status", surface="control")
+    act = gate.ask(WHO, "node/status", surface="control", access=READ)
     assert act.decision
     assert "audit line lost" in caplog.text
     act.done("ok")
@@ -164,25 +169,25 @@ def test_without_audit_required_an_unwritten_act_is_allowed_and_logged(
 def test_with_audit_required_an_unwritten_act_is_refused_with_a_denial_id(gate: Gate, audit: MemoryAudit) -> None:
     gate.audit_required = True
     audit.failing = True
-    act = gate.ask(WHO, "node/status", surface="control")
+    act = gate.ask(WHO, "node/status", surface="control", access=READ)
     assert not act.decision
     assert act.decision.rule == RULE_AUDIT
     assert act.decision.denial_id is not None
     audit.failing = False
     act.done("ok")
     assert audit.records == []
-    assert gate.ask(WHO, "node/status", surface="control").decision
+    assert gate.ask(WHO, "node/status", surface="control", access=READ).decision
 
 
 def test_with_audit_required_a_denial_keeps_its_own_rule(gate: Gate, audit: MemoryAudit) -> None:
     gate.audit_required = True
     audit.failing = True
-    assert gate.ask(WHO, "node/kill", surface="control").decision.rule == "scope:node:admin"
+    assert gate.ask(WHO, "node/kill", surface="control", access=ADMIN).decision.rule == "scope:node:admin"
 
 
 def test_with_audit_required_and_a_log_that_works_nothing_changes(audit: MemoryAudit, clock: ManualClock) -> None:
     gate = Gate(policy(ALICE), audit, clock, audit_required=True)
-    assert gate.ask(WHO, "node/status", surface="control").decision
+    assert gate.ask(WHO, "node/status", surface="control", access=READ).decision
 
 
 def test_a_note_says_whether_it_was_written(gate: Gate, audit: MemoryAudit) -> None:
@@ -196,35 +201,35 @@ def test_a_note_says_whether_it_was_written(gate: Gate, audit: MemoryAudit) -> N
 
 
 def test_a_question_writes_nothing_and_has_the_denial_id_of_the_act(gate: Gate, audit: MemoryAudit) -> None:
-    peeked = gate.peek(WHO, "node/kill", "c1")
+    peeked = gate.peek(WHO, "node/kill", "c1", access=ADMIN)
     assert audit.records == []
-    assert peeked == gate.ask(WHO, "node/kill", "c1", surface="control").decision
+    assert peeked == gate.ask(WHO, "node/kill", "c1", surface="control", access=ADMIN).decision
 
 
 def test_decisions_follow_the_clock(gate: Gate, clock: ManualClock) -> None:
     gate.policy = policy(dataclasses.replace(ALICE, expires_at=clock.wall() + 10))
-    assert gate.peek(WHO, "node/status", None)
+    assert gate.peek(WHO, "node/status", None, access=READ)
     clock.advance(10)
-    assert gate.peek(WHO, "node/status", None).rule == "peer:expired"
+    assert gate.peek(WHO, "node/status", None, access=READ).rule == "peer:expired"
 
 
 def test_a_live_thing_is_still_allowed_while_nothing_changed(gate: Gate) -> None:
-    assert gate.still(WHO, "node/status", None)
+    assert gate.still(WHO, "node/status", None, access=READ)
 
 
 def test_a_live_thing_loses_a_scope_that_its_peer_lost(gate: Gate) -> None:
     gate.policy = policy(dataclasses.replace(ALICE, scopes={}), revision="r2")
-    assert gate.still(WHO, "node/status", None).rule == "scope:node:read"
+    assert gate.still(WHO, "node/status", None, access=READ).rule == "scope:node:read"
 
 
 def test_a_live_thing_gains_a_scope_that_its_peer_gained(gate: Gate) -> None:
     gate.policy = policy(dataclasses.replace(ALICE, scopes={"node:admin": "own"}), revision="r2")
-    assert gate.still(WHO, "node/kill", None)
+    assert gate.still(WHO, "node/kill", None, access=ADMIN)
 
 
 def test_a_live_thing_ends_with_its_credential(gate: Gate) -> None:
     gate.policy = policy(dataclasses.replace(ALICE, keys=("SHA256:other",)))
-    denial = gate.still(WHO, "node/status", None)
+    denial = gate.still(WHO, "node/status", None, access=READ)
     assert (bool(denial), denial.rule) == (False, RULE_CREDENTIAL)
     assert denial.denial_id is not None
 
@@ -232,17 +237,95 @@ def test_a_live_thing_ends_with_its_credential(gate: Gate) -> None:
 def test_a_live_thing_ends_when_its_key_moves_to_another_peer(gate: Gate) -> None:
     thief = Peer("thief", {"*": "own"}, ("SHA256:a",))
     gate.policy = policy(dataclasses.replace(ALICE, keys=()), thief)
-    assert gate.still(WHO, "node/status", None).rule == RULE_CREDENTIAL
+    assert gate.still(WHO, "node/status", None, access=READ).rule == RULE_CREDENTIAL
 
 
 def test_a_live_thing_ends_with_its_peer(gate: Gate) -> None:
     gate.policy = policy()
-    assert gate.still(WHO, "node/status", None).rule == "peer:unknown"
+    assert gate.still(WHO, "node/status", None, access=READ).rule == "peer:unknown"
     gate.policy = policy(dataclasses.replace(ALICE, enabled=False))
-    assert gate.still(WHO, "node/status", None).rule == "peer:disabled"
+    assert gate.still(WHO, "node/status", None, access=READ).rule == "peer:disabled"
 
 
 def test_a_change_of_settings_is_a_denial_with_an_id(gate: Gate) -> None:
     denial = gate.changed(WHO, "ssh/shell", None)
     assert (bool(denial), denial.rule) == (False, RULE_CHANGED)
     assert denial.denial_id is not None
+
+
+# --- what may be written a moment later ---------------------------------------------------------------------------
+
+
+class Slow(MemoryAudit):
+    """Notes which lines were allowed to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[bool] = []
+
+    def write(self, record: Mapping[str, Any], *, soon: bool = False) -> None:
+        super().write(record)
+        self.waiting.append(soon)
+
+
+@pytest.mark.parametrize("required", [False, True])
+@pytest.mark.parametrize("soon", [False, True])
+def test_lines_may_wait_unless_the_act_depends_on_them(clock: ManualClock, soon: bool, required: bool) -> None:
+    audit = Slow()
+    gate = Gate(policy(ALICE), audit, clock, audit_required=required)
+    gate.ask(WHO, "node/status", surface="control", access=READ, soon=soon).done("ok")
+    gate.ask(WHO, "node/kill", surface="control", access=ADMIN, soon=soon)
+    assert audit.waiting == [soon and not required] * 3
+
+
+# --- what is remembered -------------------------------------------------------------------------------------------
+
+
+def test_an_answer_is_remembered_until_the_policy_changes(gate: Gate) -> None:
+    first = gate.still(WHO, "node/status", access=READ)
+    assert gate.still(WHO, "node/status", access=READ) is first
+    gate.policy = policy(dataclasses.replace(ALICE, scopes={"node:read": "role x"}))
+    assert gate.still(WHO, "node/status", access=READ).reason == "peer 'alice' has the scope node:read (role x)"
+    gate.policy = policy(dataclasses.replace(ALICE, enabled=False))
+    assert gate.still(WHO, "node/status", access=READ).rule == "peer:disabled"
+
+
+def test_what_is_remembered_is_of_one_caller_one_action_and_one_demand(gate: Gate) -> None:
+    bob = Peer("bob", {}, ("SHA256:b",))
+    gate.policy = policy(ALICE, bob)
+    assert gate.still(WHO, "a/b", access=READ)
+    assert not gate.still(Identity("bob", frozenset({"*"}), "key:SHA256:b"), "a/b", access=READ)
+    assert not gate.still(WHO, "a/b", access=ADMIN)
+    assert not gate.still(WHO, "a/b")
+    assert not gate.still(None, "a/b", access=READ)
+    assert not gate.still(Authority("a/b"), "a/b", access=READ)
+
+
+def test_what_is_remembered_of_a_resource_is_nothing(gate: Gate) -> None:
+    shelf = Access(required_scopes=("node:read",), resource_type="shelf", resource_action="read")
+    gate.policy = policy(dataclasses.replace(ALICE, resources={"shelf": ("read:a",)}))
+    assert gate.still(WHO, "shelf/read", "a", access=shelf)
+    assert not gate.still(WHO, "shelf/read", "b", access=shelf)
+    assert not gate.still(WHO, "shelf/read", access=shelf)
+    assert gate.still(WHO, "shelf/read", "a", access=shelf)
+
+
+def test_what_time_is_part_of_is_not_remembered(gate: Gate, clock: ManualClock) -> None:
+    token = Token("abcdefgh", "alice", frozenset({"node:read"}), b"digest", expires_at=clock.wall() + 10)
+    bearer = Identity("alice", token.scopes, "token:abcdefgh", token.expires_at)
+    gate.policy = dataclasses.replace(policy(ALICE), tokens={"abcdefgh": token})
+    assert gate.still(bearer, "node/status", access=READ)
+    assert gate.still(WHO, "node/status", access=READ)
+    clock.advance(10)
+    assert gate.still(bearer, "node/status", access=READ).rule == "token:expired"
+    assert gate.still(WHO, "node/status", access=READ)
+
+
+def test_no_more_is_remembered_than_a_bound(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alknet.gate.MAX_REMEMBERED", 3)
+    for number in range(10):
+        assert gate.still(WHO, f"a/{number}", access=READ)
+        assert len(gate._allowed) <= 3
+    for number in range(10):
+        assert not gate.still(WHO, f"b/{number}", access=ADMIN)
+    assert len(gate._allowed) <= 3

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from alknet import reload as reload_module
+from alknet.access import Token
 from alknet.alpn import tls_listener
 from alknet.alpn.tls_listener import TlsIdentity
+from alknet.call.operations import Operation, operation, operations_of
+from alknet.call.registry import Registry
 from alknet.certificates import Certificate, make_certificate, write_certificate
 from alknet.clock import ManualClock
 from alknet.config.certificate import load_tls
@@ -18,7 +21,7 @@ from alknet.config.home import Home
 from alknet.config.load import load
 from alknet.config.model import Settings
 from alknet.errors import ConfigError
-from alknet.reload import Reloader, Report
+from alknet.reload import Reloader, Report, Running
 
 BEFORE = '[node]\nname = "before"\n[ssh]\nexec = true\n'
 
@@ -31,16 +34,41 @@ class Node:
         self.home = Home(path)
         self.write(BEFORE)
         self.home.keys.mkdir()
-        self.applied: list[Settings] = []
-        self.certificates: list[Certificate] = []
+        self.swapped: list[Running] = []
         self.clock = ManualClock()
+        self.tokens: dict[str, Token] = {}
+        self.operations: dict[str, tuple[Operation, ...]] = {}
+        self.loaded: list[tuple[str, ...]] = []
         settings = load(self.home)
         identity = TlsIdentity.of(load_tls(self.home, settings.tls, now=self.clock.wall()), ["test"])
-        self.reloader = Reloader(self.home, settings, identity, apply=self.apply, clock=self.clock)
+        self.reloader = Reloader(
+            self.home,
+            Running(settings, identity, Registry(), {}),
+            apply=self.swapped.append,
+            load_registry=self.load_registry,
+            load_tokens=lambda: dict(self.tokens),
+            clock=self.clock,
+        )
 
-    def apply(self, settings: Settings, identity: TlsIdentity) -> None:
-        self.applied.append(settings)
-        self.certificates.append(identity.certificate)
+    def load_registry(self, modules: tuple[str, ...]) -> Registry:
+        self.loaded.append(modules)
+        for name in modules:
+            if name not in self.operations:
+                raise ConfigError(f"[services] modules: {name!r}: No module named {name!r}", hint="install it")
+        return Registry(one for name in modules for one in self.operations[name])
+
+    @property
+    def applied(self) -> list[Settings]:
+        return [running.settings for running in self.swapped]
+
+    @property
+    def certificates(self) -> list[Certificate]:
+        return [running.identity.certificate for running in self.swapped]
+
+    @property
+    def settings(self) -> Settings:
+        """What is in force."""
+        return self.reloader.running.settings
 
     def write(self, text: str) -> None:
         self.home.config.write_text(text)
@@ -56,8 +84,8 @@ async def test_a_live_key_takes_effect(node: Node, caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.INFO, "alknet")
     node.write(BEFORE.replace("true", "false"))
     assert await node.reloader.reload("test") == Report(("ssh.exec",), ())
-    assert node.applied == [node.reloader.running]
-    assert not node.reloader.running.ssh.exec
+    assert node.swapped == [node.reloader.running]
+    assert not node.settings.ssh.exec
     assert "reloaded cause=test changed=ssh.exec" in caplog.text
 
 
@@ -99,7 +127,7 @@ async def test_a_broken_file_that_is_mended_takes_effect(node: Node) -> None:
 async def test_a_key_that_needs_a_restart_is_reported_and_kept(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.write(BEFORE.replace("before", "after"))
     assert await node.reloader.reload("test") == Report(("node.name",), ("node.name",))
-    assert node.reloader.running.node.name == "before"
+    assert node.settings.node.name == "before"
     assert node.applied == []
     assert "restart needed keys=node.name" in caplog.text
 
@@ -174,14 +202,13 @@ async def with_files(node: Node) -> Node:
     put_certificate(node)
     node.write(BEFORE + FILES.format(node.home.path))
     await node.reloader.reload("test")
-    node.applied.clear()
-    node.certificates.clear()
+    node.swapped.clear()
     return node
 
 
 async def test_other_settings_bring_another_certificate(node: Node) -> None:
     made = put_certificate(node)
-    own = node.reloader.identity.certificate
+    own = node.reloader.running.identity.certificate
     node.write(BEFORE + FILES.format(node.home.path))
     assert (await node.reloader.reload("test")).changed == ("tls.mode", "tls.cert", "tls.key", "tls.certificate")
     assert node.certificates == [made]
@@ -194,10 +221,11 @@ async def test_a_replaced_certificate_takes_effect_with_the_same_settings(
     with_files: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "alknet")
-    settings, made = with_files.reloader.running, put_certificate(with_files)
+    settings, made = with_files.settings, put_certificate(with_files)
     assert await with_files.reloader.reload("test") == Report(("tls.certificate",), ())
     assert (with_files.applied, with_files.certificates) == ([settings], [made])
-    assert (with_files.reloader.identity.certificate, with_files.reloader.identity.alpns) == (made, ("test",))
+    identity = with_files.reloader.running.identity
+    assert (identity.certificate, identity.alpns) == (made, ("test",))
     assert "reloaded cause=test changed=tls.certificate" in caplog.text
     assert await with_files.reloader.reload("test") == Report((), ())
 
@@ -205,13 +233,13 @@ async def test_a_replaced_certificate_takes_effect_with_the_same_settings(
 async def test_a_wrong_certificate_refuses_everything_and_says_which_file(
     with_files: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
-    running, identity = with_files.reloader.running, with_files.reloader.identity
+    running = with_files.reloader.running
     (with_files.home.path / "crt.pem").write_text("broken")
     with_files.home.config.write_text(with_files.home.config.read_text().replace("true", "false"))
     with pytest.raises(ConfigError, match=r"crt\.pem: is not a PEM file"):
         await with_files.reloader.reload("test")
     assert with_files.applied == []
-    assert (with_files.reloader.running, with_files.reloader.identity) == (running, identity)
+    assert with_files.reloader.running is running
     assert "reload (test) changed nothing" in caplog.text
     made = put_certificate(with_files)
     assert (await with_files.reloader.reload("test")).changed == ("ssh.exec", "tls.certificate")
@@ -246,3 +274,121 @@ async def test_the_certificate_waits_for_no_restart(with_files: Node) -> None:
     with_files.home.config.write_text(with_files.home.config.read_text().replace("before", "after"))
     assert await with_files.reloader.reload("test") == Report(("tls.certificate", "node.name"), ("node.name",))
     assert [settings.node.name for settings in with_files.applied] == ["before"]
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------
+
+
+def token(prefix: str, *scopes: str) -> Token:
+    return Token(prefix, "alice", frozenset(scopes), b"digest")
+
+
+async def test_a_new_token_takes_effect_with_the_same_settings(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "alknet")
+    before = node.reloader.running
+    node.tokens["abcdefgh"] = token("abcdefgh", "fs:read")
+    assert await node.reloader.reload("test") == Report(("tokens",), ())
+    (after,) = node.swapped
+    assert after.tokens == node.tokens
+    assert (after.settings, after.identity, after.registry) == (before.settings, before.identity, before.registry)
+    assert "reloaded cause=test changed=tokens" in caplog.text
+    assert "abcdefgh" not in caplog.text
+    assert await node.reloader.reload("test") == Report((), ())
+
+
+async def test_a_token_that_changes_or_goes_takes_effect(node: Node) -> None:
+    node.tokens = {"abcdefgh": token("abcdefgh", "fs:read"), "ijklmnop": token("ijklmnop", "*")}
+    await node.reloader.reload("test")
+    node.tokens["abcdefgh"] = token("abcdefgh")
+    assert (await node.reloader.reload("test")).changed == ("tokens",)
+    del node.tokens["ijklmnop"]
+    assert (await node.reloader.reload("test")).changed == ("tokens",)
+    assert node.reloader.running.tokens == {"abcdefgh": token("abcdefgh")}
+    assert len(node.swapped) == 3
+
+
+async def test_with_a_broken_file_no_token_takes_effect(node: Node) -> None:
+    node.write("not toml")
+    node.tokens["abcdefgh"] = token("abcdefgh", "*")
+    with pytest.raises(ConfigError):
+        await node.reloader.reload("test")
+    assert (node.swapped, node.reloader.running.tokens) == ([], {})
+
+
+async def test_a_token_does_not_wait_for_a_restart_that_something_else_needs(node: Node) -> None:
+    node.write(BEFORE.replace("before", "after"))
+    node.tokens["abcdefgh"] = token("abcdefgh")
+    assert await node.reloader.reload("test") == Report(("tokens", "node.name"), ("node.name",))
+    assert node.reloader.running.tokens == node.tokens
+    assert node.settings.node.name == "before"
+
+
+# --- operations -------------------------------------------------------------------------------------------------
+
+
+@operation("shop/order")
+async def order() -> None: ...
+
+
+@operation("shop/stock")
+async def stock() -> None: ...
+
+
+@operation("shop/order")
+async def another_order() -> None: ...
+
+
+SERVICES = BEFORE + "[services]\nmodules = {}\n"
+
+
+def serve(node: Node, *modules: str) -> None:
+    node.operations = {
+        "shop": operations_of(order),
+        "more": operations_of(stock),
+        "rival": operations_of(another_order),
+    }
+    node.write(SERVICES.format(list(modules)))
+
+
+async def test_the_registry_is_replaced_whole(node: Node) -> None:
+    serve(node, "shop")
+    assert await node.reloader.reload("test") == Report(("services.modules",), ())
+    serve(node, "more")
+    assert (await node.reloader.reload("test")).changed == ("services.modules",)
+    assert [list(running.registry) for running in node.swapped] == [["shop/order"], ["shop/stock"]]
+    assert node.loaded == [("shop",), ("more",)]
+
+
+async def test_operations_are_loaded_again_only_when_others_are_asked_for(node: Node) -> None:
+    serve(node, "shop")
+    await node.reloader.reload("test")
+    registry = node.reloader.running.registry
+    node.write(SERVICES.format(["shop"]).replace("true", "false"))
+    node.tokens["abcdefgh"] = token("abcdefgh")
+    await node.reloader.reload("test")
+    assert node.reloader.running.registry is registry
+    assert node.loaded == [("shop",)]
+
+
+async def test_a_module_that_cannot_be_loaded_changes_nothing(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    serve(node, "shop", "absent")
+    before = node.reloader.running
+    node.tokens["abcdefgh"] = token("abcdefgh")
+    with pytest.raises(ConfigError, match="No module named 'absent'") as caught:
+        await node.reloader.reload("test")
+    assert caught.value.hint == "install it"
+    assert (node.swapped, node.reloader.running) == ([], before)
+    assert "reload (test) changed nothing: [services] modules: 'absent'" in caplog.text
+    serve(node, "shop")
+    assert (await node.reloader.reload("test")).changed == ("services.modules", "tokens")
+
+
+async def test_two_operations_of_one_name_are_a_mistake_of_the_configuration(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(node, "shop", "rival")
+    with pytest.raises(ConfigError, match=r"\[services\] modules: two operations are named 'shop/order'") as caught:
+        await node.reloader.reload("test")
+    assert caught.value.hint == "rename one of them"
+    assert node.swapped == []
+    assert "changed nothing" in caplog.text

@@ -54,8 +54,9 @@ async def test_closing_it_ends_the_channel_and_not_the_connection(ends: Ends) ->
     carried = ChannelConnection(carrier, stream)
     carried.close()
     carried.close()  # once more is nothing
-    await asyncio.wait_for(carried.wait_closed(), 10)
-    with pytest.raises(StreamBroken):
-        await theirs.read()
+    async with asyncio.timeout(10):
+        await carried.wait_closed()
+        with pytest.raises(StreamBroken):
+            await theirs.read()
     assert carrier.close_reason is None
     assert await carrier.open_stream()

@@ -223,14 +223,15 @@ async def test_a_peer_that_may_not_come_in(
     assert (record["peer"], record["decision"], record["rule"]) == ("alice", "deny", rule)
     assert error.code == "FORBIDDEN"
     assert error.denial_id == record["denial_id"]
-    assert str(error).startswith(("peer 'alice' is disabled", "the access of peer 'alice' has expired"))
+    said = "peer 'alice' is disabled" if rule == "peer:disabled" else "the access of peer 'alice' has expired"
+    assert str(error) == f"{said} [{rule}]"
     assert rejected(caplog) == f"{rule} denial_id={error.denial_id} peer=alice"
     assert door.failed == [HOST]
 
 
 async def test_an_expired_token(door: CallDoor, caplog: pytest.LogCaptureFixture) -> None:
     error = await refusal(door, token=token_for(door, "alice", "*", expires_at=1.0), anonymous=True)
-    assert (error.code, str(error)) == ("FORBIDDEN", "the token of peer 'alice' has expired")
+    assert (error.code, str(error)) == ("FORBIDDEN", "the token of peer 'alice' has expired [token:expired]")
     assert error.denial_id == door.audit.records[0]["denial_id"]
     assert rejected(caplog).startswith("token:expired denial_id=den_")
 
@@ -467,10 +468,8 @@ async def test_a_peer_that_is_taken_out_is_told_and_sent_away(door: CallDoor, ta
             await running
         await eventually(lambda: not link.session.is_open and not service.running, "it is sent away")
         assert time.monotonic() - began < 2
-        assert (caught.value.code, str(caught.value)) == (
-            "FORBIDDEN",
-            "access was taken away: peer 'alice' is disabled",
-        )
+        said = "access was taken away: peer 'alice' is disabled [peer:disabled]"
+        assert (caught.value.code, str(caught.value)) == ("FORBIDDEN", said)
         assert "access was taken away: peer 'alice' is disabled" in (link.session.end_reason or "")
         assert await nobody.session.call("open/text") == "xx"
     assert [r["outcome"] for r in door.audit.records if r["action"] == "own/hold" and "outcome" in r] == ["revoked"]
@@ -485,11 +484,12 @@ async def test_only_the_calls_that_are_forbidden_now_are_ended(door: CallDoor, t
             await eventually(lambda: len(service.running) == 3, "all run")
             set_alice(door, scopes={"own:keep": "own"})
             door.handler.recheck()
-            for ended in (held, anext(lines)):
+            for ended in (lambda: held, lambda: anext(lines)):
                 with pytest.raises(CallError) as caught:
-                    await ended
+                    await ended()
                 assert caught.value.code == "FORBIDDEN"
-                assert str(caught.value) == "access was taken away: peer 'alice' lacks the scope own:hold"
+                said = "access was taken away: peer 'alice' lacks the scope own:hold [scope:own:hold]"
+                assert str(caught.value) == said
                 assert caught.value.denial_id is not None
         await eventually(lambda: service.running == ["keep"], "they have ended")
         service.go.set()

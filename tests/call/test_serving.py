@@ -122,6 +122,15 @@ async def test_a_server_that_fails_to_prepare_answers_and_the_session_goes_on(
         assert await link.session.call("t/echo", {"value": 1}) == 1
 
 
+async def test_what_is_refused_takes_no_place(door: CallDoor) -> None:
+    async with raw_caller(door) as raw:
+        for name, code in (("t/none", "NOT_FOUND"), ("t/plain", "INVALID_INPUT"), ("t/count", "INVALID_INPUT")):
+            await raw.send(requested("r1", name))
+            assert (await raw.receive())["payload"]["code"] == code
+        await raw.send(requested("r1", "t/echo", {"value": 1}))
+        assert (await raw.receive())["payload"] == {"output": 1}
+
+
 async def test_what_the_policy_forbids_now_is_stopped_with_the_refusal(door: CallDoor, served: Awkward) -> None:
     async with door.session() as link:
         loop = asyncio.get_running_loop()
@@ -175,12 +184,15 @@ async def test_the_deadline_reaches_a_subscription_that_waits_for_credit(door: C
         assert (await raw.receive())["payload"]["code"] == "TIMEOUT"
 
 
-async def test_many_subscriptions_with_large_items_share_a_stream_that_is_read(door: CallDoor) -> None:
+async def test_many_subscriptions_that_have_a_large_item_at_once_share_a_stream_that_is_read(
+    door: CallDoor, served: Awkward
+) -> None:
     size, many, each = 300_000, 60, 3
     async with raw_caller(door) as raw, asyncio.timeout(30):
-        await raw.send(
-            *(requested(f"r{n}", "t/count", {"to": each, "size": size}, credit=each + 1) for n in range(many))
-        )
+        value = {"to": each, "size": size}
+        await raw.send(*(requested(f"r{n}", "t/together", value, credit=each + 1) for n in range(many)))
+        await eventually(lambda: served.begun == many, "each waits for the same")
+        served.go_on.set()
         got = [await raw.receive() for _ in range(many * (each + 1))]
     assert {one and one["type"] for one in got} == {"call.responded", "call.completed"}
     for n in range(many):
@@ -188,15 +200,15 @@ async def test_many_subscriptions_with_large_items_share_a_stream_that_is_read(d
         assert of_one == list(range(each))
 
 
-async def test_a_call_whose_answer_waits_for_room_can_be_aborted(door: CallDoor) -> None:
+async def test_a_call_whose_answer_waits_for_room_can_be_aborted(door: CallDoor, served: Awkward) -> None:
     async with raw_caller(door) as raw:
-        await raw.send(*(requested(f"r{n}", "t/size", {"size": 500_000}) for n in range(8)))
-        await eventually(lambda: len(serving(door)._running) in range(1, 8), "some wait for room")
-        waiting = await settled(lambda: len(serving(door)._running))
-        assert waiting
+        await raw.send(*(requested(f"r{n}", "t/wait", {"size": 500_000}) for n in range(8)))
+        await eventually(lambda: served.begun == 8, "all run")
+        served.go_on.set()
+        assert await settled(lambda: len(serving(door)._running)) in range(1, 8)
         await raw.send(*(envelope("call.aborted", f"r{n}") for n in range(8)))
         await serving(door).is_idle.wait()
-        assert await outcomes(door, "t/size") == ["ok"] * 8  # the handlers had finished
+        assert await outcomes(door, "t/wait") == ["ok"] * 8  # the handlers had finished
 
 
 # --- handlers that do not end as one would like -----------------------------------------------------------------------
@@ -244,3 +256,15 @@ async def test_what_is_stopped_twice_is_recorded_once(door: CallDoor, served: Aw
         await eventually(lambda: served.stopped, "it is stopped")
         raw.connection.close()
         assert len(await outcomes(door, "t/stubborn")) == 1
+
+
+async def test_who_never_sends_credit_is_paced_by_the_stream(
+    door: CallDoor, served: Awkward, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alknet.call.hello.FEATURES", ())
+    async with raw_caller(door) as raw:
+        await raw.send(requested("r1", "t/count", {"to": 200, "size": 50_000}), requested("r2", "t/echo"))
+        assert await settled(lambda: served.produced) < 50
+        got = [await raw.receive() for _ in range(202)]
+        assert [one["payload"]["output"][0] for one in got if one["id"] == "r1" and one["payload"]] == list(range(200))
+        assert envelope("call.completed", "r1") in got

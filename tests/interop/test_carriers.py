@@ -232,31 +232,40 @@ def listens(port: int) -> bool:
 # --- what the commands say ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("carrier", ["quic", "tls"])
+@pytest.mark.parametrize("carrier", ["quic", "tls", "ssh"])
 def test_ping_says_over_what_and_how_fast(node: NodeProcess, carrier: str) -> None:
-    host_key = PublicKey.parse((node.home / "keys" / "ssh_host_ed25519_key.pub").read_text()).fingerprint
+    key = PublicKey.parse((node.home / "keys" / "node.pub").read_text()).fingerprint
+    node_key = None if carrier == "ssh" else key
     shown = node.alknet("ping", "--carrier", carrier, "-c", "3", ".").stdout.splitlines()
-    assert shown[0] == f"the local node at 127.0.0.1:{node.port} over {carrier}"
-    assert shown[1] == f"host key    {host_key}"
+    assert shown[0] == f"{os.uname().nodename} at 127.0.0.1:{node.port} over {carrier}"
+    assert shown[1] == f"node key    {node_key or '(not proven over SSH, which has proven the host key)'}"
     assert re.fullmatch(r"login       [\d.]+ ms", shown[2])
     assert re.fullmatch(r"round trip  [\d.]+ ms \(median of 3; [\d.]+ to [\d.]+\)", shown[3])
     answer = node.json("ping", "--carrier", carrier, ".")
-    assert {name: answer[name] for name in ("peer", "transport", "address", "host_key")} == {
+    assert len(answer["round_trip_ms"]) == 4
+    assert 0 < min(answer["round_trip_ms"]) <= max(answer["round_trip_ms"]) < 1000 * SOON_S
+    assert answer.pop("login_ms") > max(answer.pop("round_trip_ms")) / 1000
+    assert answer == {
         "peer": ".",
         "transport": carrier,
         "address": f"127.0.0.1:{node.port}",
-        "host_key": host_key,
+        "node": os.uname().nodename,
+        "node_key": node_key,
     }
-    assert len(answer["round_trip_ms"]) == 4
-    assert 0 < min(answer["round_trip_ms"]) <= max(answer["round_trip_ms"]) < 1000 * SOON_S
-    assert answer["login_ms"] > 0
+
+
+def test_ping_races_the_carriers_but_not_to_the_local_node(node: NodeProcess) -> None:
+    node_key = (node.home / "keys" / "node.pub").read_text().strip()
+    node.write_peer("hub", f'addresses = ["127.0.0.1:{node.port}"]\nnode_key = "{node_key}"')
+    assert node.json("ping", "hub")["transport"] == "quic"
+    assert node.json("ping", ".")["transport"] == "tls"
 
 
 def test_ping_over_nothing_exits_with_5(node: NodeProcess) -> None:
     node.stop()
     node.write_peer("hub", f'addresses = ["127.0.0.1:{node.port}"]')
-    for carrier in ("auto", "quic", "tls"):
-        result = node.alknet("ping", "--carrier", carrier, "owner@hub", check=False)
+    for carrier in ("auto", "quic", "tls", "ssh"):
+        result = node.alknet("ping", "--carrier", carrier, "hub", check=False)
         assert (result.returncode, result.stdout) == (5, "")
         assert result.stderr.startswith("alknet: peer 'hub' cannot be reached: ")
 

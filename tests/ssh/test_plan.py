@@ -1,6 +1,8 @@
 """What a request comes to."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alknet.access import SshRights
 from alknet.ssh.plan import Kind, Request, make_plan
@@ -57,3 +59,48 @@ def test_any_change_of_the_rights_that_matters_changes_the_plan() -> None:
         )
     ]
     assert len(set(plans)) == len(plans)
+
+
+# --- commands that the node itself carries out ----------------------------------------------------------------------
+
+COMMANDS = ("op",)
+
+
+@pytest.mark.parametrize("text", ["op", "op ", "op node/status", 'op a/b {"x": "; id"}', "op 'open", "op a/b\nid"])
+@pytest.mark.parametrize("rights", [SshRights(), SshRights(user="bob"), SshRights(commands=()), SshRights(shell="/x")])
+def test_a_command_of_the_node_is_decided_by_what_it_is_asked(text: str, rights: SshRights) -> None:
+    plan = make_plan(Request(Kind.EXEC, text), rights, COMMANDS)
+    assert (plan.action, plan.command) == (None, text)
+    assert (plan.script, plan.words, plan.subsystem) == (None, None, None)
+
+
+@pytest.mark.parametrize("text", ["ops", "op\tx", " op x", "OP x", "op;id", "'op' x", "/op x", ""])
+def test_what_only_looks_like_a_command_of_the_node_is_a_program(text: str) -> None:
+    plan = make_plan(Request(Kind.EXEC, text), SshRights(), COMMANDS)
+    assert (plan.action, plan.command, plan.script) == ("ssh/exec", None, text)
+    listed = make_plan(Request(Kind.EXEC, text), SshRights(commands=("op *",)), COMMANDS)
+    assert (listed.action, listed.command) == ("ssh/exec", None)
+
+
+@pytest.mark.parametrize("kind", [Kind.SHELL, Kind.SUBSYSTEM])
+def test_only_an_exec_is_a_command_of_the_node(kind: Kind) -> None:
+    assert make_plan(Request(kind, "op"), SshRights(), COMMANDS).command is None
+
+
+def test_a_forced_command_replaces_commands_of_the_node() -> None:
+    plan = make_plan(Request(Kind.EXEC, "op node/status"), SshRights(force_command="only this"), COMMANDS)
+    assert (plan.action, plan.command, plan.script, plan.original) == (
+        "ssh/exec",
+        None,
+        "only this",
+        "op node/status",
+    )
+
+
+@given(st.text(), st.booleans(), st.booleans(), st.sampled_from(Kind))
+def test_exactly_one_thing_is_run(text: str, is_forced: bool, is_listed: bool, kind: Kind) -> None:
+    rights = SshRights(force_command="x" if is_forced else None, commands=("y",) if is_listed else None)
+    plan = make_plan(Request(kind, text), rights, COMMANDS)
+    chosen = [value for value in (plan.subsystem, plan.command, plan.words, plan.script) if value is not None]
+    assert len(chosen) == (0 if kind is Kind.SHELL and not is_forced else 1)
+    assert (plan.action is None) is (plan.subsystem is not None or plan.command is not None)

@@ -45,14 +45,14 @@ class Served:
         return "secret"
 
     @operation("t/wait", public=True)
-    async def wait(self, value: Any = None) -> Any:
+    async def wait(self, value: Any = None, size: int = 0) -> Any:
         self.begun += 1
         try:
             await self.go_on.wait()
         except asyncio.CancelledError:
             self.stopped += 1
             raise
-        return value
+        return "x" * size if size else value
 
     @operation("t/stubborn", public=True)
     async def stubborn(self) -> str:
@@ -81,6 +81,13 @@ class Served:
         for n in range(to):
             self.produced += 1
             yield [n, "x" * size] if size else n
+
+    @operation("t/together", public=True)
+    async def together(self, to: int = 1, size: int = 0) -> AsyncIterator[Any]:
+        self.begun += 1
+        for n in range(to):
+            await self.go_on.wait()
+            yield [n, "x" * size]
 
     @operation("t/follow", public=True)
     async def follow(self, first: int = 1) -> AsyncIterator[int]:

@@ -17,7 +17,7 @@ from alknet.clock import ManualClock
 from alknet.config.policy import daemon_user
 from alknet.gate import Gate
 from alknet.keys import fingerprint
-from alknet.ssh.handler import ALPN, SshHandler, SshSettings, Subsystem
+from alknet.ssh.handler import ALPN, Command, SshHandler, SshSettings, Subsystem
 
 __all__ = ["Door", "policy_with"]
 
@@ -45,6 +45,7 @@ class Door:
     policy: Policy = field(default_factory=lambda: policy_with("ssh:*"))
     settings: SshSettings = field(default_factory=SshSettings)
     subsystems: Mapping[str, Subsystem] = field(default_factory=dict)
+    commands: Mapping[str, Command] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.audit = MemoryAudit()
@@ -55,6 +56,7 @@ class Door:
             HOST_KEY,
             self.settings,
             subsystems=self.subsystems,
+            commands=self.commands,
             on_login_failed=self.failed_hosts.append,
         )
         self.router = Router([self.handler])

@@ -1,0 +1,308 @@
+"""Operation calls beside grpc.aio and nats-py, and beside aioquic alone, in one run on one machine.
+
+``python bench/call.py [--quick] [--only PART …]`` prints what was measured as tables, and the goals as ratios with
+what came of each. Everybody speaks TLS on loopback, proves who calls, decides whether they may, and validates the
+input of 100 bytes; each server is a process of its own, and so is each client, one at a time (`call_client.py`).
+Rounds go A, B, C, A, B, C, …; a ratio is the median of the rounds' ratios, each of two figures that were taken one
+after the other. A goal that is missed fails nothing: it is for reading.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "_lib"))
+
+from call_client import Order
+from call_nats import configuration as nats_configuration
+from call_operations import SCOPE
+
+from alknet.certificates import make_certificate, write_certificate
+from testkit.node import NodeProcess, free_port, wait_until
+
+DEADLINE_S = 120.0
+SETTLE_S = 2.0
+"""Between the last idle connection's opening and looking at the memory."""
+ROOM = 20_000
+"""What the node's limits are raised to: every client here comes from one address and is one peer."""
+NATS_SERVER = "/usr/sbin/nats-server"
+PARTS = ("calls", "idle")
+GRPC, NATS, AIOQUIC = "grpc", "nats", "aioquic"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is done."""
+
+    rounds: int
+    seconds: float
+    items: int
+    idle: int
+
+
+FULL = Effort(rounds=7, seconds=3.0, items=50_000, idle=1000)
+QUICK = Effort(rounds=3, seconds=1.0, items=10_000, idle=200)
+
+
+# --- servers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, and the order that reaches it, to be filled in."""
+
+    order: Order
+    process: psutil.Process
+
+    def ask(self, act: str, **rest: Any) -> dict[str, float]:
+        """What a client of `call_client.py` printed."""
+        described = json.dumps(asdict(replace(self.order, act=act, **rest)))
+        command = [sys.executable, program("call_client.py"), described]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+        if result.returncode:
+            raise RuntimeError(f"{described}: {result.stderr}")
+        answer: dict[str, float] = json.loads(result.stdout)
+        return answer
+
+
+def program(name: str) -> str:
+    return str(Path(__file__).with_name(name))
+
+
+def run(stack: ExitStack, *command: str) -> tuple[int, int]:
+    """Start one of the programs here, until the stack ends; the port that it prints, and its process id."""
+    name, *rest = command
+    words = [sys.executable, program(name), *rest]
+    process = stack.enter_context(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+    stack.callback(process.terminate)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{name} did not start")
+    return int(line), process.pid
+
+
+def start_node(stack: ExitStack, directory: Path, mode: str) -> Server:
+    """`call_node.py` on a home of its own, in which the peer ``bench`` may use the operations."""
+    directory.mkdir()
+    node = NodeProcess(directory)  # makes the home
+    for name, usual in (
+        ("connections", 4096),
+        ("connections_per_address", 100),
+        ("half_open", 1000),
+        ("connections_per_peer", 256),
+    ):
+        node.edit_config(f"\n{name} = {usual}\n", f"\n{name} = {ROOM}\n")
+    node.write_peer("bench", f'scopes = ["{SCOPE}"]')
+    port, pid = run(stack, "call_node.py", str(node.home), mode)
+    asked = "carrier" if mode == "carrier" else "alknet"
+    order = Order("", asked, port, home=str(node.home), key=str(node.keys / "bench"), pids=(pid,))
+    return Server(order, psutil.Process(pid))
+
+
+class Peers:
+    """The certificate and the token of those that are no nodes, and how they are started."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files = directory / "peers.crt", directory / "peers.key"
+        write_certificate(make_certificate(("localhost",)), *self._files)  # of the kind that a node makes
+        self.certificate, self.key = map(str, self._files)
+        self.token = secrets.token_hex(16)
+
+    def start(self, stack: ExitStack, name: str) -> Server:
+        if name == GRPC:
+            port, pid = run(stack, "call_grpc.py", self.certificate, self.key, self.token)
+            pids = (pid,)
+        elif name == AIOQUIC:
+            port, pid = run(stack, "call_quic.py", self.certificate, self.key)
+            pids = (pid,)
+        else:
+            broker = self._start_nats(stack, port := free_port())
+            _, pid = run(stack, "call_nats.py", self.certificate, str(port), self.token)
+            pids = (pid, broker)
+        order = Order("", name, port, certificate=self.certificate, token=self.token, pids=pids)
+        return Server(order, psutil.Process(pid))
+
+    def _start_nats(self, stack: ExitStack, port: int) -> int:
+        settings = self.directory / "nats.conf"
+        settings.write_text(nats_configuration(port, self.certificate, self.key, self.token))
+        process = stack.enter_context(subprocess.Popen([NATS_SERVER, "-c", str(settings)], stderr=subprocess.DEVNULL))
+        stack.callback(process.terminate)
+
+        def listens() -> bool:
+            return any(c.laddr.port == port for c in psutil.Process(process.pid).net_connections("tcp"))
+
+        wait_until(listens, "nats-server listens")
+        return process.pid
+
+
+# --- calls ------------------------------------------------------------------------------------------------------
+
+CONTENDERS = {
+    "tls": "alknet",
+    "audit": "alknet, audit on",
+    "json": "alknet, JSON",
+    "quic": "alknet, QUIC",
+    GRPC: "grpc.aio",
+    NATS: "nats-py, with nats-server",
+    AIOQUIC: "aioquic alone",
+}
+STREAMING = frozenset({"tls", "audit", "json", "quic", GRPC})
+Figures = dict[tuple[str, str], list[float]]
+
+
+def measure_calls(directory: Path, effort: Effort) -> str:
+    """Calls at 64 in flight, one at a time, and items of a subscription."""
+    figures: Figures = defaultdict(list)
+    with ExitStack() as stack:
+        silent = start_node(stack, directory / "silent", "silent")
+        servers = {
+            "tls": silent,
+            "audit": start_node(stack, directory / "audit", "audit"),
+            "json": Server(replace(silent.order, codec="json"), silent.process),
+            "quic": Server(replace(silent.order, carrier="quic"), silent.process),
+        }
+        peers = Peers(directory)
+        servers |= {name: peers.start(stack, name) for name in (GRPC, NATS, AIOQUIC)}
+        for _ in range(effort.rounds):
+            for act in ("calls", "times", "items"):
+                for name, server in servers.items():
+                    if act == "items" and name not in STREAMING:
+                        continue
+                    answer = server.ask(act, seconds=effort.seconds, count=effort.items)
+                    for what, figure in answer.items():
+                        figures[name, f"{act} {what}"].append(figure)
+    columns: dict[str, Callable[[str], str]] = {
+        "calls/s": lambda name: median(figures[name, "calls rate"]),
+        "/ grpc.aio": lambda name: shown(ratio(figures, name, GRPC)),
+        "/ nats-py": lambda name: shown(ratio(figures, name, NATS)),
+        "client µs": lambda name: median(figures[name, "calls client_us"]),
+        "server µs": lambda name: median(figures[name, "calls server_us"]),
+        "p50 µs": lambda name: median(figures[name, "times p50"]),
+        "p99 µs": lambda name: median(figures[name, "times p99"]),
+        "items/s": lambda name: median(figures[name, "items rate"]),
+    }
+    goals = [
+        goal("alknet / grpc.aio, calls", ratio(figures, "tls", GRPC), at_least=8),
+        goal("alknet / nats-py, calls", ratio(figures, "tls", NATS), at_least=1),
+        goal("alknet, audit on / grpc.aio, calls", ratio(figures, "audit", GRPC), at_least=5),
+        goal("alknet, JSON / grpc.aio, calls", ratio(figures, "json", GRPC), at_least=5),
+        goal("alknet / grpc.aio, p50", ratio(figures, "tls", GRPC, "times p50"), at_most=0.5),
+        goal("alknet, QUIC / aioquic alone, calls", ratio(figures, "quic", AIOQUIC), at_least=0.6),
+    ]
+    return "\n".join([table("calls", CONTENDERS, columns), "", *goals])
+
+
+# --- idle connections -------------------------------------------------------------------------------------------
+
+IDLE = {
+    "carrier tls": "TLS, handshake only",
+    "tls": "alknet, TLS",
+    "carrier quic": "QUIC, handshake only",
+    "quic": "alknet, QUIC",
+    GRPC: "grpc.aio",
+}
+
+
+def measure_idle(directory: Path, effort: Effort) -> str:
+    """Memory of a connection on which calls could be made: each kind on a server of its own."""
+    kib: dict[str, float] = {}
+    peers = Peers(directory)
+    for kind in IDLE:
+        with ExitStack() as stack:
+            if kind == GRPC:
+                server = peers.start(stack, GRPC)
+            else:
+                mode = "carrier" if "carrier" in kind else "silent"
+                server = start_node(stack, directory / kind.replace(" ", "-"), mode)
+            order = replace(server.order, act="idle", carrier=kind.split()[-1])
+            hold(stack, replace(order, count=effort.idle // 10))  # imports, caches, the allocator's first arenas
+            before = server.process.memory_info().rss
+            hold(stack, replace(order, count=effort.idle))
+            kib[kind] = (server.process.memory_info().rss - before) / 1024 / effort.idle
+    columns: dict[str, Callable[[str], str]] = {"KiB each": lambda kind: f"{kib[kind]:.3g}"}
+    goals = [
+        goal("KiB beyond the carrier's, TLS", kib["tls"] - kib["carrier tls"], at_most=100),
+        goal("KiB beyond the carrier's, QUIC", kib["quic"] - kib["carrier quic"], at_most=100),
+    ]
+    return "\n".join([table(f"{effort.idle} idle", IDLE, columns), "", *goals])
+
+
+def hold(stack: ExitStack, order: Order) -> None:
+    """Open idle connections from a process of their own and keep them until the stack ends."""
+    words = [sys.executable, program("call_client.py"), json.dumps(asdict(order))]
+    process = stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    answer = json.loads(process.stdout.readline())
+    if answer["open"] != order.count:
+        raise RuntimeError(f"only {answer['open']} of {order.count} connections were opened")
+    time.sleep(SETTLE_S)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------
+
+
+def ratio(figures: Figures, name: str, other: str, what: str = "calls rate") -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(figures[name, what], figures[other, what], strict=True))
+
+
+def goal(what: str, figure: float, *, at_least: float = 0.0, at_most: float = float("inf")) -> str:
+    """A line that says what was wanted and whether it was reached."""
+    wanted = f"at least {at_least:g}" if at_least else f"at most {at_most:g}"
+    return f"{'pass' if at_least <= figure <= at_most else 'MISS'}  {what}: {shown(figure)} ({wanted})"
+
+
+def shown(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
+
+
+def median(figures: Sequence[float]) -> str:
+    return shown(statistics.median(figures)) if figures else ""
+
+
+def table(title: str, rows: dict[str, str], columns: dict[str, Callable[[str], str]]) -> str:
+    lines = [[title, *columns]] + [[text, *(show(name) for show in columns.values())] for name, text in rows.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+MEASURES = {"calls": measure_calls, "idle": measure_idle}
+LIBRARIES = ("grpcio", "nats-py", "aioquic", "uvloop", "msgpack", "pydantic-core")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a rough answer in two minutes")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="leave tables out")
+    arguments = parser.parse_args()
+    effort = QUICK if arguments.quick else FULL
+    began = time.monotonic()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    print(f"{versions}; {os.cpu_count()} processors; {effort}")
+    for part in arguments.only:
+        with tempfile.TemporaryDirectory(prefix="alknet-bench-") as directory:
+            print(f"\n{MEASURES[part](Path(directory), effort)}", flush=True)
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    print(f"\ntook {time.monotonic() - began:.0f} s; load at the end {load}")
+
+
+if __name__ == "__main__":
+    main()
