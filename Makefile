@@ -33,10 +33,11 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.test
-	@sh tests/_lib/stock-programs.sh openssh-client openssh-server
+bench: $(VENV)/.bench
+	@sh tests/_lib/stock-programs.sh openssh-client openssh-server nats-server
 	$(BIN)/python bench/ssh.py $(ARGS)
 	$(BIN)/python bench/quic.py $(ARGS)
+	$(BIN)/python bench/call.py $(ARGS)
 
 soak: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh $(TEST_PACKAGES)
@@ -65,6 +66,10 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/.base
+
+$(VENV)/.bench: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench]'
+	@touch $@ $(VENV)/.test $(VENV)/.base
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'

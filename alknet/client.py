@@ -18,6 +18,7 @@ from typing import Any, Final
 from alknet.alpn.dial import CARRIERS
 from alknet.call.client import Credentials, Link, over_stream
 from alknet.call.client import connect as connect_calls
+from alknet.call.context import input_of
 from alknet.call.errors import CallError
 from alknet.call.machine import DEFAULT_CREDIT
 from alknet.call.subscription import Subscription
@@ -68,7 +69,7 @@ class Peer:
 
         `timeout` is in seconds and shortens what the node allows. Raises `CallError`; cancelling it stops the handler.
         """
-        return await self._session.call(name, inputs if value is None else value, timeout_s=timeout)
+        return await self._session.call(name, input_of(name, value, inputs), timeout_s=timeout)
 
     async def batch(
         self, calls: Iterable[tuple[str, dict[str, Any]]], *, timeout: float | None = None
@@ -87,8 +88,7 @@ class Peer:
         **inputs: Any,
     ) -> Subscription:
         """Subscribe to an operation; `credit` items are on their way at once, however slowly they are read."""
-        value = inputs if value is None else value
-        return self._session.subscribe(name, value, credit=credit, timeout_s=timeout)
+        return self._session.subscribe(name, input_of(name, value, inputs), credit=credit, timeout_s=timeout)
 
     async def wait_closed(self) -> str:
         """Wait until the connection has ended; why."""

@@ -69,14 +69,15 @@ class Node:
         self,
         home: Home | Path | str,
         *,
-        listen: tuple[ListenAddress, ...] = (),
+        listen: Iterable[ListenAddress | str] = (),
         operations: Iterable[Any] = (),
         clock: Clock | None = None,
     ) -> None:
-        """`operations` (decorated functions, modules, services) are served beside those of the configuration."""
+        """`listen` (host:port) replaces what the configuration says; `operations` (decorated functions, modules,
+        services) are served beside those of the configuration."""
         self.home = home if isinstance(home, Home) else Home(Path(home).absolute())
         self._own_operations = tuple(operations)
-        self._listen = listen
+        self._listen = tuple(one if isinstance(one, ListenAddress) else ListenAddress.parse(one) for one in listen)
         self._clock = clock or SystemClock()
         self._tasks = Tasks("node")
         self._stop = asyncio.Event()
@@ -209,6 +210,7 @@ class Node:
         self._tls.stop_accepting()
         deadline = asyncio.get_running_loop().time() + self._reloader.running.settings.node.drain_timeout
         cut = await self.router.shutdown(deadline)
+        await self._dispatcher.aclose()  # only now: SSH sessions call operations, too
         self._stop.set()
         await self._tasks.aclose()
         self.gate.note({"surface": "node", "action": "node/stop", "outcome": "ok", "cut": cut})
@@ -340,10 +342,15 @@ class Node:
     async def _call_peer(
         self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
     ) -> Any:
-        session = self._calls.session_of(peer)
-        if session is None:
-            raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
-        return await session.call(name, value, timeout_s=timeout_s, forwarded_for=forwarded_for)
+        missing = CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
+        for session in self._calls.sessions_of(peer):
+            try:
+                return await session.call(name, value, timeout_s=timeout_s, forwarded_for=forwarded_for)
+            except CallError as exc:
+                if exc.code != "NOT_FOUND":  # a peer may have several connections, and offer something on one
+                    raise
+                missing = exc
+        raise missing
 
     # --- causes of a reload -------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from alknet.errors import UsageError
 if TYPE_CHECKING:
     from alknet.call.prepared import Prepared
 
-__all__ = ["Caller", "Composer", "OperationContext"]
+__all__ = ["Caller", "Composer", "OperationContext", "input_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,14 @@ class OperationContext:
         It is judged by what this operation was granted (`authority`), may only be one of its `calls`, and is cancelled
         with this one; with `continue_running` it is left to finish if it had begun. Raises `CallError`.
         """
-        return self._composer.call(name, _input(name, value, inputs), continue_running=continue_running)
+        return self._composer.call(name, input_of(name, value, inputs), continue_running=continue_running)
 
     def call_peer(self, peer: str, name: str, value: Any = None, /, **inputs: Any) -> Awaitable[Any]:
         """Call an operation of a peer that is connected to this node; cancelling it cancels it there."""
-        return self._composer.call_peer(peer, name, _input(name, value, inputs))
+        return self._composer.call_peer(peer, name, input_of(name, value, inputs))
 
 
-def _input(name: str, value: Any, inputs: dict[str, Any]) -> Any:
+def input_of(name: str, value: Any, inputs: dict[str, Any]) -> Any:
     if value is not None and inputs:
         raise UsageError(
             f"{name} is called with a whole input and with single fields ({', '.join(inputs)})", hint="give one of both"

@@ -6,6 +6,7 @@ what it returns is then run with :meth:`Prepared.call` or :meth:`Prepared.stream
 """
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +19,16 @@ from alknet.call.operations import Kind, Operation, Visibility
 from alknet.call.prepared import Prepared, unexpected
 from alknet.call.registry import Registry
 from alknet.gate import Act, Gate
+from alknet.logs import event
 from alknet.tasks import Tasks
 
 __all__ = ["Dispatcher", "PeerCaller", "Stats"]
 
+log = logging.getLogger("alknet.call")
+
 DEFAULT_TIMEOUT_S: Final = 30.0
+ENDING_GRACE_S: Final = 2.0
+"""What calls that were left to run get to end, when they are cancelled with the node."""
 SYNC_THREADS: Final = 32
 """Handlers that are plain functions and run at the same time; further ones wait for a thread."""
 _UNKNOWN: Final = Access(required_scopes=("*",))
@@ -72,7 +78,9 @@ class Dispatcher:
 
     async def aclose(self) -> None:
         """End what was left to run on its own, and give the threads back (a function that is in one goes on)."""
-        await self.tasks.aclose()
+        self.tasks.cancel()
+        if left := await self.tasks.wait(timeout_s=ENDING_GRACE_S):
+            log.error(event("operations did not end in time", count=left))
         self.threads.shutdown(wait=False, cancel_futures=True)
 
     def prepare(
@@ -103,8 +111,8 @@ class Dispatcher:
             inputs = self._inputs(operation, value)
             is_stream = spec.kind is Kind.SUBSCRIPTION
             if streaming is not None and streaming is not is_stream:
-                wanted = "subscribed to" if is_stream else "called, not subscribed to"
-                raise CallError("INVALID_OPERATION_TYPE", f"{name} is a {spec.kind}: it is {wanted}")
+                wanted = "subscribe to it, do not call it" if is_stream else "call it, do not subscribe to it"
+                raise CallError("INVALID_OPERATION_TYPE", f"{name} is a {spec.kind}: {wanted}")
         except CallError as exc:
             act.done(f"error {exc.code}")
             self.count(name, 0.0, failed=True)

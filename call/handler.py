@@ -109,10 +109,10 @@ class CallHandler:
         await self._serve(carried, channel, identity, start.codec, start.features)
         return 0
 
-    def session_of(self, peer: str) -> Session | None:
-        """The newest live session of a peer."""
-        live = (session for session, identity in self._sessions.items() if identity and identity.id == peer)
-        return next(reversed(list(live)), None)
+    def sessions_of(self, peer: str) -> list[Session]:
+        """The live sessions of a peer, newest first."""
+        live = [session for session, identity in self._sessions.items() if identity and identity.id == peer]
+        return live[::-1]
 
     def recheck(self) -> None:
         for session, identity in tuple(self._sessions.items()):
@@ -125,7 +125,6 @@ class CallHandler:
             connection.close(0, SHUTTING_DOWN)
         await asyncio.gather(*(self._drain(session, deadline) for session in tuple(self._sessions)))
         await self._tasks.aclose()
-        await self.dispatcher.aclose()
 
     async def _drain(self, session: Session, deadline: float) -> None:
         session.go_away(max(0.0, deadline - asyncio.get_running_loop().time()), SHUTTING_DOWN)

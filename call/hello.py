@@ -220,7 +220,7 @@ class ListenerHello:
         self._advance(_State.NEW, _State.OVER)
         data, values, _ = _parse(body, "hello.start")
         versions = values.get("versions")
-        if not isinstance(versions, list) or VERSION not in versions[:MAX_NAMES]:
+        if not isinstance(versions, list) or not any(type(v) is int and v == VERSION for v in versions[:MAX_NAMES]):
             raise HelloError(f"the other side speaks none of this node's versions of the hello ({VERSION})")
         codec = next((name for name in _names(values, "codecs") if name in CODECS), None)
         if codec is None:

@@ -1,6 +1,8 @@
 """``call``: an operation of a peer, called from the command line."""
 
+import asyncio
 import os
+import signal
 import sys
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -64,7 +66,10 @@ def call(
 
     from alknet.call.errors import CallError
 
+    stopped_by: list[int] = []
+
     async def main() -> None:
+        _cancel_when_told(stopped_by)
         async with open_peer(
             invocation, peer, carrier=carrier, token=token, verbose=verbose, accept_new=accepter(yes=accept_new)
         ) as opened:
@@ -85,12 +90,30 @@ def call(
 
     try:
         run_async(main)
+    except asyncio.CancelledError:
+        if not stopped_by:
+            raise
+        click.get_current_context().exit(128 + stopped_by[0])
     except CallError as exc:
         if exc.code == "INVALID_OPERATION_TYPE" and not exc.hint:
             exc.hint = "leave out --stream" if stream else "--stream subscribes to it"
         elif exc.code == "INVALID_INPUT" and not exc.hint:
             exc.hint = f"'alknet ops {peer} {name}' shows what it takes"
         raise _in_full(exc) from exc
+
+
+def _cancel_when_told(stopped_by: list[int]) -> None:
+    """Have SIGTERM and SIGHUP end this task as Ctrl-C does, so that the far side hears of it at once."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+
+    def stop(number: int) -> None:
+        stopped_by.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup means it
+            loop.add_signal_handler(number, stop, number)
 
 
 def _in_full(error: "CallError") -> "CallError":

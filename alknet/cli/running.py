@@ -5,7 +5,7 @@ import click
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import ask_node, node_is_running
 from alknet.cli.output import print_json, print_table
-from alknet.errors import NotFoundError
+from alknet.errors import NotFoundError, UnavailableError
 
 __all__ = ["can", "sessions", "status"]
 
@@ -104,6 +104,7 @@ def can(invocation: Invocation, peer: str, action: str, resource: str | None) ->
 
 def _can_offline(invocation: Invocation, peer: str, action: str, resource: str | None) -> dict[str, object]:
     from alknet.access import Context, Identity, authorize
+    from alknet.actions import ACTIONS
     from alknet.clock import SystemClock
     from alknet.config.load import load
     from alknet.config.policy import build_policy, daemon_user
@@ -117,6 +118,11 @@ def _can_offline(invocation: Invocation, peer: str, action: str, resource: str |
     state.close()
     if peer not in policy.peers:
         raise NotFoundError(f"there is no peer {peer!r}")
+    if action not in ACTIONS:
+        raise UnavailableError(
+            f"there is no action {action!r}, and operations are known to a running node only",
+            hint="'alknet up' starts it; docs/explanation/access.md lists the actions",
+        )
     identity = Identity(peer, frozenset(policy.peers[peer].scopes), "question")
     context = Context(policy, SystemClock().wall())
     return describe(authorize(identity, action, resource, context), policy, peer, action)

@@ -86,7 +86,8 @@ def resolve(wanted: Any, schema: Mapping[str, Any]) -> dict[str, Any]:
         reference = wanted.get("$ref")
         if not isinstance(reference, str):
             return wanted
-        wanted = schema.get("$defs", {}).get(reference.removeprefix("#/$defs/"))
+        definitions = schema.get("$defs")
+        wanted = definitions.get(reference.removeprefix("#/$defs/")) if isinstance(definitions, dict) else None
     return {}
 
 
@@ -148,7 +149,7 @@ def _options(wanted: Any, schema: Mapping[str, Any], depth: int = MAX_REFERENCES
     """The schemas of which one must fit."""
     wanted = resolve(wanted, schema)
     several = wanted.get("anyOf") or wanted.get("oneOf")
-    if not several or not depth:
+    if not isinstance(several, list) or not depth:
         yield wanted
         return
     for one in several:
@@ -165,7 +166,7 @@ def _items(wanted: list[dict[str, Any]]) -> Any:
 def _kinds(option: Mapping[str, Any]) -> set[str]:
     """The JSON types that a schema admits; empty when it says nothing of them."""
     values = [option["const"]] if "const" in option else option.get("enum")
-    if values is not None:
+    if isinstance(values, list):
         return {_KINDS.get(type(value), "object") for value in values}
     kind = option.get("type")
-    return {kind} if isinstance(kind, str) else set(kind or ())
+    return {one for one in (kind if isinstance(kind, list) else [kind]) if isinstance(one, str)}

@@ -197,15 +197,10 @@ async def test_ten_thousand_requests_at_once_run_up_to_the_limit_and_each_is_ans
         assert (await raw.receive())["payload"] == {"output": 1}
 
 
-async def test_as_many_calls_as_one_likes_are_made_by_waiting_for_answers(door: CallDoor) -> None:
+async def test_a_batch_may_be_larger_than_what_the_other_side_takes_at_once(door: CallDoor) -> None:
     async with door.session() as link:
         answers = await link.session.batch([("t/echo", {"value": n}) for n in range(3000)])
-    exhausted = [one for one in answers if isinstance(one, Exception)]
-    assert {getattr(one, "code", None) for one in exhausted} <= {"RESOURCE_EXHAUSTED"}
-    assert [one for one in answers if not isinstance(one, Exception)] == [
-        n for n, one in enumerate(answers) if not isinstance(one, Exception)
-    ]
-    assert len(exhausted) < 2000
+    assert answers == list(range(3000))
 
 
 async def test_ten_thousand_aborts_of_nothing_are_counted_and_cost_nothing(door: CallDoor) -> None:

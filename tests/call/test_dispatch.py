@@ -473,6 +473,35 @@ async def test_what_is_left_ends_with_the_dispatcher() -> None:
     assert bench.unmatched() == {}
 
 
+async def test_what_does_not_end_holds_up_nobody(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alknet.call.dispatch.ENDING_GRACE_S", 0.05)
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    @operation("left/stubborn", public=True)
+    async def stubborn() -> None:
+        begun.set()
+        while not may_end.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await may_end.wait()
+
+    @operation("left/two", public=True, calls=["left/*"], authority=["*"])
+    async def two(*, ctx: OperationContext) -> None:
+        await ctx.call("left/stubborn", continue_running=True)
+
+    bench = Bench(stubborn, two)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(bench.call("left/two"))
+        await begun.wait()
+        task.cancel()
+    await bench.aclose()
+    assert "operations did not end in time count=1" in caplog.text
+    may_end.set()
+    await bench.dispatcher.tasks.wait(timeout_s=5)
+    assert bench.unmatched() == {}
+
+
 # --- who sees what ------------------------------------------------------------------------------------------------
 
 

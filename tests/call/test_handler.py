@@ -596,14 +596,15 @@ async def test_who_is_refused_too_often_is_sent_away(door: CallDoor, monkeypatch
         assert link.session.end_reason == "3 calls were refused"
 
 
-async def test_the_newest_session_of_a_peer_is_found(door: CallDoor) -> None:
-    assert door.handler.session_of("alice") is None
+async def test_the_sessions_of_a_peer_are_found_newest_first(door: CallDoor) -> None:
+    assert door.handler.sessions_of("alice") == []
     async with door.session():
-        older = door.handler.session_of("alice")
+        (older,) = door.handler.sessions_of("alice")
         async with door.session(), door.session(anonymous=True):
-            assert door.handler.session_of("alice") is not older
-        await eventually(lambda: door.handler.session_of("alice") is older, "the newer one is gone")
-    await eventually(lambda: door.handler.session_of("alice") is None, "the older one is gone")
+            newer, other = door.handler.sessions_of("alice")
+            assert other is older is not newer
+        await eventually(lambda: door.handler.sessions_of("alice") == [older], "the newer one is gone")
+    await eventually(lambda: door.handler.sessions_of("alice") == [], "the older one is gone")
 
 
 # --- over SSH ----------------------------------------------------------------------------------------------------

@@ -91,10 +91,10 @@ class CallDoor:
     async def aclose(self) -> None:
         """End every session."""
         await self.router.shutdown(asyncio.get_running_loop().time())
+        await self.dispatcher.aclose()
 
     async def _call_peer(
         self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
     ) -> Any:
-        session = self.handler.session_of(peer)
-        assert session is not None
+        session = self.handler.sessions_of(peer)[0]
         return await session.call(name, value, timeout_s=timeout_s, forwarded_for=forwarded_for)
