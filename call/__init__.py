@@ -4,10 +4,11 @@ What it promises: whichever door a call comes through, the same checks in the sa
 same refusal; a call that nobody wants any more is stopped, with all that it has called; nothing that the other side
 sends costs more than a bound with a name.
 
-In reading order: `operations` (what an operation is, and the decorator), `registry`, `dispatch` and `prepared` (the
-way in, for every door), `context` and `composition` (what a handler sees and may call); then, for the wire, `frames`, `codecs`,
-`envelopes`, `machine` (the state of a session, without I/O), `hello`; then what moves bytes: `channel`, `session`,
-`serving`, `subscription`, and at the ends `handler` (the door ``alknet/call``) and `client`.
+In reading order: `operations` (what an operation is; `specs`, `declarations`, `signatures`, `schema` and `binary` are
+its parts), `registry`, `dispatch` and `prepared` (the way in, for every door), `context` and `composition` (what a
+handler sees and may call); then, for the wire, `frames`, `codecs`, `envelopes`, `machine` (the state of a session,
+without I/O), `hello`; then what moves bytes: `channel`, `session`, `serving`, `subscription`, and at the ends `handler`
+(the door ``alknet/call``; `command` is the one for stock ssh) and `client`, with `trust` in the nodes that it reaches.
 
 Imports `alknet.alpn` and the leaves. A program that only calls needs `client`, and never loads pydantic.
 """

@@ -163,8 +163,8 @@ class OperationSpec:
 
     `output_schema` is that of one item for a subscription. `resource_id_path` says where the input names the resource:
     ``$.field``, ``$.a.b`` or ``/a/b``. `idempotent`: a second call with the same input changes nothing more.
-    `destructive`: it may overwrite or remove. `examples` are ``{"input": …, "output"?: …}``. `secret_inputs` are the fields
-    of the input that are written to no log.
+    `destructive`: it may overwrite or remove. `examples` are ``{"input": …, "output"?: …}``. `secret_inputs` are the
+    fields of the input that are written to no log.
     """
 
     name: str

@@ -76,5 +76,5 @@ async def test_a_call_from_outside_has_no_parent_and_knows_its_caller() -> None:
             caller.identity, "carol", "c7", "memory",
         )  # fmt: skip
         assert ctx.deadline is not None
-        assert 0 < ctx.deadline - asyncio.get_running_loop().time() <= 5.0
+        assert 0 < ctx.deadline - asyncio.get_running_loop().time() < 5.1
         assert caller == Caller(caller.identity, "memory", "c7", "192.0.2.1", "carol", None)

@@ -73,7 +73,7 @@ async def test_of_several_violated_checks_the_first_one_answers(violated: tuple[
 @pytest.mark.parametrize(("is_stream", "streaming"), [(True, False), (False, True)])
 async def test_a_subscription_is_not_called_and_a_call_not_subscribed_to(is_stream: bool, streaming: bool) -> None:
     async with Bench(made_to_violate("kind") if is_stream else made_to_violate(), peers={"alice": ("*",)}) as bench:
-        with pytest.raises(CallError, match="subscribed to") as caught:
+        with pytest.raises(CallError, match="subscribe to it") as caught:
             bench.prepare("order/one", {"number": 1}, streaming=streaming)
         assert caught.value.code == "INVALID_OPERATION_TYPE"
         assert bench.outcome("order/one") == "error INVALID_OPERATION_TYPE"
@@ -310,14 +310,14 @@ TIMES = (left, follow, tree, forever, above, items)
 @pytest.mark.parametrize(("timeout_s", "most"), [(None, 20.0), (5.0, 5.0), (100.0, 20.0), (20.0, 20.0)])
 async def test_a_call_has_the_default_time_or_less(timeout_s: float | None, most: float) -> None:
     async with Bench(*TIMES, default_timeout_s=20.0) as bench:
-        assert most - 1 < await bench.call("time/left", timeout_s=timeout_s) <= most
+        assert most - 1 < await bench.call("time/left", timeout_s=timeout_s) < most + 0.1
 
 
 async def test_a_subscription_has_the_time_that_was_asked_for_or_all_of_it() -> None:
     async with Bench(*TIMES, default_timeout_s=20.0) as bench:
         assert await bench.items("time/follow") == [None]
         (left_s,) = await bench.items("time/follow", timeout_s=100.0)
-        assert 99 < left_s <= 100
+        assert 99 < left_s < 100.1
 
 
 async def test_the_root_deadline_bounds_the_whole_tree() -> None:

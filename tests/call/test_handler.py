@@ -632,7 +632,7 @@ async def test_over_ssh_calls_are_served_without_further_proof(door: CallDoor, t
         link = await over_stream(stream, dialer)
         assert (link.identity, link.node, link.node_key) == ("alice", "test-node", None)
         assert await link.session.call("own/hold") == "done"
-        assert door.handler.session_of("alice") is not None
+        assert door.handler.sessions_of("alice")
         await link.session.aclose()
         assert await asyncio.wait_for(served, 10) == 0
     (outcome,) = [r for r in door.audit.records if r["action"] == "own/hold" and r["phase"] == "outcome"]

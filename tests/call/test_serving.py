@@ -78,7 +78,7 @@ async def outcomes(door: CallDoor, name: str) -> list[str]:
 
 
 def serving(door: CallDoor) -> Any:
-    session = door.handler.session_of("alice")
+    session = door.handler.sessions_of("alice")[0]
     assert session is not None
     return session.serving
 
