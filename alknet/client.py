@@ -11,11 +11,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from alknet.alpn.dial import CARRIERS
+from alknet.call.carried import SUBSYSTEM
 from alknet.call.client import Credentials, Link, over_stream
 from alknet.call.client import connect as connect_calls
 from alknet.call.context import input_of
@@ -30,7 +31,6 @@ from alknet.keys import PublicKey
 __all__ = ["CALL_CARRIERS", "Peer", "connect"]
 
 CALL_CARRIERS: Final = ("auto", "quic", "tls", "ssh")
-SSH_SUBSYSTEM: Final = "alknet-call"
 
 
 class Peer:
@@ -121,35 +121,39 @@ async def connect(
     """
     if carrier not in CALL_CARRIERS:
         raise UsageError(f"carrier must be one of {', '.join(CALL_CARRIERS)}, not {carrier!r}")
+    if carrier == "ssh" and (anonymous or token is not None):
+        what = "a token" if token is not None else "nobody in particular"
+        raise UsageError(f"SSH lets in keys, not {what}", hint="take the carrier quic or tls")
+    if anonymous and identity is not None:
+        raise UsageError("anonymous and identity contradict each other", hint="leave out one of them")
     where = _home(home)
     to = find_destination(where, peer)
     key = Path(identity) if identity is not None else None
-    offered = list(operations)
-    server_of = None
-    if offered:
-        from alknet.offer import Offer
+    async with AsyncExitStack() as stack:
+        server_of = None
+        if offered := list(operations):
+            from alknet.offer import Offer
 
-        server_of = Offer(offered).server_of
-    if carrier == "ssh":
-        from alknet.ssh.client import connect as connect_ssh
-        from alknet.ssh.client import open_subsystem
+            offer = Offer(offered)
+            stack.push_async_callback(offer.aclose)
+            server_of = offer.server_of
+        if carrier == "ssh":
+            from alknet.ssh.client import connect as connect_ssh
+            from alknet.ssh.client import open_subsystem
 
-        target = ssh_target(where, to, private_key(where, key), accept_new)
-        async with connect_ssh(target, report=report) as ssh:
-            stream = await open_subsystem(ssh.ssh, SSH_SUBSYSTEM)
+            host = ssh_target(where, to, private_key(where, key), accept_new)
+            ssh = await stack.enter_async_context(connect_ssh(host, report=report))
+            stream = await open_subsystem(ssh.ssh, SUBSYSTEM)
             link = await over_stream(stream, ssh.carrier, codecs=codecs, server_of=server_of)
-            try:
-                yield Peer(link)
-            finally:
-                await link.session.aclose()
-        return
-    if carrier == "auto":
-        carriers: Sequence[str] = ("tls",) if to.is_local else CARRIERS  # on loopback QUIC has nothing to offer
-    else:
-        carriers = (carrier,)
-    credentials = await _credentials(where, key, token, anonymous=anonymous)
-    target_ = call_target(where, to, credentials, accept_new)
-    async with connect_calls(target_, carriers=carriers, codecs=codecs, server_of=server_of, report=report) as link:
+            stack.push_async_callback(link.session.aclose)
+        else:
+            credentials = await _credentials(where, key, token, anonymous=anonymous)
+            node = call_target(where, to, credentials, accept_new)
+            # On loopback QUIC has nothing to offer.
+            carriers = {"auto": ("tls",) if to.is_local else CARRIERS}.get(carrier, (carrier,))
+            link = await stack.enter_async_context(
+                connect_calls(node, carriers=carriers, codecs=codecs, server_of=server_of, report=report)
+            )
         yield Peer(link)
 
 

@@ -340,12 +340,20 @@ class Node:
         return sum(c.identity is not None and c.identity.id == peer for c in self.router.connections)
 
     async def _call_peer(
-        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+        self,
+        peer: str,
+        name: str,
+        value: Any,
+        *,
+        timeout_s: float | None,
+        forwarded_for: str | None,
+        traceparent: str | None,
     ) -> Any:
+        extra = {key: text for key, text in (("forwarded_for", forwarded_for), ("traceparent", traceparent)) if text}
         missing = CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
         for session in self._calls.sessions_of(peer):
             try:
-                return await session.call(name, value, timeout_s=timeout_s, forwarded_for=forwarded_for)
+                return await session.call(name, value, timeout_s=timeout_s, **extra)
             except CallError as exc:
                 if exc.code != "NOT_FOUND":  # a peer may have several connections, and offer something on one
                     raise

@@ -25,10 +25,18 @@ class Offer:
 
     def __init__(self, operations: Iterable[Any]) -> None:
         self._registry = Registry(operations_of(operations))
+        self._servers: list[_Server] = []
 
     def server_of(self, challenge: Challenge) -> Server:
         """The server for the node that has proven itself with `challenge`."""
-        return _Server(self._registry, challenge)
+        server = _Server(self._registry, challenge)
+        self._servers.append(server)
+        return server
+
+    async def aclose(self) -> None:
+        """End what was left to run when its connection ended."""
+        for server in self._servers:
+            await server.dispatcher.aclose()
 
 
 class _Server:
@@ -42,11 +50,11 @@ class _Server:
             resources={kind: ("*",) for kind in kinds if kind is not None},
         )
         policy = Policy({peer.id: peer}, revision="offer", denial_key=bytes(32), daemon=daemon_user())
-        self._dispatcher = Dispatcher(registry, Gate(policy, _Unrecorded(), SystemClock()))
+        self.dispatcher = Dispatcher(registry, Gate(policy, _Unrecorded(), SystemClock()))
         self._caller = Caller(Identity(peer.id, frozenset({"*"}), f"key:{key}"), "offer")
 
     def prepare(self, request: Requested) -> Prepared:
-        return self._dispatcher.prepare(
+        return self.dispatcher.prepare(
             request.name,
             request.input,
             replace(self._caller, forwarded_for=request.forwarded_for),

@@ -19,7 +19,7 @@ from alknet.config.diff import changes, keep_until_restart
 from alknet.config.home import Home
 from alknet.config.load import load
 from alknet.config.model import Settings
-from alknet.errors import ConfigError, UsageError
+from alknet.errors import AlknetError, ConfigError, UsageError
 from alknet.logs import event
 
 __all__ = ["Reloader", "Report", "Running"]
@@ -78,10 +78,10 @@ class Reloader:
             running = self.running
             try:
                 loaded, identity = await asyncio.to_thread(self._read)
-                tokens = self._load_tokens()
+                tokens = self._tokens()
                 registry = running.registry
                 if loaded.services != running.settings.services:
-                    registry = self._registry(loaded.services.modules)
+                    registry = await asyncio.to_thread(self._registry, loaded.services.modules)
             except ConfigError as exc:
                 for line in str(exc).splitlines():
                     log.error("reload (%s) changed nothing: %s", cause, line)
@@ -102,6 +102,12 @@ class Reloader:
             if waiting:
                 log.warning(event("restart needed", keys=",".join(waiting)))
             return Report(live + waiting, waiting)
+
+    def _tokens(self) -> Mapping[str, Token]:
+        try:
+            return self._load_tokens()
+        except AlknetError as exc:
+            raise ConfigError(f"the tokens cannot be read: {exc}", hint=exc.hint) from exc
 
     def _registry(self, modules: tuple[str, ...]) -> Registry:
         try:

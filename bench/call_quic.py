@@ -1,8 +1,8 @@
 """What aioquic alone moves of the bytes of calls: requests and answers as long as alknet's, without a meaning.
 
 ``python call_quic.py CERTIFICATE KEY`` listens on a free UDP port of 127.0.0.1, prints that port, and answers each
-`REQUEST_BYTES` that arrive on a stream with `ANSWER_BYTES`. Nothing is read but lengths; each request has an answer of its
-own, and what one turn of the event loop brings travels together. The adapter is that of `bare_aioquic.py`.
+`REQUEST_BYTES` that arrive on a stream with `ANSWER_BYTES`. Nothing is read but lengths; each request has an answer of
+its own, and what one turn of the event loop brings travels together. The adapter is that of `bare_aioquic.py`.
 """
 
 import asyncio

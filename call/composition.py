@@ -103,7 +103,12 @@ class Family:
         outcome = "aborted"
         try:
             output = await parent.dispatcher.call_peer(
-                peer, name, value, timeout_s=timeout_s, forwarded_for=parent.origin
+                peer,
+                name,
+                value,
+                timeout_s=timeout_s,
+                forwarded_for=parent.origin,
+                traceparent=parent.traceparent,
             )
             outcome = "ok"
             return output

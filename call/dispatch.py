@@ -22,13 +22,14 @@ from alknet.gate import Act, Gate
 from alknet.logs import event
 from alknet.tasks import Tasks
 
-__all__ = ["Dispatcher", "PeerCaller", "Stats"]
+__all__ = ["THREAD_NAME", "Dispatcher", "PeerCaller", "Stats"]
 
 log = logging.getLogger("alknet.call")
 
 DEFAULT_TIMEOUT_S: Final = 30.0
 ENDING_GRACE_S: Final = 2.0
 """What calls that were left to run get to end, when they are cancelled with the node."""
+THREAD_NAME: Final = "alknet-operation"
 SYNC_THREADS: Final = 32
 """Handlers that are plain functions and run at the same time; further ones wait for a thread."""
 _UNKNOWN: Final = Access(required_scopes=("*",))
@@ -38,7 +39,14 @@ class PeerCaller(Protocol):
     """Reaches the operations of connected peers."""
 
     async def __call__(
-        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+        self,
+        peer: str,
+        name: str,
+        value: Any,
+        *,
+        timeout_s: float | None,
+        forwarded_for: str | None,
+        traceparent: str | None,
     ) -> Any:
         """Call it there; `CallError` UNAVAILABLE when the peer is not connected."""
 
@@ -53,7 +61,7 @@ class Stats:
     """Spent in calls that have ended, subscriptions included."""
 
 
-async def _nobody(peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None) -> Any:
+async def _nobody(peer: str, name: str, value: Any, **_: Any) -> Any:
     raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
 
 
@@ -74,7 +82,7 @@ class Dispatcher:
         self.call_peer = call_peer
         self.stats: dict[str, Stats] = {}
         self.tasks = Tasks("composed")
-        self.threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="alknet-operation")
+        self.threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=THREAD_NAME)
 
     async def aclose(self) -> None:
         """End what was left to run on its own, and give the threads back (a function that is in one goes on)."""

@@ -4,7 +4,10 @@ import asyncio
 import os
 import shlex
 import signal
-from typing import TYPE_CHECKING, Any
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from alknet.node import Node
 
 __all__ = ["identity", "init", "serve", "up"]
+
+STUCK_S: Final = 0.5
+"""What threads may take to end once the node has stopped."""
 
 listen_option = click.option(
     "--listen",
@@ -148,7 +154,22 @@ def _run(home: "Home", addresses: "tuple[ListenAddress, ...]", invocation: Invoc
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+        status = runner.run(main())
+    from alknet.call.dispatch import THREAD_NAME
+
+    _leave_stuck_threads(THREAD_NAME, status)
+    return status
+
+
+def _leave_stuck_threads(name: str, status: int) -> None:
+    """A handler that is a plain function and does not return cannot be stopped; Python would wait for it for ever."""
+    deadline = time.monotonic() + STUCK_S
+    for thread in [thread for thread in threading.enumerate() if thread.name.startswith(name)]:
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            click.echo("alknet: an operation that is a plain function still runs; it is left behind", err=True)
+            sys.stdout.flush()
+            os._exit(status)
 
 
 def _greet(node: "Node", invocation: Invocation) -> None:

@@ -121,8 +121,11 @@ def _explain(peer: str, spec: dict[str, Any]) -> None:
     fields = resolve(output, output).get("properties", {})
     click.echo()
     if fields:
-        rows = [(key, _type(one, output), one.get("description", "")) for key, one in fields.items()]
-        print_table(("OUTPUT", "TYPE", "MEANING"), rows, empty="")
+        print_table(
+            ("OUTPUT", "TYPE", "MEANING"),
+            [(key, _type(one, output), one.get("description", "")) for key, one in fields.items()],
+            empty="",
+        )
         click.echo()
     else:
         each = "each item is " if spec["kind"] == "subscription" else ""
@@ -188,4 +191,6 @@ def _type(wanted: Any, schema: dict[str, Any]) -> str:
         return f"list of {_type(one.get('items'), schema)}"
     if one.get("contentEncoding") == "base64":
         return "bytes"
+    if one.get("properties") and one.get("title"):
+        return str(one["title"])
     return str(one.get("format") or one.get("type") or one.get("title") or "any")

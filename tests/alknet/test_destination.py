@@ -40,7 +40,9 @@ def public(path: Path) -> PublicKey:
 
 
 def write_peer(home: Home, name: str, text: str) -> None:
-    home.peer(name).write_text(f'keys = ["{public(home.owner_key).line}"]\n{text}\n')
+    key = home.path.parent / name
+    write_key_pair(key, name)
+    home.peer(name).write_text(f'keys = ["{public(key)}"]\n{text}\n')
     home.peer(name).chmod(0o600)
 
 
@@ -64,8 +66,8 @@ def test_no_node_runs(home: Home) -> None:
 def test_a_configured_peer_is_where_its_entry_says_and_has_the_keys_that_it_says(home: Home) -> None:
     node_key, host_key = public(home.node_key), public(home.host_key)
     write_peer(
-        home, "hub", f'addresses = ["hub.example:7000", "[2001:db8::1]"]\nnode_key = "{node_key.line}"\n'
-        f'host_key = "{host_key.line}"',
+        home, "hub", f'addresses = ["hub.example:7000", "[2001:db8::1]"]\nnode_key = "{node_key}"\n'
+        f'host_key = "{host_key}"',
     )  # fmt: skip
     found = find_destination(home, "hub")
     assert found.addresses == (("hub.example", 7000), ("2001:db8::1", 7022))

@@ -227,6 +227,8 @@ def test_a_token_instead_of_a_key(node: NodeProcess, tmp_path: Path) -> None:
     assert names == ["services/list", "services/schema", "test/identity", "test/typed"]
     result = node.alknet("call", "--token-file", "-", ".", "test/identity", input=made["token"])
     assert json.loads(result.stdout)["peer"] == "little"
+    code, _, err = call(node, "test/identity", *token, "--carrier", "ssh")  # not as the owner instead
+    assert (code, "SSH lets in keys, not a token" in err) == (2, True)
     node.alknet("token", "revoke", made["prefix"])
     code, _, err = call(node, "test/identity", *token)
     assert (code, "the token is not valid" in err) == (3, True)

@@ -14,7 +14,7 @@ import pytest
 
 import alknet
 from alknet import CallError, Peer
-from alknet.errors import AlknetError
+from alknet.errors import AlknetError, UsageError
 from testkit.as_user import Launcher
 from testkit.node import NodeProcess, wait_until
 from testkit.service_nodes import service_node
@@ -240,6 +240,21 @@ async def test_a_token_is_no_way_around_a_disabled_peer(matrix: NodeProcess) -> 
         assert await peer_door(peer, token)("test/echo", "{}") == (
             "FORBIDDEN", "the token is another peer's", None, None,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"carrier": "ssh", "token": "alk_x"}, "SSH lets in keys, not a token"),
+        ({"carrier": "ssh", "anonymous": True}, "SSH lets in keys, not nobody in particular"),
+        ({"anonymous": True, "identity": "/some/key"}, "anonymous and identity contradict each other"),
+        ({"carrier": "pigeon"}, "carrier must be one of auto, quic, tls, ssh, not 'pigeon'"),
+    ],
+)
+async def test_nobody_is_somebody_else_than_was_said(matrix: NodeProcess, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        async with alknet.connect(home=matrix.home, **how):
+            pass
 
 
 # --- taken away ----------------------------------------------------------------------------------------------------

@@ -114,7 +114,14 @@ class Bench:
         await self.aclose()
 
     async def _call_peer(
-        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+        self,
+        peer: str,
+        name: str,
+        value: Any,
+        *,
+        timeout_s: float | None,
+        forwarded_for: str | None,
+        traceparent: str | None,
     ) -> Any:
         self.peer_calls.append((peer, name, value, timeout_s, forwarded_for))
         return f"{peer}:{name}" if self.peer_answer is None else await self.peer_answer

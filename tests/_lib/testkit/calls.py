@@ -94,7 +94,16 @@ class CallDoor:
         await self.dispatcher.aclose()
 
     async def _call_peer(
-        self, peer: str, name: str, value: Any, *, timeout_s: float | None, forwarded_for: str | None
+        self,
+        peer: str,
+        name: str,
+        value: Any,
+        *,
+        timeout_s: float | None,
+        forwarded_for: str | None,
+        traceparent: str | None,
     ) -> Any:
         session = self.handler.sessions_of(peer)[0]
-        return await session.call(name, value, timeout_s=timeout_s, forwarded_for=forwarded_for)
+        return await session.call(
+            name, value, timeout_s=timeout_s, forwarded_for=forwarded_for, traceparent=traceparent
+        )
