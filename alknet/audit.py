@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from blake3 import blake3
@@ -28,7 +29,19 @@ from alknet.clock import Clock
 from alknet.errors import AuditError
 from alknet.state import AuditHead, StateStore
 
-__all__ = ["AuditFile", "AuditSink", "MemoryAudit", "Report", "audit_files", "line_hash", "read_lines", "verify"]
+__all__ = [
+    "GENESIS",
+    "NOTHING",
+    "AuditFile",
+    "AuditSink",
+    "Facts",
+    "MemoryAudit",
+    "Report",
+    "audit_files",
+    "line_hash",
+    "read_lines",
+    "verify",
+]
 
 log = logging.getLogger("alknet.audit")
 
@@ -49,15 +62,26 @@ HEAD_DELAY_S: Final = 0.05
 """The newest line reaches the state store at most this much later, so that a burst costs one write."""
 
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
+_quoted: Final = json.encoder.encode_basestring_ascii  # type: ignore[attr-defined]
 
 Record = Mapping[str, Any]
+
+
+class Facts(dict[str, Any]):
+    """What many lines have in common. Nothing in it changes: a log keeps in `text` how it writes them."""
+
+    text: str | None = None
+
+
+NOTHING: Final[Record] = MappingProxyType({})
 
 
 class AuditSink(Protocol):
     """Where audit records go."""
 
-    def write(self, record: Record, *, soon: bool = False) -> None:
-        """Append one record; raises `AuditError` and leaves the log as it was when that fails.
+    def write(self, record: Record, *, more: Record = NOTHING, soon: bool = False) -> None:
+        """Append one record, and `more`, which has other keys; raises `AuditError` and leaves the log as it was when
+        that fails.
 
         With `soon` it may be kept for the rest of this round of the event loop and be written with others; whatever is
         begun in a later round comes after it all the same. A failure is then found, and logged, only there.
@@ -74,10 +98,10 @@ class MemoryAudit:
         self.records: list[Record] = []
         self.failing = False
 
-    def write(self, record: Record, *, soon: bool = False) -> None:
+    def write(self, record: Record, *, more: Record = NOTHING, soon: bool = False) -> None:
         if self.failing:
             raise AuditError("this audit sink was told to fail")
-        self.records.append(record)
+        self.records.append({**record, **more})
 
     def close(self) -> None:
         pass
@@ -114,7 +138,7 @@ class AuditFile:
         self._loop = loop
         self._head_due = False
         self._soon: list[bytes] = []
-        self._second = (-1, "")
+        self._clock_shows = (-1, "")
         self._path = directory / "audit.jsonl"
         self._fd = -1
         try:
@@ -132,18 +156,19 @@ class AuditFile:
             count = self._seq - head[0]
             self.write({"surface": "audit", "action": "audit/unrecorded", "outcome": "found", "count": count})
 
-    def write(self, record: Record, *, soon: bool = False) -> None:
+    def write(self, record: Record, *, more: Record = NOTHING, soon: bool = False) -> None:
         if self._fd < 0:
             raise AuditError("the audit log is closed")
         if not soon:
             self._write_soon()  # if that fails, it takes the chain back
         seq = self._seq + 1
-        body = {"seq": seq, "time": self._time()}
-        for key, value in record.items():
-            if value is not None:
-                body[key] = value if type(value) is not str or len(value) <= SHORT_CHARS else _clip(value)
-        body["prev"] = self._prev
-        line = _ENCODER.encode(body).encode("ascii")
+        if type(record) is Facts:
+            if record.text is None:
+                record.text = _pairs(record)
+            text = record.text + _pairs(more)
+        else:
+            text = _pairs(record) + _pairs(more)
+        line = f'{{"seq":{seq},"time":"{self._time()}"{text},"prev":"{self._prev}"}}'.encode("ascii")
         if len(line) > MAX_LINE_BYTES:
             raise AuditError(f"an audit line of {len(line)} bytes is over the limit of {MAX_LINE_BYTES}")
         if soon and self._loop is not None:
@@ -171,11 +196,12 @@ class AuditFile:
         self._record_head()
 
     def _time(self) -> str:
-        now = self._clock.wall()
-        second = int(now // 1)
-        if self._second[0] != second:
-            self._second = second, datetime.fromtimestamp(second, UTC).isoformat().removesuffix("+00:00")
-        return f"{self._second[1]}.{int(now % 1 * 1000):03d}Z"
+        """Now, to the millisecond; many lines are written in the same one."""
+        now_ms = int(self._clock.wall() * 1000)
+        if self._clock_shows[0] != now_ms:
+            second = datetime.fromtimestamp(now_ms // 1000, UTC).isoformat().removesuffix("+00:00")
+            self._clock_shows = now_ms, f"{second}.{now_ms % 1000:03d}Z"
+        return self._clock_shows[1]
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -295,8 +321,22 @@ def _links(line: bytes) -> tuple[int, str] | None:
         return None
 
 
-def _clip(value: Any) -> Any:
-    if not isinstance(value, str) or (size := _encoded_size(value)) <= MAX_VALUE_BYTES:
+def _pairs(record: Record) -> str:
+    """``,"key":value`` for each value that there is: a part of a line."""
+    parts = []
+    for key, value in record.items():
+        kind = type(value)
+        if kind is str:
+            parts.append(f',"{key}":{_quoted(value if len(value) <= SHORT_CHARS else _clip(value))}')
+        elif kind is int or kind is float:
+            parts.append(f',"{key}":{value!r}')
+        elif value is not None:
+            parts.append(f',"{key}":{_ENCODER.encode(value)}')
+    return "".join(parts)
+
+
+def _clip(value: str) -> str:
+    if (size := _encoded_size(value)) <= MAX_VALUE_BYTES:
         return value
     kept = value
     while size > MAX_VALUE_BYTES:

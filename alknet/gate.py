@@ -7,10 +7,11 @@ A door never calls :func:`alknet.access.authorize` itself. It calls :meth:`Gate.
 import itertools
 import logging
 import os
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
 
 from alknet.access import Access, Authority, Context, Decision, Identity, Policy, authorize, deny
-from alknet.audit import AuditSink
+from alknet.audit import NOTHING, AuditSink, Facts
 from alknet.clock import Clock
 from alknet.errors import AuditError
 
@@ -18,8 +19,8 @@ __all__ = ["Act", "Gate"]
 
 log = logging.getLogger("alknet.audit")
 
-MAX_REMEMBERED: Final = 10_000
-"""Decisions that are kept; see `Gate.peek`."""
+MAX_REMEMBERED: Final = 5_000
+"""Decisions that are kept of each kind; see `Gate.peek`."""
 RULE_AUDIT: Final = "audit.required"
 RULE_CREDENTIAL: Final = "credential:removed"
 RULE_CHANGED: Final = "session:changed"
@@ -34,6 +35,8 @@ class Gate:
     def __init__(self, policy: Policy, audit: AuditSink, clock: Clock, *, audit_required: bool = False) -> None:
         self._policy = policy
         self._allowed: dict[tuple[Identity, str, Access], Decision] = {}
+        self._usual: dict[tuple[object, ...], tuple[Decision, Facts]] = {}
+        """The same with what the audit log has of it, for those who ask again and again over one connection."""
         self.clock = clock
         self.audit_required = audit_required
         self._audit = audit
@@ -49,6 +52,7 @@ class Gate:
     def policy(self, policy: Policy) -> None:
         self._policy = policy
         self._allowed.clear()
+        self._usual.clear()
 
     def ask(
         self,
@@ -71,22 +75,27 @@ class Gate:
         With `soon` the act begins in a later round of the event loop, so that its line may be written with others; not
         if `audit.required`, which has to know at once.
         """
-        decision = self.still(caller, action, resource, access=access)
-        record = {
-            "surface": surface,
-            "peer": None if caller is None else caller.id,
-            "action": action,
-            "resource": resource,
-            "decision": "allow" if decision else "deny",
-            "rule": decision.rule,
-            "denial_id": decision.denial_id,
-            "request_id": f"req_{self._prefix}{next(self._numbers):x}",
-            **facts,
-        }
+        usual = None
+        if soon and resource is None and access is not None:
+            usual = (caller, action, access, surface, *facts.values()) if isinstance(caller, Identity) else None
+        decision, record = self._usual.get(usual, (None, None)) if usual is not None else (None, None)
+        if decision is None or record is None:
+            decision = self.still(caller, action, resource, access=access)
+            record = Facts(
+                surface=surface,
+                peer=None if caller is None else caller.id,
+                action=action,
+                resource=resource,
+                decision="allow" if decision.allowed else "deny",
+                rule=decision.rule,
+                denial_id=decision.denial_id,
+                **facts,
+            )
+            if usual is not None and self._lasts(caller, decision):
+                _remember(self._usual, usual, (decision, record))
         soon = soon and not self.audit_required
-        act = Act(self, decision, record, soon=soon)
-        phase = {"phase": "intent"} if decision.allowed else {"phase": "outcome", "outcome": "denied"}
-        if not self.note(record | phase, soon=soon) and decision.allowed and self.audit_required:
+        act = Act(self, decision, record, f"req_{self._prefix}{next(self._numbers):x}", soon=soon)
+        if not act.begin() and decision.allowed and self.audit_required:
             reason = "the audit log cannot be written, and this node acts only on the record"
             act.refuse(deny(caller, action, resource, self.policy, RULE_AUDIT, reason))
         return act
@@ -110,12 +119,14 @@ class Gate:
         known = self._allowed.get(question)
         if known is None:
             known = authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
-            peer = self._policy.peers.get(caller.id)
-            if known.allowed and caller.expires_at is None and peer is not None and peer.expires_at is None:
-                if len(self._allowed) >= MAX_REMEMBERED:
-                    self._allowed.clear()
-                self._allowed[question] = known
+            if self._lasts(caller, known):
+                _remember(self._allowed, question, known)
         return known
+
+    def _lasts(self, caller: Identity | Authority | None, decision: Decision) -> bool:
+        """Whether a decision is a yes that only another policy can change."""
+        peer = self._policy.peers.get(caller.id) if isinstance(caller, Identity) and decision.allowed else None
+        return peer is not None and peer.expires_at is None and caller.expires_at is None
 
     def still(
         self,
@@ -139,10 +150,10 @@ class Gate:
         reason = f"the settings of peer {identity.id!r} changed, and this would now be run otherwise"
         return deny(identity, action, resource, self.policy, RULE_CHANGED, reason)
 
-    def note(self, record: dict[str, Any], *, soon: bool = False) -> bool:
+    def note(self, record: Mapping[str, Any], *, more: Mapping[str, Any] = NOTHING, soon: bool = False) -> bool:
         """Write one audit record as it is; False (and an error in the log) when that fails."""
         try:
-            self._audit.write(record, soon=soon)
+            self._audit.write(record, more=more, soon=soon)
         except AuditError as exc:
             log.error("audit line lost: %s", exc)
             return False
@@ -152,14 +163,22 @@ class Gate:
 class Act:
     """One attempted act: its decision, and the way to report how it ended."""
 
-    def __init__(self, gate: Gate, decision: Decision, record: dict[str, Any], *, soon: bool = False) -> None:
+    def __init__(self, gate: Gate, decision: Decision, record: Facts, request_id: str, *, soon: bool = False) -> None:
         self.decision = decision
-        self.request_id: str = record["request_id"]
+        self.request_id = request_id
         self._gate = gate
         self._record = record
         self._soon = soon
         self._started = gate.clock.monotonic()
-        self._over = not decision
+        self._over = not decision.allowed
+
+    def begin(self) -> bool:
+        """Write the first line: the intent, or the denial. Whether that could be done."""
+        if self._over:
+            more = {"request_id": self.request_id, "phase": "outcome", "outcome": "denied"}
+        else:
+            more = {"request_id": self.request_id, "phase": "intent"}
+        return self._gate.note(self._record, more=more, soon=self._soon)
 
     def refuse(self, denial: Decision) -> None:
         """Turn the act down after all, before it has begun."""
@@ -172,5 +191,16 @@ class Act:
             return
         self._over = True
         elapsed_ms = round((self._gate.clock.monotonic() - self._started) * 1000, 3)
-        ended = {"phase": "outcome", "outcome": outcome, "duration_ms": elapsed_ms}
-        self._gate.note(self._record | facts | ended, soon=self._soon)
+        more = {"request_id": self.request_id, "phase": "outcome", "outcome": outcome, "duration_ms": elapsed_ms}
+        record = {**self._record, **facts} if facts else self._record  # facts may say otherwise than the intent did
+        self._gate.note(record, more=more, soon=self._soon)
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _remember(kept: dict[K, V], key: K, value: V) -> None:
+    if len(kept) >= MAX_REMEMBERED:
+        kept.clear()
+    kept[key] = value

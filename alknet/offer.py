@@ -15,7 +15,7 @@ from alknet.call.registry import Registry
 from alknet.call.serving import Server
 from alknet.clock import SystemClock
 from alknet.config.policy import daemon_user
-from alknet.gate import Gate
+from alknet.gate import NOTHING, Gate
 
 __all__ = ["Offer"]
 
@@ -67,7 +67,7 @@ class _Server:
 class _Unrecorded:
     """A program that is no node has no audit log; the node that calls it has."""
 
-    def write(self, record: Mapping[str, Any], *, soon: bool = False) -> None:
+    def write(self, record: Mapping[str, Any], *, more: Mapping[str, Any] = NOTHING, soon: bool = False) -> None:
         pass
 
     def close(self) -> None:

@@ -36,7 +36,7 @@ ROOM = AdmissionLimits(connections=20_000, connections_per_address=20_000, half_
 class Silence:
     """An audit log that keeps nothing."""
 
-    def write(self, record: Any, *, soon: bool = False) -> None:
+    def write(self, record: Any, *, more: Any = None, soon: bool = False) -> None:
         pass
 
     def close(self) -> None:
@@ -62,6 +62,8 @@ async def serve(home: Path, *, is_audited: bool) -> None:
     async with Node(home, operations=[call_operations]) as node:
         if not is_audited:
             node.gate._audit = Silence()
+        gc.freeze()  # as the daemon does
+        gc.set_threshold(*GC_THRESHOLDS)
         print(node.addresses[0].rpartition(":")[2], flush=True)
         await node.run()
 

@@ -28,6 +28,8 @@ MAX_UNREAD_BYTES: Final = 4 * 1024 * 1024
 """What may wait for an other side that sends without reading; then its stream is ended."""
 CLOSE_TIMEOUT_S: Final = 1.0
 """What the last words may take to be sent to an other side that does not read."""
+BODIES_AT_ONCE: Final = 24
+"""Bodies of one read that are dealt with in one round of the event loop."""
 MAX_EARLY_FRAMES: Final = 64
 """Frames that may arrive before the hello asks for them."""
 
@@ -51,6 +53,8 @@ class Channel(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._early: deque[bytes] = deque()
+        self._backlog: list[bytes] = []
+        """Bodies of the last read that wait for their turn."""
         self._arrived = asyncio.Event()
         self._out: list[bytes] = []
         self._out_bytes = 0
@@ -99,11 +103,25 @@ class Channel(asyncio.Protocol):
             self._take(self.reader.feed(data))
         except LengthError as exc:
             self._take(exc.bodies)
+            self._go_on(len(self._backlog))
             self.on_fault(self, exc)
+
+    def _go_on(self, count: int | None = None) -> None:
+        """Hand over some bodies, and the rest in the event loop's next round: meanwhile the answers to the first ones
+        leave, and the other side works on these while this one works on the rest."""
+        count = BODIES_AT_ONCE if count is None else count
+        bodies, self._backlog = self._backlog[:count], self._backlog[count:]
+        if self._backlog:
+            self._loop.call_soon(self._go_on)
+        if self.on_bodies is not None:
+            self.on_bodies(self, bodies)
 
     def _take(self, bodies: list[bytes]) -> None:
         if self.on_bodies is not None:
-            self.on_bodies(self, bodies)
+            if self._backlog:
+                self._go_on(len(self._backlog))
+            self._backlog += bodies
+            self._go_on()
         elif bodies:
             self._early += bodies
             if len(self._early) > MAX_EARLY_FRAMES:
@@ -114,6 +132,8 @@ class Channel(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.is_open:
+            self._go_on(len(self._backlog))  # it came before the end
         self._gone.set()
         self._end()
 
@@ -155,8 +175,8 @@ class Channel(asyncio.Protocol):
         if len(body) > self.max_outbound:
             raise CallError(
                 "RESOURCE_EXHAUSTED",
-                f"{len(body)} bytes are more than the {self.max_outbound} that the other side takes at once; send"
-                " larger values in pieces",
+                f"{len(body)} bytes are more than the {self.max_outbound} that fit in one message; larger values travel"
+                " in pieces, as a subscription",
                 retryable=False,
             )
         return body
@@ -213,6 +233,7 @@ class Channel(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
+        self._backlog.clear()
         if self.is_open:
             self.is_open = False
             self._arrived.set()

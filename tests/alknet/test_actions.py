@@ -53,7 +53,11 @@ def test_an_action_needs_its_own_scope_and_no_other(action: str, scope: str) -> 
 
 
 def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
-    assert {name: action.scope for name, action in ACTIONS.items()} == {"call/connect": None, "ssh/login": None, **SCOPE_OF}
+    assert {name: action.scope for name, action in ACTIONS.items()} == {
+        "call/connect": None,
+        "ssh/login": None,
+        **SCOPE_OF,
+    }
     assert isinstance(ACTIONS, MappingProxyType)
     with pytest.raises(TypeError):
         ACTIONS["no/such"] = Action(None)  # type: ignore[index]

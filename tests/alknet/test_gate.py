@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from alknet.access import Access, Authority, DaemonUser, Identity, Peer, Policy, Token
-from alknet.audit import MemoryAudit
+from alknet.audit import NOTHING, MemoryAudit
 from alknet.clock import ManualClock
 from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
 
@@ -263,8 +263,8 @@ class Slow(MemoryAudit):
         super().__init__()
         self.waiting: list[bool] = []
 
-    def write(self, record: Mapping[str, Any], *, soon: bool = False) -> None:
-        super().write(record)
+    def write(self, record: Mapping[str, Any], *, more: Mapping[str, Any] = NOTHING, soon: bool = False) -> None:
+        super().write(record, more=more)
         self.waiting.append(soon)
 
 

@@ -205,7 +205,7 @@ async def test_what_cannot_be_sent_is_said_in_words_and_nothing_of_it_is_sent() 
         channel.say({"n": object()})
     assert caught.value.code == "INVALID_INPUT"
     channel.max_outbound = 100
-    with pytest.raises(CallError, match="more than the 100 that the other side takes") as caught:
+    with pytest.raises(CallError, match="more than the 100 that fit") as caught:
         channel.say({"n": "x" * 100})
     assert (caught.value.code, caught.value.retryable) == ("RESOURCE_EXHAUSTED", False)
     await turn()

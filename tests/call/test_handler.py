@@ -289,7 +289,7 @@ async def test_frames_of_nobody_in_particular_have_64_kib(door: CallDoor) -> Non
         with pytest.raises(CallError) as caught:
             await link.session.call("open/text", {"size": 66_000})
         assert caught.value.code == "RESOURCE_EXHAUSTED"
-        with pytest.raises(CallError, match="are more than the 65536 that the other side takes at once"):
+        with pytest.raises(CallError, match="are more than the 65536 that fit in one message"):
             await link.session.call("open/text", {"size": 1, "padding": "x" * 66_000})
         assert len(await own.session.call("open/text", {"size": 66_000})) == 66_000
     async with raw_caller(door, codec="json", anonymous=True) as raw:
