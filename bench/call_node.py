@@ -8,6 +8,7 @@ memory that a connection takes before anybody has spoken on it.
 """
 
 import asyncio
+import gc
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from alknet.alpn.streams import Connection
 from alknet.alpn.tls_listener import TlsIdentity, TlsListener
 from alknet.call.carried import ALPN
 from alknet.certificates import read_certificate
+from alknet.cli.daemon import GC_THRESHOLDS
 from alknet.config.home import Home
 from alknet.node import Node
 from alknet.nofile import raise_limit
