@@ -249,8 +249,8 @@ def authorize(
     """Decide whether `caller` may do `action` on `resource`. Never raises; unknown actions are denied.
 
     `access` says what an operation asks for; without one, `action` is looked up among those that are no operations.
-    In order: what is public is allowed; the caller is proven; its peer exists and is enabled, and neither it nor the
-    credential has expired; the scopes, which both the credential and the peer must have; the action's own rules or
+    In order: the caller is proven, or what it asks for is public; its peer exists and is enabled, and neither it nor
+    the credential has expired; the scopes, which both the credential and the peer must have; the action's own rules or
     the resource rule. The first that says no decides.
     """
     verdict, granted = _judge(caller, action, resource, context, access)
@@ -284,7 +284,8 @@ def _judge(
     caller: Identity | Authority | None, action: str, resource: str | None, context: Context, access: Access | None
 ) -> tuple[Verdict | None, Verdict]:
     """(why not, or None; what grants it)."""
-    if access is not None and access.public:
+    is_public = access is not None and access.public
+    if caller is None and is_public:
         return None, _PUBLIC
     if caller is None:
         return ("anonymous", "authentication required"), _NOTHING
@@ -295,9 +296,11 @@ def _judge(
         peer = context.policy.peers.get(caller.id)
         verdict = _barred(caller, peer, context.now)
         if verdict is not None or peer is None:
-            return verdict, _NOTHING
+            return verdict, _NOTHING  # what is public is so for those who show no credential, or a good one
         scopes, own, resources, who = caller.scopes, peer.scopes, peer.resources, f"peer {peer.id!r}"
         granted = ("peer:enabled", f"{who} is known and enabled")
+    if is_public:
+        return None, _PUBLIC
     wanted: tuple[str, ...]
     if access is None:
         known = ACTIONS.get(action)

@@ -15,8 +15,7 @@ import contextlib
 import json
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,15 +31,16 @@ from alknet.state import AuditHead, StateStore
 __all__ = [
     "GENESIS",
     "NOTHING",
+    "RESUMED",
+    "STOPPED",
+    "UNRECORDED",
     "AuditFile",
     "AuditSink",
     "Facts",
     "MemoryAudit",
-    "Report",
     "audit_files",
     "line_hash",
-    "read_lines",
-    "verify",
+    "links_of",
 ]
 
 log = logging.getLogger("alknet.audit")
@@ -49,7 +49,6 @@ GENESIS: Final = "0" * 64
 """`prev` of the first line."""
 RESUMED: Final = b'"action":"audit/resume"'
 UNRECORDED: Final = b'"action":"audit/unrecorded"'
-_COUNT: Final = re.compile(rb'"count":(\d{1,9})')
 STOPPED: Final = b'"action":"node/stop"'
 MAX_LINE_BYTES: Final = 16 * 1024
 MAX_VALUE_BYTES: Final = 1024
@@ -62,7 +61,7 @@ HEAD_DELAY_S: Final = 0.05
 """The newest line reaches the state store at most this much later, so that a burst costs one write."""
 
 _ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
-_quoted: Final = json.encoder.encode_basestring_ascii  # type: ignore[attr-defined]
+_quoted: Final = json.encoder.encode_basestring_ascii
 
 Record = Mapping[str, Any]
 
@@ -234,7 +233,7 @@ class AuditFile:
         try:
             # Absent when the try before this one got no further; `_fd` still is the full file then.
             with contextlib.suppress(FileNotFoundError):
-                self._path.rename(self._path.with_name(f"audit-{self._seq:012d}.jsonl"))
+                self._path.rename(self._path.with_name(f"audit-{self._written[0]:012d}.jsonl"))
             self._open()
         except OSError as exc:
             raise AuditError(f"{self._path}: cannot be set aside: {exc.strerror}") from exc
@@ -259,7 +258,7 @@ class AuditFile:
                 os.ftruncate(self._fd, self._size - torn)
                 self._size -= torn
             if tail.line:
-                links = _links(tail.line)
+                links = links_of(tail.line)
                 if links is None:
                     log.error("%s: the last line is damaged; see 'alknet audit verify'", path)
                     continue
@@ -312,7 +311,7 @@ def _last_line(path: Path) -> _Tail:
     return _Tail(whole.rpartition(b"\n")[2], len(rest)) if newline else _Tail(b"", len(rest))
 
 
-def _links(line: bytes) -> tuple[int, str] | None:
+def links_of(line: bytes) -> tuple[int, str] | None:
     """`seq` and `prev` of a line; None for what is no audit line, whatever else it is."""
     try:
         body = json.loads(line)
@@ -348,70 +347,3 @@ def _clip(value: str) -> str:
 def _encoded_size(text: str) -> int:
     """The bytes that `text` takes in a line, without its quotes."""
     return len(json.dumps(text)) - 2
-
-
-# --- reading ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What `verify` found. `problems` is empty when every line is in its place."""
-
-    lines: int
-    problems: tuple[str, ...]
-    unrecorded: int = 0
-    """Lines behind the recorded head: written in the last moment of a run that was killed, or just now."""
-
-
-def read_lines(directory: Path) -> Iterator[tuple[Path, int, bytes]]:
-    """(file, line number in it, line without newline) of the whole log, oldest first, bounded in memory."""
-    for path in audit_files(directory):
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                yield path, number, line
-
-
-def verify(directory: Path, head: AuditHead | None, *, max_problems: int = 20) -> Report:
-    """Follow the chain from the first line to the recorded head and name what does not fit."""
-    problems: list[str] = []
-    seq, prev, count, at_head, ended = 0, GENESIS, 0, None, False
-    unrecorded = 0
-    for path, number, raw in read_lines(directory):
-        count += 1
-        where = f"{path.name} line {number}"
-        line = raw.removesuffix(b"\n")
-        if line is raw:
-            problems.append(f"{where}: is cut short or too long")
-        links = _links(line)
-        if links is None:
-            problems.append(f"{where}: is not an audit line")
-        line_seq, line_prev = links or (seq + 1, "")
-        if line_seq != seq + 1:
-            gap = "lines are missing" if line_seq > seq + 1 else "it is out of order or doubled"
-            problems.append(f"{where}: has number {line_seq} where {seq + 1} was expected: {gap}")
-        elif links and line_prev != prev:
-            problems.append(f"{where}: does not fit the line before it: one of the two was changed")
-        seq, prev = line_seq, line_hash(line)
-        if UNRECORDED in line and (found := _COUNT.search(line)):
-            unrecorded += int(found[1])
-        if RESUMED in line:
-            problems.append(f"{where}: the node's state had been removed or replaced before this line was written")
-        if head is not None and seq == head[0]:
-            at_head, ended = prev, STOPPED in line
-        if len(problems) >= max_problems:
-            problems.append("(more may follow)")
-            break
-    if head is not None and len(problems) < max_problems:
-        if at_head is None:
-            problems.append(f"the log ends at line {seq}, but {head[0]} were written: its end was cut off")
-        elif at_head != head[1]:
-            problems.append(f"line {head[0]} is not the one that was recorded: it was changed")
-        elif ended and seq > head[0]:
-            problems.append(f"{seq - head[0]} lines stand behind the end of the last run: no node wrote them")
-    elif head is None and count:
-        problems.append("the node's state knows of no audit line: state.db was removed or replaced")
-    if head is not None:
-        unrecorded += max(0, seq - head[0])
-    return Report(count, tuple(problems), unrecorded)

@@ -76,8 +76,9 @@ class Gate:
         if `audit.required`, which has to know at once.
         """
         usual = None
-        if soon and resource is None and access is not None:
-            usual = (caller, action, access, surface, *facts.values()) if isinstance(caller, Identity) else None
+        # Whom a call is forwarded for is the caller's to say, so it could fill the memory.
+        if soon and resource is None and access is not None and not facts.get("forwarded_for"):
+            usual = (caller, action, access, surface, *facts.items()) if isinstance(caller, Identity) else None
         decision, record = self._usual.get(usual, (None, None)) if usual is not None else (None, None)
         if decision is None or record is None:
             decision = self.still(caller, action, resource, access=access)
@@ -125,7 +126,9 @@ class Gate:
 
     def _lasts(self, caller: Identity | Authority | None, decision: Decision) -> bool:
         """Whether a decision is a yes that only another policy can change."""
-        peer = self._policy.peers.get(caller.id) if isinstance(caller, Identity) and decision.allowed else None
+        if not isinstance(caller, Identity) or not decision.allowed:
+            return False
+        peer = self._policy.peers.get(caller.id)
         return peer is not None and peer.expires_at is None and caller.expires_at is None
 
     def still(

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,6 @@ from alknet.alpn.first_byte import Opening
 from alknet.alpn.port import Carrier, Port, plain
 from alknet.alpn.quic_listener import QuicListener
 from alknet.alpn.router import Router
-from alknet.alpn.streams import Connection
 from alknet.alpn.tls_listener import TlsIdentity, TlsListener
 from alknet.audit import AuditFile
 from alknet.call.carried import SUBSYSTEM
@@ -51,6 +49,7 @@ from alknet.ssh.handler import SshHandler, SshSettings
 from alknet.ssh.options import load_host_key
 from alknet.sshsig import KeySigner
 from alknet.state import SqliteState
+from alknet.status import describe
 from alknet.tasks import Tasks
 
 __all__ = ["Node"]
@@ -219,13 +218,6 @@ class Node:
 
     def status(self, *, leave_out: str | None = None) -> dict[str, Any]:
         """What `alknet status --json` prints."""
-        policy = self.gate.policy
-        live = [c for c in self.router.connections if c.identity and c.id != leave_out]
-        alpns = list(self.router.alpns)
-        count: dict[str, int] = {}
-        for connection in live:
-            assert connection.identity is not None
-            count[connection.identity.id] = count.get(connection.identity.id, 0) + 1
         return {
             "node": {
                 "name": self.name,
@@ -233,24 +225,9 @@ class Node:
                 "pid": os.getpid(),
                 "user": self._daemon.name,
                 "home": str(self.home.path),
-                "revision": policy.revision,
+                "revision": self.gate.policy.revision,
             },
-            "listeners": [
-                *({"address": a, "transport": "tcp", "serves": ["ssh", "tls"]} for a in self.addresses),
-                *({"address": str(a), "transport": "quic", "serves": alpns} for a in self._quic.addresses),
-            ],
-            "connections": [_describe(connection) for connection in live],
-            "peers": [
-                {"id": p.id, "enabled": p.enabled, "connections": count.get(p.id, 0)} for p in policy.peers.values()
-            ],
-            "strangers": self._admission.half_open,
-            "refused": dict(self._admission.refused),
-            "unserved": dict(self._port.unserved + self.router.unserved),
-            "quic": {
-                "half_open": self._quic.half_open,
-                "retries": self._quic.retries,
-                "dropped": dict(self._quic.dropped),
-            },
+            **describe(self.gate.policy, self.router, self._port, self._quic, self._admission, leave_out=leave_out),
         }
 
     # --- changing ---------------------------------------------------------------------------------------------
@@ -298,6 +275,8 @@ class Node:
             max_frame=settings.call.max_frame,
             max_in_flight=settings.call.max_in_flight,
             connections_per_peer=limits.connections_per_peer,
+            half_open=limits.half_open,
+            connections_per_address=limits.connections_per_address,
         )
         self._dispatcher.default_timeout_s = settings.call.default_timeout
         self._dispatcher.registry = new.registry
@@ -355,8 +334,8 @@ class Node:
             try:
                 return await session.call(name, value, timeout_s=timeout_s, **extra)
             except CallError as exc:
-                if exc.code != "NOT_FOUND":  # a peer may have several connections, and offer something on one
-                    raise
+                if exc.code != "NOT_FOUND" or exc.details != {"operation": name}:
+                    raise  # else another of the peer's connections may be the one that offers it
                 missing = exc
         raise missing
 
@@ -388,16 +367,3 @@ class Node:
             if expiry is not None and expiry <= now:
                 self.router.recheck()
             checked = now
-
-
-def _describe(connection: Connection) -> dict[str, Any]:
-    assert connection.identity is not None
-    since = datetime.fromtimestamp(connection.since, UTC).isoformat(timespec="milliseconds")
-    return {
-        "id": connection.id,
-        "peer": connection.identity.id,
-        "transport": connection.transport,
-        "alpn": connection.alpn,
-        "since": since.replace("+00:00", "Z"),
-        "remote": None if connection.remote is None else str(connection.remote),
-    }

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from alknet.access import Identity, Peer, Policy
+from alknet.audit import NOTHING
 from alknet.call.context import Caller
 from alknet.call.dispatch import Dispatcher
 from alknet.call.envelopes import Requested
@@ -15,7 +16,7 @@ from alknet.call.registry import Registry
 from alknet.call.serving import Server
 from alknet.clock import SystemClock
 from alknet.config.policy import daemon_user
-from alknet.gate import NOTHING, Gate
+from alknet.gate import Gate
 
 __all__ = ["Offer"]
 

@@ -71,7 +71,7 @@ class Family:
             remote=parent.caller.remote,
             parent=parent,
         )
-        prepared = parent.dispatcher.prepare(name, value, caller, traceparent=parent.traceparent)
+        prepared = parent.dispatcher.prepare(name, value, caller, traceparent=parent.traceparent, soon=True)
         return await self._have(
             _Child(name, prepared.call, prepared.drop, lambda: continue_running and prepared.has_begun)
         )

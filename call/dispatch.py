@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from alknet.access import Access, Authority, Identity
 from alknet.call.context import Caller
-from alknet.call.errors import CallError
+from alknet.call.errors import CallError, unknown_operation
 from alknet.call.operations import Kind, Operation, Visibility
 from alknet.call.prepared import Prepared, unexpected
 from alknet.call.registry import Registry
@@ -100,18 +100,20 @@ class Dispatcher:
         streaming: bool | None = False,
         timeout_s: float | None = None,
         traceparent: str | None = None,
+        soon: bool = False,
     ) -> Prepared:
         """Everything up to the handler; raises `CallError`, and has then recorded the refusal.
 
         `streaming` says what the caller can take: one answer, a subscription, or (None) whichever it is. `timeout_s`
-        may shorten the time that a call has, and gives a subscription one.
+        may shorten the time that a call has, and gives a subscription one. `soon`: see `Gate.ask`.
         """
         operation = self.registry.get(name)
         if operation is None or (operation.spec.visibility is Visibility.INTERNAL and caller.parent is None):
-            raise self._unknown(name, caller)
+            raise self._unknown(name, caller, soon=soon)
         spec = operation.spec
-        resource = operation.resource_of(value)
-        act = self._ask(operation, resource, caller)
+        # What a stranger hears does not depend on what is asked of the operation: it might not be there.
+        resource = None if caller.identity is None else operation.resource_of(value)
+        act = self._ask(spec.name, spec.access, resource, caller, soon=soon)
         if not act.decision:
             reason = act.decision.words if caller.identity is not None else "authentication required"
             raise CallError("FORBIDDEN", reason, denial_id=act.decision.denial_id)
@@ -163,7 +165,7 @@ class Dispatcher:
         except Exception as exc:  # of a validator that the operation's author wrote
             raise unexpected(operation.spec.name, exc) from exc
 
-    def _ask(self, operation: Operation, resource: str | None, caller: Caller) -> Act:
+    def _ask(self, name: str, access: Access, resource: str | None, caller: Caller, *, soon: bool) -> Act:
         facts: dict[str, Any] = {}
         parent = caller.parent
         if parent is not None:
@@ -172,23 +174,23 @@ class Dispatcher:
             facts = {"via": caller.identity.via}
         return self.gate.ask(
             caller.identity,
-            operation.spec.name,
+            name,
             resource,
             surface=caller.surface,
-            access=operation.spec.access,
-            soon=True,
+            access=access,
+            soon=soon,
             connection=caller.connection,
             remote=caller.remote,
             forwarded_for=caller.forwarded_for,
             **facts,
         )
 
-    def _unknown(self, name: str, caller: Caller) -> CallError:
+    def _unknown(self, name: str, caller: Caller, *, soon: bool) -> CallError:
         """A proven caller learns that there is no such operation; a stranger learns nothing, as if it were denied."""
         if caller.identity is None:
-            denial = self.gate.peek(None, name, access=_UNKNOWN)
-            return CallError("FORBIDDEN", "authentication required", denial_id=denial.denial_id)
-        return CallError("NOT_FOUND", f"operation not found: {name}")
+            act = self._ask(name, _UNKNOWN, None, caller, soon=soon)
+            return CallError("FORBIDDEN", "authentication required", denial_id=act.decision.denial_id)
+        return unknown_operation(name)
 
     def _deadline(self, is_stream: bool, timeout_s: float | None, caller: Caller) -> float | None:
         """A call has the default time or less; nothing has more than the call that it is part of."""

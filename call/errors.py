@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from alknet.errors import AlknetError, RemoteError
 
-__all__ = ["PROTOCOL_CODES", "CallError", "FrameError", "HelloError"]
+__all__ = ["PROTOCOL_CODES", "CallError", "FrameError", "HelloError", "unknown_operation"]
 
 PROTOCOL_CODES: Final = {
     # code: (whether another try may help, what a command exits with)
@@ -47,6 +47,11 @@ class CallError(AlknetError):
         self.details = details
         self.retryable = by_default if retryable is None else retryable
         self.denial_id = denial_id
+
+
+def unknown_operation(name: str) -> CallError:
+    """There is no such operation. The details tell it from what a handler did not find: no handler can say this."""
+    return CallError("NOT_FOUND", f"operation not found: {name}", details={"operation": name})
 
 
 class FrameError(RemoteError):

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from alknet.access import Identity
+from alknet.access import Access, Identity
 from alknet.alpn.errors import ConnectionClosed
 from alknet.alpn.streams import Address, Connection, Stream
+from alknet.call.anonymous import ANONYMOUS_LIMITS, IDLE_S, LIFETIME_S, Anonymous
 from alknet.call.carried import ALPN, ChannelConnection
 from alknet.call.channel import Channel
 from alknet.call.codecs import CODECS
@@ -32,10 +33,10 @@ __all__ = ["CallHandler", "CallSettings"]
 log = logging.getLogger("alknet.call")
 
 HELLO_TIMEOUT_S: Final = 10.0
-ANONYMOUS_IDLE_S: Final = 60.0
-"""After so long without a call a caller who has not proven to be anybody is sent away."""
 MAX_DENIALS: Final = 1000
-"""Calls that one connection may be refused before it is ended; each costs a line in the audit log."""
+"""Calls that one connection may be refused within `DENIALS_S` before it is ended; each costs an audit line."""
+DENIALS_S: Final = 600.0
+PUBLIC: Final = Access(public=True)
 SHUTTING_DOWN: Final = "the node is shutting down"
 
 
@@ -46,6 +47,8 @@ class CallSettings:
     max_frame: int = DEFAULT_MAX_FRAME
     max_in_flight: int = 1024
     connections_per_peer: int = 256
+    half_open: int = 1000
+    connections_per_address: int = 100
 
 
 class CallHandler:
@@ -75,6 +78,7 @@ class CallHandler:
         self._tasks = Tasks("call-handler")
         self._sessions: dict[Session, Identity | None] = {}
         self._saying_hello: set[Connection] = set()
+        self._anonymous = Anonymous()
 
     async def handle(self, connection: Connection) -> None:
         self._saying_hello.add(connection)
@@ -110,9 +114,13 @@ class CallHandler:
         return 0
 
     def sessions_of(self, peer: str) -> list[Session]:
-        """The live sessions of a peer, newest first."""
-        live = [session for session, identity in self._sessions.items() if identity and identity.id == peer]
-        return live[::-1]
+        """The live sessions that a peer has opened with a key of its own, newest first: who holds no more than a token
+        of the peer is not the one that the peer's operations are called on."""
+        return [
+            session
+            for session, identity in reversed(self._sessions.items())
+            if identity is not None and identity.id == peer and identity.via.startswith("key:")
+        ]
 
     def recheck(self) -> None:
         for session, identity in tuple(self._sessions.items()):
@@ -168,56 +176,72 @@ class CallHandler:
             if identity is None:
                 key = proof.key.fingerprint
                 self._stranger(connection, f"key:{key}", reason="unknown-key", key=key)
-                raise CallError("FORBIDDEN", f"no peer of this node has the key {key}")
+                raise CallError("FORBIDDEN", f"no peer of this node has the key {key}")  # another one may do
         if proof.token is not None:
-            identity = self._bearer(connection, proof.token, identity)
-        if identity is None:
-            return None
+            identity = self.bearer(connection, proof.token, identity)
+        via = "anonymous" if identity is None else identity.via
         act = self.gate.ask(
             identity,
             "call/connect",
             surface=connection.transport,
-            via=identity.via,
+            access=PUBLIC if identity is None else None,
+            via=via,
             connection=connection.id,
             remote=_host(connection),
         )
+        if identity is None:
+            settings = self.settings
+            try:
+                self._anonymous.enter(
+                    _host(connection) or "-", total=settings.half_open, per_address=settings.connections_per_address
+                )
+            except CallError:
+                act.done("limits")
+                raise
         if not act.decision:
+            assert identity is not None
             denial_id = act.decision.denial_id
             self._login_failed(connection, reason=act.decision.rule, denial_id=denial_id, peer=identity.id)
             raise CallError("FORBIDDEN", act.decision.words, denial_id=denial_id)
-        if self._connections_of(identity.id) >= self.settings.connections_per_peer:
+        if identity is not None and self._connections_of(identity.id) >= self.settings.connections_per_peer:
             act.done("limits.connections_per_peer")
             self._log_reject(connection, reason="limits.connections_per_peer", peer=identity.id)
             words = "limits.connections_per_peer allows no more connections of this peer"
             raise CallError("RESOURCE_EXHAUSTED", words)
         act.done("ok")
-        connection.logged_in(identity)
+        if identity is not None:
+            connection.logged_in(identity)
         log.info(
             event(
                 "auth",
                 remote_addr=_host(connection),
                 result="accept",
-                peer=identity.id,
-                via=identity.via,
+                peer="-" if identity is None else identity.id,
+                via=via,
                 connection=connection.id,
             )
         )
         return identity
 
-    def _bearer(self, connection: Connection, token: str, identity: Identity | None) -> Identity:
+    def anonymous_called(self, connection: Connection) -> None:
+        """Count a call of nobody in particular; raises `CallError` for one too many."""
+        self._anonymous.called(_host(connection) or "-", asyncio.get_running_loop().time())
+
+    def bearer(self, connection: Connection, token: str, identity: Identity | None) -> Identity:
+        """Whose token it is, shown by nobody or by `identity`; raises `CallError` for one that lets nobody in."""
         bearer = self.gate.policy.lookup_token(token)
         via, peer = ("token", None) if identity is None else (identity.via, identity.id)
         if bearer is None:
-            self._stranger(connection, via, reason="unknown-token", peer=peer)
-            raise CallError("FORBIDDEN", "the token is not valid")
+            denial_id = self._stranger(connection, via, reason="unknown-token", peer=peer)
+            raise CallError("FORBIDDEN", "the token is not valid", denial_id=denial_id)
         if identity is not None and identity.id != bearer.id:
-            self._stranger(connection, via, reason="foreign-token", peer=peer)
-            raise CallError("FORBIDDEN", "the token belongs to another peer than the key")
+            denial_id = self._stranger(connection, via, reason="foreign-token", peer=peer)
+            raise CallError("FORBIDDEN", "the token belongs to another peer than the key", denial_id=denial_id)
         return bearer
 
-    def _stranger(self, connection: Connection, via: str, **pairs: object) -> None:
+    def _stranger(self, connection: Connection, via: str, **pairs: object) -> str | None:
         """Somebody showed a credential, `via`, that makes nobody of them: a refusal, and never a fall back."""
-        self.gate.ask(
+        act = self.gate.ask(
             None,
             "call/connect",
             surface=connection.transport,
@@ -226,6 +250,7 @@ class CallHandler:
             remote=_host(connection),
         )
         self._login_failed(connection, **pairs)
+        return act.decision.denial_id
 
     def _login_failed(self, connection: Connection, **pairs: object) -> None:
         self._log_reject(connection, **pairs)
@@ -257,7 +282,11 @@ class CallHandler:
         codec: str,
         features: tuple[str, ...],
     ) -> None:
-        size = HELLO_MAX_FRAME if identity is None else self.settings.max_frame
+        host = _host(connection) or "-"
+        if identity is None:
+            size, limits = HELLO_MAX_FRAME, ANONYMOUS_LIMITS
+        else:
+            size, limits = self.settings.max_frame, Limits(in_flight=self.settings.max_in_flight)
         door = _Door(self, connection, identity, has_credit="credit" in features)
         session = Session(
             connection,
@@ -265,7 +294,7 @@ class CallHandler:
             CODECS[codec],
             sizes=Sizes(size, size),
             features=features,
-            limits=Limits(in_flight=self.settings.max_in_flight),
+            limits=limits,
             server=door,
         )
         door.end = lambda reason: self._end(session, reason)
@@ -276,18 +305,23 @@ class CallHandler:
             if identity is None:
                 await self._watch_idle(session, door)
             await session.wait_ended()
-            await session.aclose()
         finally:
             del self._sessions[session]
+            if identity is None:
+                self._anonymous.leave(host)
+        await session.aclose()
 
     async def _watch_idle(self, session: Session, door: "_Door") -> None:
+        until = asyncio.get_running_loop().time() + LIFETIME_S
         while session.is_open:
             seen = door.requests
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANONYMOUS_IDLE_S):
+                async with asyncio.timeout(IDLE_S):
                     await session.wait_ended()
             if door.requests == seen and session.serving.is_idle.is_set():
                 await session.aclose("no call for a minute from nobody in particular")
+            elif asyncio.get_running_loop().time() >= until:
+                await session.aclose("nobody in particular has been here for long enough")
 
     def _end(self, session: Session, reason: str) -> None:
         self._tasks.start(session.aclose(reason), name="end")
@@ -306,19 +340,19 @@ class _Door:
         self._identity = identity
         self._has_credit = has_credit
         self._caller = Caller(identity, connection.transport, connection.id, _host(connection))
+        self._loop = asyncio.get_running_loop()
         self._denials = 0
+        self._denials_since = 0.0
 
     def prepare(self, request: Requested) -> Prepared:
         self.requests += 1
         caller = self._caller
-        if request.auth_token is not None or request.forwarded_for is not None:
-            caller = Caller(
-                self._identity if request.auth_token is None else self._bearer(request.auth_token),
-                caller.surface,
-                caller.connection,
-                caller.remote,
-                request.forwarded_for,
-            )
+        if self._identity is None:
+            self._handler.anonymous_called(self._connection)
+        if request.auth_token is not None:
+            caller = replace(caller, identity=self._bearer(request.auth_token))
+        if request.forwarded_for is not None and caller.identity is not None:
+            caller = replace(caller, forwarded_for=request.forwarded_for)
         if request.peer is not None:
             raise CallError("UNAVAILABLE", f"this node does not route calls: peer {request.peer!r} cannot be reached")
         # Who never sends credit can take either; its subscriptions are paced by the stream.
@@ -331,6 +365,7 @@ class _Door:
                 streaming=streaming,
                 timeout_s=request.timeout_s,
                 traceparent=request.traceparent,
+                soon=True,  # the handler runs in a task of its own
             )
         except CallError as exc:
             if exc.code == "FORBIDDEN":
@@ -339,13 +374,16 @@ class _Door:
 
     def _bearer(self, token: str) -> Identity:
         """A token of the connection's own peer, or on an anonymous connection of any, replaces the rights."""
-        bearer = self._handler.gate.policy.lookup_token(token)
-        if bearer is None or (self._identity is not None and bearer.id != self._identity.id):
+        try:
+            return self._handler.bearer(self._connection, token, self._identity)
+        except CallError:
             self._denied()
-            raise CallError("FORBIDDEN", "the token is not valid" if bearer is None else "the token is another peer's")
-        return bearer
+            raise
 
     def _denied(self) -> None:
+        now = self._loop.time()
+        if now - self._denials_since > DENIALS_S:
+            self._denials, self._denials_since = 0, now
         self._denials += 1
         if self._denials == MAX_DENIALS:
             self.end(f"{MAX_DENIALS} calls were refused")

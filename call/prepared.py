@@ -83,9 +83,13 @@ class Prepared:
         """The refusal, when the current policy forbids what it allowed before."""
         if self._is_revoked:
             return None
-        decision = self.dispatcher.gate.still(
-            self.caller.identity, self.operation.spec.name, self._resource, access=self.operation.spec.access
-        )
+        name = self.operation.spec.name
+        now = self.dispatcher.registry.get(name)
+        if now is None:
+            self._is_revoked = True
+            self.ended_because = "removed"
+            return CallError("UNAVAILABLE", f"{name} is not served any more")
+        decision = self.dispatcher.gate.still(self.caller.identity, name, self._resource, access=now.spec.access)
         if decision:
             return None
         self._is_revoked = True

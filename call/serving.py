@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from alknet.call.channel import Channel
 from alknet.call.envelopes import Envelope, Requested
-from alknet.call.errors import CallError
+from alknet.call.errors import CallError, unknown_operation
 from alknet.call.machine import Machine
 from alknet.logs import event
 from alknet.tasks import Tasks
@@ -37,7 +37,7 @@ class Nobody:
     """Serves no operations."""
 
     def prepare(self, request: Requested) -> "Prepared":
-        raise CallError("NOT_FOUND", f"operation not found: {request.name}")
+        raise unknown_operation(request.name)
 
 
 class _Running:

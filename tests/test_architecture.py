@@ -40,8 +40,8 @@ PARTS = {
         tuple(
             f"alknet.{name}"
             for name in (  # noqa: SIM905
-                "access actions audit certificates clock errors gate keyring keys known_nodes lock logs nofile "
-                "notify sshsig state tasks tokens verification"
+                "access actions audit audit_reader certificates clock errors gate keyring keys known_nodes lock logs "
+                "nofile notify sshsig state tasks tokens verification"
             ).split()
         ),
         (),
@@ -68,7 +68,7 @@ PARTS = {
         "a service gets what it needs of the node, and knows no other door",
     ),
     "assembly": Part(
-        ("alknet.client", "alknet.destination", "alknet.node", "alknet.offer", "alknet.reload"),
+        ("alknet.client", "alknet.destination", "alknet.node", "alknet.offer", "alknet.reload", "alknet.status"),
         ("services", "ssh", "call", "vault", "config", "alpn", "leaves"),
         "the node must run without a command line",
     ),

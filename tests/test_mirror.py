@@ -11,6 +11,8 @@ MAX_TEST_LINES = 700  # a test file is read case by case, not from top to bottom
 
 COVERED_ELSEWHERE = {
     # source: (the test that covers it, why that is the better place)
+    "alknet/audit_reader.py": ("tests/alknet/test_audit.py", "what a log promises is seen by reading it"),
+    "alknet/status.py": ("tests/interop/test_cli.py", "it says what a whole node is doing"),
     "alknet/__main__.py": ("tests/interop/test_daemon.py", "nodes and commands are started through it"),
     "alknet/_version.py": ("tests/test_architecture.py", "holds one value"),
     "alknet/node.py": ("tests/interop/test_daemon.py", "it puts the parts together; what counts is a whole node"),

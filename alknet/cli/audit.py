@@ -32,7 +32,7 @@ def audit() -> None:
 @pass_invocation
 def tail(invocation: Invocation, lines: int, follow: bool) -> None:
     """The last lines of the log."""
-    from alknet.audit import read_lines
+    from alknet.audit_reader import read_lines
 
     directory = _directory(invocation)
     last: deque[bytes] = deque(maxlen=lines)
@@ -48,7 +48,7 @@ def tail(invocation: Invocation, lines: int, follow: bool) -> None:
 @pass_invocation
 def verify(invocation: Invocation) -> int:
     """Check that no line was changed, removed, moved or cut off."""
-    from alknet.audit import verify as check
+    from alknet.audit_reader import verify as check
     from alknet.state import SqliteState
 
     home = invocation.home

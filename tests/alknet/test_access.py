@@ -189,15 +189,22 @@ BARRED = [
 ]
 
 
-@pytest.mark.parametrize("caller", [None, *BARRED, who(), Authority("fs/copy")])
-def test_what_is_public_is_for_everybody_whoever_comes(caller: Identity | Authority | None) -> None:
+def _public(caller: Identity | Authority | None, *, public: bool = True) -> Decision:
     snapshot = policy(ALICE, replace(ALICE, id="off", enabled=False), replace(ALICE, id="late", expires_at=NOW))
-    context = Context(snapshot, NOW)
-    closed = Access(public=True, required_scopes=("no:such",), required_scopes_any=(), resource_type="disk")
-    decision = authorize(caller, "services/list", None, context, access=closed)
+    closed = Access(public=public, required_scopes=("no:such",), required_scopes_any=(), resource_type="disk")
+    return authorize(caller, "services/list", None, Context(snapshot, NOW), access=closed)
+
+
+@pytest.mark.parametrize("caller", BARRED)
+def test_a_credential_that_is_shown_and_is_not_good_is_refused_even_what_is_public(caller: Identity) -> None:
+    assert _public(caller).rule in ("peer:unknown", "peer:disabled", "peer:expired", "token:expired")
+
+
+@pytest.mark.parametrize("caller", [None, who(), Authority("fs/copy")])
+def test_what_is_public_is_for_everybody_else(caller: Identity | Authority | None) -> None:
+    decision = _public(caller)
     assert (decision.allowed, decision.rule, decision.denial_id) == (True, "public", None)
-    without = authorize(caller, "services/list", None, context, access=replace(closed, public=False))
-    assert not without, "and only that made it so"
+    assert not _public(caller, public=False), "and only that made it so"
 
 
 def test_an_operation_that_asks_for_nothing_is_for_every_peer_that_is_let_in() -> None:
@@ -402,7 +409,7 @@ def test_a_token_is_allowed_no_more_than_its_peer_and_than_an_authority_with_its
         assert not with_token or (covers(own, access) and covers(scopes, access))
         assert not authorize(None, "fs/read", resource, Context(policy(peer), NOW), access=access)
     else:
-        assert [bool(d) for d in (with_key, with_token, authority)] == [True] * 3
+        assert [bool(d) for d in (with_key, with_token, authority)] == [on, on, True]
     if access.required_scopes_any == () and not access.public:
         assert [bool(d) for d in (with_key, authority)] == [False] * 2
 

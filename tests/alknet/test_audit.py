@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alknet import audit
-from alknet.audit import GENESIS, AuditFile, MemoryAudit, Report, audit_files, line_hash, read_lines, verify
+from alknet.audit import GENESIS, AuditFile, MemoryAudit, audit_files, line_hash
+from alknet.audit_reader import Report, read_lines, verify
 from alknet.clock import ManualClock
 from alknet.errors import AuditError
 from alknet.state import AuditHead, MemoryState

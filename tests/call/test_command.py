@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from alknet.access import Identity
 from alknet.alpn.memory import memory_pair
 from alknet.alpn.streams import Address
+from alknet.audit import NOTHING, MemoryAudit
 from alknet.call.command import MAX_INPUT_CHARS, serve_command
 from alknet.call.context import OperationContext
 from alknet.call.dispatch import Dispatcher
@@ -402,3 +403,33 @@ async def test_a_node_that_stops_lets_it_finish_or_ends_it() -> None:
 
 def test_an_error_of_a_call_knows_its_exit_status() -> None:
     assert [CallError(code, "").exit_code for code in ("FORBIDDEN", "NOT_FOUND", "TIMEOUT", "X")] == [3, 4, 5, 1]
+
+
+async def test_what_it_does_is_on_record_before_it_is_done() -> None:
+    """It runs in the task that asked, so its intent cannot wait for the next round of the event loop."""
+    seen: list[tuple[str, bool]] = []
+
+    class Noting(MemoryAudit):
+        def write(self, record: Any, *, more: Any = NOTHING, soon: bool = False) -> None:
+            seen.append((str({**record, **more}["phase"]), soon))
+
+    class Said:
+        async def write(self, data: bytes) -> None:
+            pass
+
+        write_error = write
+
+        def on_recheck(self, recheck: Callable[[], None]) -> None:
+            pass
+
+    @operation("do/look")
+    async def look() -> int:
+        return len(seen)
+
+    async with Bench(look) as bench:
+        bench.gate._audit = Noting()
+        connection, _ = memory_pair(alpn="alknet/ssh")
+        identity = bench.caller().identity
+        assert isinstance(identity, Identity)
+        assert await serve_command(bench.dispatcher, Said(), identity, connection, "do/look") == 0
+    assert seen == [("intent", False), ("outcome", False)]

@@ -535,3 +535,21 @@ async def test_who_may_call_it_for_some_resource_sees_it(rules: tuple[str, ...],
         alice = bench.caller().identity
         assert isinstance(alice, Identity)
         assert ("door/shelf" in seen(bench, alice)) is is_seen
+
+
+async def test_a_stranger_cannot_tell_by_the_input_whether_an_operation_is_there() -> None:
+    """Of one that is there the input names a resource, which would be part of the denial id."""
+
+    @operation("disk/read", resource="disk", resource_action="read", resource_id="$.disk")
+    async def read(disk: str) -> str:
+        return disk
+
+    async with Bench(read) as bench:
+        for name in ("disk/read", "disk/none"):
+            refusals = []
+            for disk in ("a", "b"):
+                with pytest.raises(CallError) as refused:
+                    bench.prepare(name, {"disk": disk}, peer=None)
+                refusals.append((refused.value.code, str(refused.value), refused.value.denial_id))
+            assert refusals[0] == refusals[1]
+        assert [record["action"] for record in bench.audit.records] == ["disk/read"] * 2 + ["disk/none"] * 2

@@ -302,7 +302,7 @@ async def test_frames_of_nobody_in_particular_have_64_kib(door: CallDoor) -> Non
 async def test_nobody_in_particular_is_sent_away_when_idle(
     door: CallDoor, tasks: Tasks, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handler, "ANONYMOUS_IDLE_S", 0.05)
+    monkeypatch.setattr(handler, "IDLE_S", 0.05)
     async with door.session(anonymous=True) as idle, door.session(anonymous=True) as busy, door.session() as own:
         held = tasks.start(busy.session.call("open/wait"), name="test")
         await eventually(lambda: not idle.session.is_open, "the idle one is sent away")

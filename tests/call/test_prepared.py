@@ -499,3 +499,42 @@ async def test_what_is_forbidden_meanwhile_is_told_once() -> None:
         assert "access was taken away" in str(error)
         assert (prepared.revoked(), prepared.ended_because) == (None, "revoked")
         prepared.drop()
+
+
+# --- what the operation has become meanwhile ---------------------------------------------------------------------
+
+
+async def test_a_running_subscription_is_judged_by_what_its_operation_asks_for_now() -> None:
+    @operation("feed/read", scopes=["feed:read"])
+    async def feed() -> AsyncIterator[int]:
+        yield 1
+
+    @operation("feed/read", scopes=["feed:secret"])
+    async def tightened() -> AsyncIterator[int]:
+        yield 1
+
+    async with Bench(feed, peers={"alice": ["feed:read"]}) as bench:
+        running = bench.prepare("feed/read", streaming=True)
+        assert running.revoked() is None
+        bench.serve(tightened)
+        denial = running.revoked()
+        assert denial is not None
+        assert (denial.code, denial.denial_id is not None) == ("FORBIDDEN", True)
+        with pytest.raises(CallError) as refused:
+            bench.prepare("feed/read", streaming=True)
+        assert refused.value.denial_id == denial.denial_id
+        running.drop()
+
+
+async def test_an_operation_that_is_not_served_any_more_ends() -> None:
+    @operation("feed/read")
+    async def feed() -> AsyncIterator[int]:
+        yield 1
+
+    async with Bench(feed) as bench:
+        running = bench.prepare("feed/read", streaming=True)
+        bench.serve()
+        denial = running.revoked()
+        assert denial is not None
+        assert (denial.code, str(denial)) == ("UNAVAILABLE", "feed/read is not served any more")
+        running.drop()

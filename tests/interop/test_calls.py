@@ -17,6 +17,7 @@ import pytest
 import alknet
 from alknet import CallError, Peer
 from alknet.call.subscription import End
+from alknet.errors import NotFoundError
 from alknet.offer import Offer
 from testkit import services
 from testkit.as_user import Launcher
@@ -322,6 +323,39 @@ async def test_an_operation_of_the_node_calls_one_of_a_peer_that_has_dialled_it(
         if place.node is not None:
             error = await refused(peer.call("test/relay", peer="nobody", name="test/echo", value={}))
             assert (error.code, error.details["code"]) == ("INTERNAL", "UNAVAILABLE")
+
+
+async def test_operations_are_called_where_the_peer_offers_them_and_once(shared_node: NodeProcess) -> None:
+    """Whoever else is connected as the peer: without operations, with one that fails, or with no more than a token."""
+    ran: list[str] = []
+
+    def shot(who: str) -> Any:
+        @alknet.operation("cam/shot", kind="mutation")
+        async def take() -> str:
+            ran.append(who)
+            if who == "camera":
+                return who
+            raise NotFoundError("there is no film in it")
+
+        return take
+
+    shared_node.write_peer("cam", "scopes = []")
+    shared_node.alknet("config", "reload")
+    token = json.loads(shared_node.alknet("--json", "token", "create", "--peer", "cam", "--scope", "nothing:x").stdout)[
+        "token"
+    ]
+    as_cam: dict[str, Any] = {"home": shared_node.home, "identity": shared_node.keys / "cam"}
+    async with (
+        alknet.connect(home=shared_node.home) as peer,
+        alknet.connect(**as_cam, operations=[shot("camera")]),
+        alknet.connect(**as_cam),
+        alknet.connect(home=shared_node.home, token=token, operations=[shot("thief")]),
+    ):
+        value = {"peer": "cam", "name": "cam/shot", "value": {}}
+        assert await peer.call("test/relay", value) == "camera"
+        async with alknet.connect(**as_cam, operations=[shot("broken")]):
+            assert (await refused(peer.call("test/relay", value))).details["code"] == "NOT_FOUND"
+    assert ran == ["camera", "broken"]
 
 
 async def test_an_abort_and_a_deadline_cross_the_node(place: Place, mark: str) -> None:

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from alknet.audit import GENESIS, AuditFile, Report, line_hash, read_lines, verify
+from alknet.audit import GENESIS, AuditFile, line_hash
+from alknet.audit_reader import Report, read_lines, verify
 from alknet.clock import ManualClock
 from alknet.state import MemoryState
 
@@ -126,7 +127,8 @@ DAMAGES = (shortened, cut_in_a_line, deleted, emptied, last_line_rewritten, last
 FULL_DISK = """
 import json, resource, signal, sys
 from pathlib import Path
-from alknet.audit import AuditFile, verify
+from alknet.audit import AuditFile
+from alknet.audit_reader import verify
 from alknet.clock import ManualClock
 from alknet.errors import AuditError
 from alknet.state import MemoryState
