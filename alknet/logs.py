@@ -10,12 +10,16 @@ import logging
 import re
 import sys
 import time
+from typing import Any
 
-__all__ = ["event", "printable", "quote", "set_up"]
+__all__ = ["TRACE", "event", "printable", "quote", "set_up"]
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/@+,=-]{1,200}\Z")
 MAX_VALUE_CHARS = 200
 """A value in a log line is cut after so many characters."""
+TRACE = "    |  "
+"""Before each line of a traceback: what an exception says can look like a log line, and must not be read as one. Two
+spaces, so that what follows is no ``HOST program[PID]:`` either."""
 
 
 def quote(value: object) -> str:
@@ -36,15 +40,32 @@ def event(name: str, /, **pairs: object) -> str:
     return " ".join([name, *(f"{k}={quote(v)}" for k, v in pairs.items() if v is not None)])
 
 
+class _Formatter(logging.Formatter):
+    """One line for each record, and marked ones for its traceback, whatever a stranger has put into either."""
+
+    converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return _marked(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802 - logging's name
+        return _marked(super().formatStack(stack_info))
+
+
+def _marked(text: str) -> str:
+    return "\n".join(TRACE + printable(line) for line in text.split("\n"))
+
+
 def set_up(*, debug: bool = False) -> None:
     """Send alknet's log lines to stderr.
 
     asyncssh logs commands and login names at INFO, unescaped; only its warnings pass.
     """
     handler = logging.StreamHandler(sys.stderr)
-    formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    formatter.converter = time.gmtime
-    handler.setFormatter(formatter)
+    handler.setFormatter(_Formatter("%(asctime)sZ %(levelname)s %(name)s %(message)s", "%Y-%m-%dT%H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -7,11 +7,16 @@ banned by ruff. A part that needs tasks in the background owns a :class:`Tasks` 
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
+
+from alknet.logs import event
 
 __all__ = ["Tasks"]
 
 log = logging.getLogger("alknet.tasks")
+
+CLOSE_TIMEOUT_S: Final = 5.0
+"""What tasks may take to end when their owner closes; whoever does not hear that it is cancelled is left behind."""
 
 
 class Tasks:
@@ -47,10 +52,11 @@ class Tasks:
             task.cancel()
 
     async def aclose(self) -> None:
-        """Cancel what still runs and wait for it."""
-        tasks = set(self._tasks)
+        """Cancel what still runs and wait for it, at most `CLOSE_TIMEOUT_S`; what is left then is logged."""
         self.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if left := await self.wait(timeout_s=CLOSE_TIMEOUT_S):
+            names = ",".join(sorted(task.get_name() for task in self._tasks))
+            log.error(event("tasks did not end in time", count=left, tasks=names))
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)

@@ -82,7 +82,8 @@ class Answered:
 
     id: str
     output: Any
-    is_last: bool
+    size: int = 0
+    """Bytes of the envelope that it came in."""
 
 
 @dataclass(slots=True)
@@ -99,9 +100,8 @@ class Ended:
 
 @dataclass(slots=True)
 class GoAway:
-    """The other side ends the session in so many seconds."""
+    """The other side takes no new calls and ends the session when those that run have ended, or before."""
 
-    deadline_s: float
     reason: str = ""
 
 

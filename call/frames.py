@@ -79,11 +79,6 @@ class FrameReader:
             self._held += data[at:] if at else data
         return bodies
 
-    def finish(self) -> None:
-        """The stream has ended. `FrameError` if it did so within a frame."""
-        if self._held:
-            raise FrameError(f"the stream was cut short: it ended after {self.pending} bytes of a frame")
-
     def _complete(self, data: bytes, bodies: list[bytes]) -> int:
         """Add `data` to the frame that is held, until that is whole; returns where the rest of `data` starts."""
         held = self._held

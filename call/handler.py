@@ -347,10 +347,10 @@ class _Door:
     def prepare(self, request: Requested) -> Prepared:
         self.requests += 1
         caller = self._caller
-        if self._identity is None:
-            self._handler.anonymous_called(self._connection)
         if request.auth_token is not None:
             caller = replace(caller, identity=self._bearer(request.auth_token))
+        if caller.identity is None:
+            self._handler.anonymous_called(self._connection)
         if request.forwarded_for is not None and caller.identity is not None:
             caller = replace(caller, forwarded_for=request.forwarded_for)
         if request.peer is not None:

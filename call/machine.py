@@ -27,7 +27,6 @@ from alknet.call.envelopes import (
     MAX_CREDIT,
     MAX_ID_CHARS,
     MAX_REASON_CHARS,
-    MAX_TIMEOUT_MS,
     Aborted,
     Answered,
     BadField,
@@ -76,8 +75,9 @@ class Outbound:
     """A call of this side."""
 
     stream: int
+    is_subscription: bool
     credit: int | None
-    """Items that the other side may still send; None for a call."""
+    """Items that the other side may still send; None for a call, and where the other side knows no credit."""
 
 
 class Machine:
@@ -91,7 +91,8 @@ class Machine:
         self.is_draining = False
         """This side has said goaway: new inbound calls are refused."""
         self.peer_is_draining = False
-        self._peer_has_credit = "credit" in peer_features
+        self.peer_has_credit = "credit" in peer_features
+        """Otherwise nothing but the stream paces subscriptions, in both directions."""
         self._prefix = prefix
         self._count = 0
         self._in_flight_bytes = 0
@@ -153,7 +154,7 @@ class Machine:
             request = read_request(id, stream, payload)
         except BadField as exc:
             return refusal(id, "INVALID_INPUT", f"call.requested: {exc}")
-        credit = request.credit if self._peer_has_credit else None
+        credit = request.credit if self.peer_has_credit else None
         self.inbound[id] = Inbound(stream, size, credit)
         self._in_flight_bytes += size
         return request
@@ -163,22 +164,22 @@ class Machine:
         if outbound is None:
             self.ignored["unknown id"] += 1
             return None
-        if outbound.credit is None:
+        if not outbound.is_subscription:
             del self.outbound[id]
-            return Answered(id, payload.get("output"), is_last=True)
-        if outbound.credit <= 0:
-            del self.outbound[id]
-            error = CallError("INTERNAL", "the other side sent more items than it had credit for")
-            return Ended(id, error, reply=aborted(id, "more items than credit"))
-        outbound.credit -= 1
-        return Answered(id, payload.get("output"), is_last=False)
+        elif outbound.credit is not None:
+            if outbound.credit <= 0:
+                del self.outbound[id]
+                error = CallError("INTERNAL", "the other side sent more items than it had credit for")
+                return Ended(id, error, reply=aborted(id, "more items than credit"))
+            outbound.credit -= 1
+        return Answered(id, payload.get("output"), size)
 
     def _completed(self, stream: int, id: str, payload: Envelope, size: int) -> Event | None:
         outbound = self.outbound.pop(id, None)
         if outbound is None:
             self.ignored["unknown id"] += 1
             return None
-        if outbound.credit is None:
+        if not outbound.is_subscription:
             return Ended(id, CallError("INTERNAL", "the other side completed a call without an answer"))
         return Ended(id)
 
@@ -211,15 +212,8 @@ class Machine:
 
     def _going_away(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
         self.peer_is_draining = True
-        deadline_ms = payload.get("deadline_ms")
-        deadline_s = 0.0
-        if isinstance(deadline_ms, int | float) and 0 <= deadline_ms <= MAX_TIMEOUT_MS:
-            deadline_s = deadline_ms / 1000
         reason = payload.get("reason")
-        return GoAway(
-            deadline_s,
-            reason[:MAX_REASON_CHARS] if type(reason) is str else "",
-        )
+        return GoAway(reason[:MAX_REASON_CHARS] if type(reason) is str else "")
 
     # --- what goes out ----------------------------------------------------------------------------------------------
 
@@ -234,7 +228,7 @@ class Machine:
         payload = {"operationId": "/" + name, "input": value, **extra}
         if credit is not None:
             payload["credit"] = credit
-        self.outbound[id] = Outbound(stream, credit)
+        self.outbound[id] = Outbound(stream, credit is not None, credit if self.peer_has_credit else None)
         return id, {"type": "call.requested", "id": id, "payload": payload}
 
     def respond(self, id: str, output: Any) -> Envelope | None:
@@ -273,7 +267,7 @@ class Machine:
         self.outbound.pop(id, None)
 
     def grant(self, id: str, n: int) -> Envelope | None:
-        """Let the other side send `n` more items of an outbound subscription."""
+        """Let the other side send `n` more items of an outbound subscription; None where that means nothing to it."""
         outbound = self.outbound.get(id)
         if outbound is None or outbound.credit is None:
             return None

@@ -23,6 +23,8 @@ log = logging.getLogger("alknet.call")
 MAX_WAITING_BYTES: Final = 64 * 1024 * 1024
 """Answers of one session that wait for an other side that does not read; those beyond become errors. It takes slow
 handlers with large outputs to get there: nothing is begun while a stream is full."""
+ENDING_GRACE_S: Final = 2.0
+"""What handlers may take to clean up once they are cancelled with their session; it does not wait longer for them."""
 UNPREPARED: Final = "the call could not be prepared; see the node's log"
 
 
@@ -64,6 +66,7 @@ class Serving:
         self._tasks = Tasks("operation")
         self._running: dict[str, _Running] = {}
         self._waiting_bytes = 0
+        self._is_left = False
 
     def requested(self, channel: Channel, request: Requested) -> None:
         """Begin a call, or refuse it at once."""
@@ -103,12 +106,21 @@ class Serving:
                 running.task.cancel()
 
     def end(self) -> None:
-        """Cancel everything; does not wait."""
-        self._tasks.cancel()
+        """Cancel everything, what is cancelled already no second time; does not wait."""
+        for running in tuple(self._running.values()):
+            if not running.task.cancelling():
+                running.task.cancel()
 
     async def aclose(self) -> None:
-        """Cancel everything and wait until it has ended."""
-        await self._tasks.aclose()
+        """Cancel everything and wait until it has ended, at most `ENDING_GRACE_S`: what goes on then is cancelled once
+        more and left behind."""
+        self.end()
+        left = await self._tasks.wait(timeout_s=ENDING_GRACE_S)
+        if left and not self._is_left:
+            self._is_left = True
+            names = sorted({running.prepared.operation.spec.name for running in self._running.values()})
+            log.warning(event("operations did not end in time", count=left, operations=",".join(names)))
+            self._tasks.cancel()
 
     def _refuse(self, channel: Channel, id: str, error: CallError) -> None:
         self._reply(channel, id, self._machine.fail(id, error))

@@ -30,6 +30,8 @@ log = logging.getLogger("alknet.call")
 
 MAX_UNDISPATCHED_BYTES: Final = 32 * 1024 * 1024
 """What may have arrived on all streams together of frames that are not whole yet."""
+MAX_REFUSED_STREAMS: Final = 16
+"""Streams on which the other side may send what is no frame, before the session is ended."""
 MAX_OWN_STREAMS: Final = 64
 """Subscriptions that have a stream of their own where the carrier has many; further ones share the first."""
 BATCH_AT_ONCE: Final = 256
@@ -82,7 +84,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._has_many_streams = connection.transport in ("quic", "memory")
-        self._size = 0
+        self._refused_streams = 0
 
     def start(self) -> None:
         """Take over the channel, and take the streams that the other side opens."""
@@ -133,7 +135,8 @@ class Session:
         self, name: str, value: Any = None, *, credit: int = DEFAULT_CREDIT, timeout_s: float | None = None
     ) -> Subscription:
         """Subscribe to an operation of the other side; it begins with the first item that is waited for."""
-        return Subscription(self, name, value, credit=credit, timeout_s=timeout_s)
+        is_paced = self._machine.peer_has_credit
+        return Subscription(self, name, value, credit=credit, timeout_s=timeout_s, is_paced=is_paced)
 
     async def begin_subscription(
         self, subscription: Subscription, name: str, value: Any, credit: int, timeout_s: float | None
@@ -245,8 +248,7 @@ class Session:
             except FrameError as exc:
                 self._refuse_channel(channel, exc)
                 return
-            self._size = len(body)
-            happened = self._machine.receive(channel.number, envelope, size=self._size)
+            happened = self._machine.receive(channel.number, envelope, size=len(body))
             if happened is not None:
                 self._handle(channel, happened)
             if not channel.is_open:
@@ -261,16 +263,21 @@ class Session:
                 self._refuse_channel(channel, FrameError("too many bytes of frames that are not whole yet"))
 
     def _refuse_channel(self, channel: Channel, error: FrameError) -> None:
-        """The other side broke the protocol on this stream: say what was wrong, and end it."""
-        log.info(event("stream refused", connection=self.connection.id, reason=error))
+        """The other side broke the protocol on this stream: say what was wrong, and end it. The first one and too many
+        end the session."""
+        self._refused_streams += 1
+        if self._refused_streams == 1:
+            log.info(event("stream refused", connection=self.connection.id, reason=error))
         if not channel.is_open:
             return
         channel.error = error
-        if channel is self._main:
-            channel.post(self._machine.goaway(0.0, str(error)))
-            channel.close()
-        else:
+        if channel is not self._main:
             channel.abort()
+            if self._refused_streams < MAX_REFUSED_STREAMS:
+                return
+            self._main.error = FrameError(f"{MAX_REFUSED_STREAMS} streams were refused, the last one for: {error}")
+        self._main.post(self._machine.goaway(0.0, str(self._main.error)))
+        self._main.close()
 
     def _handle(self, channel: Channel, happened: Any) -> None:
         kind = type(happened)
@@ -300,7 +307,7 @@ class Session:
         held = self._subscriptions.get(answer.id)
         subscription = None if held is None else held()
         if subscription is not None:
-            subscription.received(answer.output, self._size)
+            subscription.received(answer.output, answer.size)
 
     def _outbound_ended(self, ended: Ended) -> None:
         future = self._calls.get(ended.id)
@@ -361,3 +368,12 @@ class Session:
             channel.abort()
         self.serving.end()
         self._tasks.cancel()
+        self._log_oddities()
+
+    def _log_oddities(self) -> None:
+        """One line about all that was ignored or refused."""
+        odd = [f"{count} {what}" for what, count in sorted(self._machine.ignored.items())]
+        refused = self._refused_streams if self._refused_streams > 1 else None
+        if odd or refused:
+            pairs = {"refused_streams": refused, "ignored": ", ".join(odd) or None, "reason": self.end_reason}
+            log.info(event("session ended", connection=self.connection.id, **pairs))

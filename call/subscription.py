@@ -17,6 +17,8 @@ __all__ = ["End", "Subscription"]
 
 MAX_UNREAD_BYTES: Final = 1024 * 1024
 """While so much of one subscription is unread, the other side gets no further credit."""
+MAX_UNPACED_BYTES: Final = 32 * 1024 * 1024
+"""What may be unread of a subscription to another side that knows no credit and cannot be held back; then it ends."""
 
 
 class End(StrEnum):
@@ -39,11 +41,21 @@ class Subscription:
     completed it, and raises `CallError` when it failed, was aborted or was lost; `end` tells these apart.
     """
 
-    def __init__(self, session: "Session", name: str, value: Any, *, credit: int, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        session: "Session",
+        name: str,
+        value: Any,
+        *,
+        credit: int,
+        timeout_s: float | None,
+        is_paced: bool = True,
+    ) -> None:
         self.end: End | None = None
         self._session = session
         self._request: tuple[str, Any, float | None] | None = (name, value, timeout_s)
         self._credit = credit
+        self._is_paced = is_paced
         self._id = ""
         self._items: deque[tuple[Any, int]] = deque()
         self._unread_bytes = 0
@@ -136,6 +148,10 @@ class Subscription:
         self._items.append((item, size))
         self._unread_bytes += size
         self._arrived.set()
+        if not self._is_paced and self._unread_bytes > MAX_UNPACED_BYTES:
+            words = f"more than {MAX_UNPACED_BYTES} bytes of items are unread, and the other side takes no credit"
+            self._session.drop(self._id, "too much is unread")
+            self.ended(Ended(self._id, CallError("RESOURCE_EXHAUSTED", words)))
 
     def ended(self, event: Ended) -> None:
         self._stop_timer()
