@@ -35,6 +35,10 @@ MAX_KEYS: Final = 6
 """Keys of an agent that are tried, each on a connection of its own."""
 PATIENCE_S: Final = 5.0
 """When a person took longer to say whether a node is the right one, it has hung up meanwhile: it is dialled anew."""
+MAX_INBOUND_FRAME: Final = 8 * 1024 * 1024
+"""What a node may send in one frame, whatever it says of itself: a subscription may have many of them unread."""
+MAX_PEER_TIMEOUT_S: Final = 300.0
+"""How long a node may say that a call takes by default; a call that says how long it may take is not bound by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,16 +227,17 @@ def _begin(
     anonymous = accepted.identity is None
     max_frame = challenge.limits.get("max_frame", DEFAULT_MAX_FRAME)
     max_frame = HELLO_MAX_FRAME if anonymous else min(max_frame, CEILING_MAX_FRAME)
+    inbound = min(max(max_frame, DEFAULT_MAX_FRAME), MAX_INBOUND_FRAME)
     timeout_ms = challenge.limits.get("default_timeout_ms")
     session = Session(
         connection,
         channel,
         CODECS[challenge.codec],
-        sizes=Sizes(max(max_frame, DEFAULT_MAX_FRAME), max_frame),
+        sizes=Sizes(inbound, max_frame),
         features=challenge.features,
         limits=Limits(),
         server=None if server_of is None else server_of(challenge),
-        peer_timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else timeout_ms / 1000,
+        peer_timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else min(timeout_ms / 1000, MAX_PEER_TIMEOUT_S),
     )
     session.start()
     return Link(session, connection, challenge.node, challenge.key, accepted.identity)

@@ -15,14 +15,13 @@ from alknet.call.context import Caller
 from alknet.call.dispatch import Dispatcher
 from alknet.call.errors import CallError, FrameError
 from alknet.call.prepared import Prepared
+from alknet.call.words import mistakes, one_line
 from alknet.logs import printable
 
 __all__ = ["Terminal", "serve_command"]
 
 USAGE: Final = 2
 MAX_INPUT_CHARS: Final = 1024 * 1024
-MAX_MISTAKES: Final = 8
-"""Of an input that are told, a line each."""
 
 
 class Terminal(Protocol):
@@ -111,12 +110,8 @@ def _line(value: object) -> bytes:
 
 def _words(error: CallError) -> str:
     denial = f" ({error.denial_id})" if error.denial_id else ""
-    lines = [f"alknet: {error.code}: {error}{denial}"]
-    if isinstance(error.details, list):
-        mistakes = [one for one in error.details if isinstance(one, dict) and len(error.details) > 1]
-        lines += [
-            f"        {'.'.join(map(str, m['path'])) or 'input'}: {m['message']}" for m in mistakes[:MAX_MISTAKES]
-        ]
+    lines = [f"alknet: {error.code}: {one_line(str(error))}{denial}"]
+    lines += [f"        {mistake}" for mistake in mistakes(error)]
     if error.hint:
         lines.append(f"  hint: {error.hint}")
     return "".join(f"{printable(line)}\n" for line in lines)

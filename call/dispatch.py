@@ -8,7 +8,6 @@ what it returns is then run with :meth:`Prepared.call` or :meth:`Prepared.stream
 import asyncio
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -18,6 +17,7 @@ from alknet.call.errors import CallError, unknown_operation
 from alknet.call.operations import Kind, Operation, Visibility
 from alknet.call.prepared import Prepared, unexpected
 from alknet.call.registry import Registry
+from alknet.call.threads import Threads
 from alknet.gate import Act, Gate
 from alknet.logs import event
 from alknet.tasks import Tasks
@@ -30,8 +30,6 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 ENDING_GRACE_S: Final = 2.0
 """What calls that were left to run get to end, when they are cancelled with the node."""
 THREAD_NAME: Final = "alknet-operation"
-SYNC_THREADS: Final = 32
-"""Handlers that are plain functions and run at the same time; further ones wait for a thread."""
 _UNKNOWN: Final = Access(required_scopes=("*",))
 
 
@@ -82,14 +80,14 @@ class Dispatcher:
         self.call_peer = call_peer
         self.stats: dict[str, Stats] = {}
         self.tasks = Tasks("composed")
-        self.threads = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix=THREAD_NAME)
+        self.threads = Threads(THREAD_NAME)
 
     async def aclose(self) -> None:
         """End what was left to run on its own, and give the threads back (a function that is in one goes on)."""
         self.tasks.cancel()
         if left := await self.tasks.wait(timeout_s=ENDING_GRACE_S):
             log.error(event("operations did not end in time", count=left))
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
 
     def prepare(
         self,

@@ -1,11 +1,9 @@
 """A call that may run: from the handler's start to its outcome, within its time."""
 
 import asyncio
-import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +12,7 @@ from alknet.call.context import Caller, OperationContext
 from alknet.call.errors import CallError
 from alknet.call.operations import Kind, Operation, Style
 from alknet.call.schema import OutputError, check_details
+from alknet.call.threads import Place
 from alknet.errors import DeniedError, InvalidInputError, NotFoundError, UnavailableError
 from alknet.gate import Act
 from alknet.logs import event
@@ -57,6 +56,8 @@ class Prepared:
         self.has_begun = False
         self._expired = False
         self._is_revoked = False
+        self._refusal: CallError | None = None
+        """Why the handler was not begun."""
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self.ended_because = "aborted"
@@ -172,26 +173,37 @@ class Prepared:
         return self._from_thread(inputs)
 
     async def _from_thread(self, inputs: dict[str, Any]) -> AsyncIterator[Any]:
-        threads = self.dispatcher.threads
-        iterator = await self._in_thread(lambda: iter(self.operation.handler(**inputs)))
-        step: Future[Any] | None = None
+        place = await self._place(keeps=True)
+        close: Callable[[], Any] | None = None
         try:
-            while True:
-                step = threads.submit(next, iterator, _END)
-                if (item := await asyncio.wrap_future(step)) is _END:
-                    break
+            iterator = await place.run(lambda: iter(self.operation.handler(**inputs)))
+            close = getattr(iterator, "close", None)
+            while (item := await place.run(partial(next, iterator, _END))) is not _END:
                 yield item
         finally:
-            close = getattr(iterator, "close", None)
-            if close is None:
-                pass
-            elif step is not None and not step.done():  # nobody waits for a function that is in its thread
-                step.add_done_callback(partial(_close_later, threads, close))
+            if close is not None and not place.is_busy:
+                closing, close = close, None
+                try:
+                    await asyncio.shield(place.run(closing))
+                finally:
+                    place.give_back()
             else:
-                await asyncio.shield(self._in_thread(close))
+                place.give_back(close)  # nobody waits for a function that is in its thread
 
-    def _in_thread(self, function: Callable[[], Any]) -> Awaitable[Any]:
-        return self._loop.run_in_executor(self.dispatcher.threads, _called, function)
+    async def _in_thread(self, function: Callable[[], Any]) -> Any:
+        place = await self._place()
+        try:
+            return await place.run(function)
+        finally:
+            place.give_back()
+
+    async def _place(self, *, keeps: bool = False) -> Place:
+        name, connection = self.operation.spec.name, self.caller.connection
+        try:
+            return await self.dispatcher.threads.place(name, peer=self.origin, connection=connection, keeps=keeps)
+        except CallError as exc:
+            self._refusal = exc
+            raise
 
     def _with_context(self) -> dict[str, Any]:
         name = self.operation.context_parameter
@@ -260,6 +272,8 @@ class Prepared:
 
     def _error(self, exc: BaseException) -> CallError:
         """What the caller is told: declared errors as they are; of others no more than what finds them in the log."""
+        if isinstance(exc, CallError) and exc is self._refusal:
+            return exc
         spec = self.operation.spec
         declared = spec.error(exc.code) if isinstance(exc, CallError) else None
         if declared is not None and isinstance(exc, CallError):
@@ -293,15 +307,3 @@ def unexpected(name: str, exc: BaseException) -> CallError:
     else:
         log.error(event("operation failed", operation=name, error_id=error_id), exc_info=exc)
     return CallError("INTERNAL", f"{name} failed; the node's log has it as {error_id}")
-
-
-def _called(function: Callable[[], Any]) -> Any:
-    try:
-        return function()
-    except StopIteration as exc:  # no future can hold one: whoever waits would wait for ever
-        raise RuntimeError("the handler let a StopIteration out") from exc
-
-
-def _close_later(threads: ThreadPoolExecutor, close: Callable[[], Any], step: "Future[Any]") -> None:
-    with contextlib.suppress(RuntimeError):  # the threads have been given back
-        threads.submit(close)

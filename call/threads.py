@@ -1,8 +1,8 @@
 """Threads for handlers that are plain functions, shared out among the callers.
 
-A function that is in its thread cannot be stopped. When nobody waits for it any more it goes on there, so a place counts
-for its caller until the function has returned, and one caller's functions never have all the places. Whoever finds all of
-a caller's places lost like that, or held by subscriptions, is refused; where some will be free again, it waits.
+A function that is in its thread cannot be stopped. When nobody waits for it any more it goes on there, so a place
+counts for its caller until the function has returned, and one caller's functions never have all the places. A call that
+finds all of its caller's places lost like that, or held by subscriptions, is refused; otherwise it waits for one.
 """
 
 import asyncio
@@ -67,10 +67,11 @@ class Threads:
         is for longer than one function. Raises `CallError` RESOURCE_EXHAUSTED where waiting might be for ever."""
         key = (peer, None if peer is not None else connection)
         shares = self._shares(key)
-        if _is_lost(shares) is None and (key in self._waiting or not _has_room(shares)):
-            await self._turn(key, shares)
-        elif (lost := _is_lost(shares)) is not None:
+        if (lost := _is_lost(shares)) is not None:
+            self._forget(key)
             raise _refusal(lost)
+        if key in self._waiting or not _has_room(shares):
+            await self._turn(key, shares)
         else:
             _take(shares)
         place = Place(self, key, shares, operation)
@@ -150,7 +151,9 @@ class Threads:
 class Place:
     """A place in a thread, for one function after the other, until it is given back."""
 
-    def __init__(self, threads: Threads, key: object, shares: tuple[_Share, ...], operation: str) -> None:
+    def __init__(
+        self, threads: Threads, key: tuple[str | None, str | None], shares: tuple[_Share, ...], operation: str
+    ) -> None:
         self._threads = threads
         self._key = key
         self._shares = shares
@@ -184,7 +187,9 @@ class Place:
         if running is None or running.done():
             self._free()
             return
-        log.warning(event("a plain function that nobody waits for goes on", operation=self._operation))
+        peer, connection = self._key
+        words = "a plain function that nobody waits for goes on"
+        log.warning(event(words, operation=self._operation, peer=peer, connection=connection))
         self.keep()
         running.add_done_callback(partial(self._returned, last))
 

@@ -1,10 +1,9 @@
 """``call``: an operation of a peer, called from the command line."""
 
 import asyncio
-import os
 import signal
 import sys
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from alknet.client import Peer
 
 __all__ = ["call"]
-
-MAX_DETAILS: Final = 8
-"""Lines that an error may have besides its first."""
 
 
 @click.command()
@@ -119,22 +115,18 @@ def _cancel_when_told(stopped_by: list[int]) -> None:
 def _in_full(error: "CallError") -> "CallError":
     """The error with what is in its details, in the lines of its message."""
     from alknet.call.errors import PROTOCOL_CODES, CallError
+    from alknet.call.words import mistakes, one_line
 
-    lines, details = [str(error)], error.details
-    if error.code == "INVALID_INPUT" and isinstance(details, list) and len(details) > 1:
-        lines = ["the input is wrong:"]
-        lines += [f"{_place(one.get('path'))}: {one.get('message')}" for one in details if isinstance(one, dict)]
-    elif error.code not in PROTOCOL_CODES:
-        lines[0] = f"{error.code}: {lines[0]}"
-    if error.code != "INVALID_INPUT" and details is not None:
-        lines.append(to_json(details))
+    lines = mistakes(error)
+    if lines:
+        lines.insert(0, "the input is wrong:")
+    else:
+        lines.append(one_line(str(error) if error.code in PROTOCOL_CODES else f"{error.code}: {error}"))
+    if error.code != "INVALID_INPUT" and error.details is not None:
+        lines.append(one_line(to_json(error.details)))
     return CallError(
-        error.code, "\n".join(lines[: MAX_DETAILS + 1]), details=details, denial_id=error.denial_id, hint=error.hint
+        error.code, "\n".join(lines), details=error.details, denial_id=error.denial_id, hint=one_line(error.hint)
     )
-
-
-def _place(path: Any) -> str:
-    return ".".join(map(str, path)) if isinstance(path, list) and path else "input"
 
 
 class _Output:
@@ -146,19 +138,20 @@ class _Output:
 
     def __call__(self, value: Any) -> None:
         out = self._file or sys.stdout.buffer
+        on_terminal = out.isatty()  # which what others send must not steer
         if isinstance(value, bytes) and not self._as_json:
-            if self._file is None and os.isatty(1):
+            if on_terminal and self._file is None:
                 raise UsageError(
                     f"the output is {len(value)} bytes", hint="-o FILE writes them to a file, --json shows them"
                 )
             data = value
         elif isinstance(value, str) and not self._as_json:
-            if self._file is None and os.isatty(1):  # what others send must not steer the terminal
+            if on_terminal:
                 value = "\n".join("\t".join(map(printable, line.split("\t"))) for line in value.split("\n"))
             data = value.encode("utf-8", "replace") + b"\n"
         else:
-            pretty = not self._as_json and self._file is None and os.isatty(1)
-            data = to_json(value, indent=2 if pretty else None).encode() + b"\n"
+            pretty = on_terminal and not self._as_json and self._file is None
+            data = to_json(value, indent=2 if pretty else None, escaped=on_terminal).encode("utf-8", "replace") + b"\n"
         out.write(data)
         out.flush()
 
@@ -175,12 +168,13 @@ async def _input(peer: "Peer", name: str, values: tuple[str, ...]) -> Any:
     from alknet.call.errors import CallError
 
     try:
-        schema = (await peer.call("services/schema", name=name))["input_schema"]
+        answer = await peer.call("services/schema", name=name)
+        schema = answer.get("input_schema") if isinstance(answer, dict) else {}
     except CallError as exc:
         if exc.code != "NOT_FOUND":
             raise
         schema = {}  # nobody may see it who may not call it: the call itself says which it is
-    return typed(values, schema)
+    return typed(values, schema if isinstance(schema, dict) else {})
 
 
 def _seconds(text: str | None) -> float | None:

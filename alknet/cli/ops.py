@@ -1,15 +1,18 @@
 """``ops``: which operations there are on a peer, for whoever asks."""
 
-import json
+import asyncio
+import shlex
 from difflib import get_close_matches
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, call_options, open_peer, run_async
-from alknet.cli.output import print_json, print_table
-from alknet.cli.values import pairs, resolve
+from alknet.cli.output import print_table
+from alknet.cli.values import alternatives, pairs, properties_of, resolve, to_json
+from alknet.errors import InvalidInputError
 from alknet.logs import printable
 
 if TYPE_CHECKING:
@@ -17,10 +20,25 @@ if TYPE_CHECKING:
 
 __all__ = ["hint_for", "list_operations", "ops"]
 
-MAX_PAGES: Final = 1000
+MAX_NAMES: Final = 10_000
+PAGE: Final = 1000
+"""The most that a node lists at once; it ends a page by bytes before that."""
+MAX_PAGES: Final = 100
+"""As many as these names fill: a node that goes on for ever is asked no further."""
+HINT_TIMEOUT_S: Final = 5.0
+"""What it may take to find out what somebody meant."""
 MAX_NEAR: Final = 3
 NEAR: Final = 0.8
 """How much of a name must be like another one to be meant by it."""
+MAX_NAME_CHARS: Final = 128
+"""Of a name that may be meant: to compare takes quadratic time."""
+MAX_ROWS: Final = 100
+"""Of a table, and other things that an operation says several of."""
+MAX_TYPES: Final = 100
+"""That one input may be made of, to be put into words; the rest is an ellipsis."""
+MAX_TYPE_DEPTH: Final = 5
+MAX_VALUES: Final = 20
+"""Of an enumeration."""
 
 
 @click.command()
@@ -63,26 +81,36 @@ def ops(
 
     answer = run_async(main)
     if invocation.json:
-        print_json(answer)
+        click.echo(to_json(answer, escaped=True))
     elif name is None:
         rows = [(one["name"], one["kind"], one["summary"]) for one in answer]
         where = f" with {query!r} in name, summary or tags" if query else ""
         print_table(("NAME", "KIND", "SUMMARY"), rows, empty=f"no operations that you may call{where}")
+        if len(answer) == MAX_NAMES:
+            click.echo(f"alknet: these are the first {MAX_NAMES}; --query WORDS finds the others", err=True)
     else:
         _explain(peer, answer)
 
 
 async def list_operations(peer: "Peer", query: str = "") -> list[dict[str, Any]]:
-    """All that the caller may call, in the order of their names."""
+    """What the caller may call, in the order of their names; the first `MAX_NAMES` of them."""
     found: list[dict[str, Any]] = []
     cursor = ""
     for _ in range(MAX_PAGES):
-        page = await peer.call("services/list", query=query, cursor=cursor)
-        found += page["operations"]
-        cursor = page["next_cursor"]
-        if not cursor:
+        page = await peer.call("services/list", query=query, cursor=cursor, limit=PAGE)
+        operations = page.get("operations") if isinstance(page, dict) else None
+        if not isinstance(operations, list) or not all(map(_is_listed, operations)):
+            raise InvalidInputError("the peer's list of operations makes no sense")
+        found += operations[: MAX_NAMES - len(found)]
+        after = page.get("next_cursor")
+        if not isinstance(after, str) or after <= cursor or len(found) == MAX_NAMES:
             break
+        cursor = after
     return found
+
+
+def _is_listed(one: Any) -> bool:
+    return isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("name", "kind", "summary"))
 
 
 async def hint_for(opened: "Peer", peer: str, name: str, error: Exception) -> str:
@@ -92,105 +120,145 @@ async def hint_for(opened: "Peer", peer: str, name: str, error: Exception) -> st
     if getattr(error, "code", "") != "NOT_FOUND":
         return ""
     try:
-        known = [str(one["name"]) for one in await list_operations(opened)]
-    except CallError:
+        async with asyncio.timeout(HINT_TIMEOUT_S):
+            known = [one["name"] for one in await list_operations(opened)]
+    except (CallError, InvalidInputError, TimeoutError):
         return ""
     if name.removeprefix("/") in known:
         return ""
-    near = get_close_matches(name, known, n=MAX_NEAR, cutoff=NEAR)
+    short = [one for one in known if len(one) <= MAX_NAME_CHARS]
+    near = get_close_matches(name[:MAX_NAME_CHARS], short, n=MAX_NEAR, cutoff=NEAR)
     return f"did you mean {' or '.join(near)}?" if near else f"'alknet ops {peer}' lists those that you may call"
 
 
 # --- one operation, for people ------------------------------------------------------------------------------------
 
 
-def _explain(peer: str, spec: dict[str, Any]) -> None:
-    click.echo(printable(f"{spec['name']}  {spec['kind']}, version {spec['version']}"))
-    for text in (spec["summary"], spec["description"]):
+def _explain(peer: str, answer: Any) -> None:
+    """All of it may come from a stranger: what has another shape than it should counts as not said."""
+    spec = _object(answer)
+    name, kind = _text(spec, "name"), _text(spec, "kind")
+    click.echo(printable(f"{name}  {kind}, version {_text(spec, 'version')}"))
+    for text in (_text(spec, "summary"), _text(spec, "description")):
         for line in text.splitlines():
             click.echo(printable(line))
-    schema = spec["input_schema"]
-    properties, required = schema.get("properties", {}), schema.get("required", [])
+    schema = _object(spec.get("input_schema"))
+    properties, required = properties_of(schema), [one for one in _list(schema, "required") if isinstance(one, str)]
     click.echo()
     rows = [
-        (key, _type(one, schema), "required" if key in required else _default(one), one.get("description", ""))
-        for key, one in properties.items()
+        (key, _type(one, schema), "required" if key in required else _default(one), _text(_object(one), "description"))
+        for key, one in islice(properties.items(), MAX_ROWS)
     ]
     print_table(("INPUT", "TYPE", "DEFAULT", "MEANING"), rows, empty="no input")
-    output = spec["output_schema"]
-    fields = resolve(output, output).get("properties", {})
+    output = _object(spec.get("output_schema"))
+    fields = properties_of(resolve(output, output))
     click.echo()
     if fields:
         print_table(
             ("OUTPUT", "TYPE", "MEANING"),
-            [(key, _type(one, output), one.get("description", "")) for key, one in fields.items()],
+            [
+                (key, _type(one, output), _text(_object(one), "description"))
+                for key, one in islice(fields.items(), MAX_ROWS)
+            ],
             empty="",
         )
         click.echo()
     else:
-        each = "each item is " if spec["kind"] == "subscription" else ""
+        each = "each item is " if kind == "subscription" else ""
         click.echo(printable(f"output  {each}{_type(output, output)}"))
-    for error in spec["errors"]:
-        click.echo(printable(f"error   {error['code']}  {error['description']}"))
-    click.echo(printable(f"access  {_access(spec['access'])}"))
+    for error in map(_object, _list(spec, "errors")):
+        click.echo(printable(f"error   {_text(error, 'code')}  {_text(error, 'description')}"))
+    click.echo(printable(f"access  {_access(_object(spec.get('access')))}"))
     click.echo()
-    stream = " --stream" if spec["kind"] == "subscription" else ""
-    examples = [_words(example.get("input", {}), schema) for example in spec["examples"]]
+    stream = " --stream" if kind == "subscription" else ""
+    examples = [_words(example.get("input", {}), schema) for example in map(_object, _list(spec, "examples"))]
     for words in examples or [" ".join(f"{key}={_placeholder(properties.get(key), schema)}" for key in required)]:
-        click.echo(printable(f"alknet call{stream} {peer} {spec['name']} {words}".rstrip()))
+        click.echo(printable(f"alknet call{stream} {peer} {name} {words}".rstrip()))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: dict[str, Any], key: str) -> list[Any]:
+    found = value.get(key)
+    return found[:MAX_ROWS] if isinstance(found, list) else []
+
+
+def _text(value: dict[str, Any], key: str) -> str:
+    found = value.get(key)
+    return found if isinstance(found, str) else ""
 
 
 def _words(value: Any, schema: dict[str, Any]) -> str:
     """An example's input as one types it."""
     text = pairs(value, schema) if isinstance(value, dict) else None
-    return f"'{json.dumps(value, ensure_ascii=False)}'" if text is None else text
+    return shlex.quote(to_json(value)) if text is None else text
 
 
-def _default(schema: dict[str, Any]) -> str:
-    value = schema.get("default")
-    return "" if value is None else str(value) if isinstance(value, str) and value else json.dumps(value)
+def _default(schema: Any) -> str:
+    value = _object(schema).get("default")
+    return "" if value is None else value if isinstance(value, str) and value else to_json(value)
 
 
 def _placeholder(wanted: Any, schema: dict[str, Any]) -> str:
     one = resolve(wanted, schema)
-    if one.get("enum"):
-        return str(one["enum"][0])
+    if values := _list(one, "enum"):
+        return str(values[0])
     if one.get("contentEncoding") == "base64":
         return "@FILE"
-    kind = one.get("type")
-    return {"object": "'{…}'", "array": _type(one.get("items"), schema).upper()}.get(
-        str(kind), str(kind or "x").upper()
-    )
+    kind = _text(one, "type")
+    return {"object": "'{…}'", "array": _type(one.get("items"), schema).upper()}.get(kind, (kind or "x").upper())
 
 
 def _access(access: dict[str, Any]) -> str:
     """Who may call it."""
-    if access["public"]:
+    if access.get("public") is True:
         return "anybody"
-    parts = list(access["required_scopes"])
-    any_of = access["required_scopes_any"]
-    if any_of is not None:
+    parts = [str(scope) for scope in _list(access, "required_scopes")]
+    any_of = [str(scope) for scope in _list(access, "required_scopes_any")]
+    if any_of:
         words = " or ".join(any_of)
         parts.append(f"({words})" if parts and len(any_of) > 1 else words)
     text = f"scope {' and '.join(parts)}" if parts else "every peer"
-    if access["resource_type"] is None:
+    if access.get("resource_type") is None:
         return text
-    return f"{text}, and {access['resource_action'] or 'use'} of the {access['resource_type']}"
+    return f"{text}, and {access.get('resource_action') or 'use'} of the {access['resource_type']}"
 
 
-def _type(wanted: Any, schema: dict[str, Any]) -> str:
+def _type(wanted: Any, schema: Any) -> str:
     """A schema in a word or two."""
-    one = resolve(wanted, schema)
-    several = one.get("anyOf") or one.get("oneOf")
-    if several:
-        return " or ".join(dict.fromkeys(_type(option, schema) for option in several))
-    values = [one["const"]] if "const" in one else one.get("enum")
-    if values:
-        return " or ".join(value if isinstance(value, str) else json.dumps(value) for value in values)
-    if one.get("type") == "array":
-        return f"list of {_type(one.get('items'), schema)}"
-    if one.get("contentEncoding") == "base64":
-        return "bytes"
-    if one.get("properties") and one.get("title"):
-        return str(one["title"])
-    return str(one.get("format") or one.get("type") or one.get("title") or "any")
+    return _Types(schema).words(wanted)
+
+
+class _Types:
+    """One schema's types in words. Of one that contains itself, or is very large, it is the beginning."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+        self._left = MAX_TYPES
+
+    def words(self, wanted: Any, within: tuple[str, ...] = ()) -> str:
+        reference = _text(_object(wanted), "$ref")
+        if (reference and reference in within) or len(within) == MAX_TYPE_DEPTH:
+            return "…"
+        within = (*within, reference)
+        return " or ".join(dict.fromkeys(self._one(option, within) for option in alternatives(wanted, self._schema)))
+
+    def _one(self, option: dict[str, Any], within: tuple[str, ...]) -> str:
+        self._left -= 1
+        if self._left < 0:
+            return "…"
+        values = [option["const"]] if "const" in option else _list(option, "enum")
+        if values:
+            shown = [value if isinstance(value, str) else to_json(value) for value in values[:MAX_VALUES]]
+            return " or ".join([*shown, *["…"][: len(values) > MAX_VALUES]])
+        if option.get("type") == "array":
+            return f"list of {self.words(option.get('items'), within)}"
+        if option.get("contentEncoding") == "base64":
+            return "bytes"
+        title = _text(option, "title")
+        if title and properties_of(option):
+            return title
+        several = [kind for kind in _list(option, "type") if isinstance(kind, str)]
+        return _text(option, "format") or _text(option, "type") or " or ".join(several) or title or "any"

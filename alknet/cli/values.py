@@ -4,19 +4,28 @@ import base64
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from alknet.errors import InvalidInputError, NotFoundError
 
-__all__ = ["from_json", "pairs", "resolve", "to_json", "typed"]
+__all__ = ["alternatives", "from_json", "pairs", "properties_of", "resolve", "to_json", "typed"]
 
 _KINDS: Final = {type(None): "null", bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
 _WORDS: Final = {"boolean": "true or false", "integer": "an integer", "array": "a list", "object": "a JSON object"}
+_JSON_TYPES: Final = frozenset({*_KINDS.values(), "object"})
 MAX_REFERENCES: Final = 10
 """That one ``$ref`` may lead to another, in schemas that somebody else wrote."""
+MAX_ALTERNATIVES: Final = 100
+"""Schemas that are looked at to find those of which one must fit."""
+MAX_KEYS_SHOWN: Final = 50
+MAX_KEY_CHARS: Final = 128
+"""Of an input that a mistyped one may be meant by: to compare takes quadratic time."""
+MAX_PROPERTIES: Final = 1000
+"""Inputs of one operation that are looked at."""
 
 
 def typed(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,19 +33,19 @@ def typed(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
 
     A key that is given several times, and is a list in the schema, gets them all. ``@FILE`` for bytes is the file.
     """
-    properties = schema.get("properties", {})
+    properties = properties_of(schema)
     found: dict[str, Any] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
             hint = f"write {word}=VALUE" if word in properties else 'as in name=value, or one \'{"name": "value"}\''
             raise InvalidInputError(f"{word!r} is neither key=value nor a JSON object", hint=hint)
-        if key not in properties and schema.get("additionalProperties") is False:
+        if key not in properties and isinstance(schema, dict) and schema.get("additionalProperties") is False:
             raise _unknown(key, list(properties))
-        wanted = list(_options(properties.get(key), schema))
+        wanted = alternatives(properties.get(key), schema)
         items = _items(wanted)
         if items is not None and not text.lstrip().startswith("["):
-            found.setdefault(key, []).append(_value(key, text, list(_options(items, schema))))
+            found.setdefault(key, []).append(_value(key, text, alternatives(items, schema)))
         elif key in found:
             raise InvalidInputError(f"{key} is given twice")
         else:
@@ -45,12 +54,15 @@ def typed(words: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pairs(value: Mapping[str, Any], schema: Mapping[str, Any]) -> str | None:
-    """The input as ``key=value`` words for a shell; None if they would not mean the same."""
-    words = [
-        f"{key}={item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)}"
+    """The input as ``key=value`` words for a shell; None if they would not mean the same. Reads no file."""
+    items = [
+        (key, item if isinstance(item, str) else to_json(item))
         for key, several in value.items()
         for item in (several if isinstance(several, list) else [several])
     ]
+    if any(text.startswith("@") for _, text in items):
+        return None
+    words = [f"{key}={text}" for key, text in items]
     try:
         same = typed(words, schema) == value
     except (InvalidInputError, NotFoundError):
@@ -66,19 +78,48 @@ def from_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def to_json(value: Any, *, indent: int | None = None) -> str:
+def to_json(value: Any, *, indent: int | None = None, escaped: bool = False) -> str:
     """An output as JSON, bytes as base64, and null for the numbers that JSON has not.
 
-    With `indent` it is for a terminal: whatever could move its cursor or colour it is escaped.
+    With `escaped` it is for a terminal: whatever could move its cursor, colour it or turn its direction is escaped,
+    and means the same.
     """
     separators = (",", ":") if indent is None else None
     text = json.dumps(_plain(value), indent=indent, separators=separators, ensure_ascii=False)
-    if indent is None:
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text) if escaped else text
 
 
-def resolve(wanted: Any, schema: Mapping[str, Any]) -> dict[str, Any]:
+def properties_of(schema: Any) -> dict[str, Any]:
+    """The schemas of an object's fields by name; none where they are not said, or make no sense."""
+    found = schema.get("properties") if isinstance(schema, dict) else None
+    return dict(islice(found.items(), MAX_PROPERTIES)) if isinstance(found, dict) else {}
+
+
+def alternatives(wanted: Any, schema: Any) -> list[dict[str, Any]]:
+    """The schemas of which one must fit: `wanted` itself, or those that it (or one of them, in turn) is a union of.
+
+    Each reference is followed once, so that what refers to itself has an end.
+    """
+    found, waiting, seen = [], [wanted], set()
+    for _ in range(MAX_ALTERNATIVES):
+        if not waiting:
+            break
+        one = waiting.pop()
+        reference = one.get("$ref") if isinstance(one, dict) else None
+        if isinstance(reference, str):
+            if reference in seen:
+                continue
+            seen.add(reference)
+        one = resolve(one, schema)
+        several = one.get("anyOf") or one.get("oneOf")
+        if isinstance(several, list):
+            waiting += reversed(several[:MAX_ALTERNATIVES])
+        else:
+            found.append(one)
+    return found or [{}]
+
+
+def resolve(wanted: Any, schema: Any) -> dict[str, Any]:
     """`wanted` itself, or what its ``$ref`` to the schema's own definitions means; empty when it says nothing."""
     for _ in range(MAX_REFERENCES):
         if not isinstance(wanted, dict):
@@ -86,9 +127,13 @@ def resolve(wanted: Any, schema: Mapping[str, Any]) -> dict[str, Any]:
         reference = wanted.get("$ref")
         if not isinstance(reference, str):
             return wanted
-        definitions = schema.get("$defs")
+        definitions = schema.get("$defs") if isinstance(schema, dict) else None
         wanted = definitions.get(reference.removeprefix("#/$defs/")) if isinstance(definitions, dict) else None
     return {}
+
+
+def _escaped(character: str) -> str:
+    return json.dumps(character)[1:-1] if character != "\x7f" else "\\u007f"  # the one that JSON leaves as it is
 
 
 def _plain(value: Any) -> Any:
@@ -108,9 +153,10 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _unknown(key: str, known: list[str]) -> InvalidInputError:
-    near = get_close_matches(key, known, n=1)
+    near = get_close_matches(key, [one for one in known if len(one) <= MAX_KEY_CHARS], n=1)
     hint = f"did you mean {near[0]!r}? It takes" if near else "it takes"
-    return InvalidInputError(f"there is no input {key!r}", hint=f"{hint} {', '.join(known) or 'nothing'}")
+    shown = [*known[:MAX_KEYS_SHOWN], *["…"][: len(known) > MAX_KEYS_SHOWN]]
+    return InvalidInputError(f"there is no input {key!r}", hint=f"{hint} {', '.join(shown) or 'nothing'}")
 
 
 def _value(key: str, text: str, wanted: list[dict[str, Any]]) -> Any:
@@ -145,17 +191,6 @@ def _read(key: str, name: str) -> bytes:
         raise InvalidInputError(f"{key}: {name}: {exc.strerror}") from None
 
 
-def _options(wanted: Any, schema: Mapping[str, Any], depth: int = MAX_REFERENCES) -> Iterator[dict[str, Any]]:
-    """The schemas of which one must fit."""
-    wanted = resolve(wanted, schema)
-    several = wanted.get("anyOf") or wanted.get("oneOf")
-    if not isinstance(several, list) or not depth:
-        yield wanted
-        return
-    for one in several:
-        yield from _options(one, schema, depth - 1)
-
-
 def _items(wanted: list[dict[str, Any]]) -> Any:
     """The schema of an item, where nothing but a list (or null) is wanted; else None."""
     lists = [option for option in wanted if _kinds(option) == {"array"}]
@@ -169,4 +204,4 @@ def _kinds(option: Mapping[str, Any]) -> set[str]:
     if isinstance(values, list):
         return {_KINDS.get(type(value), "object") for value in values}
     kind = option.get("type")
-    return {one for one in (kind if isinstance(kind, list) else [kind]) if isinstance(one, str)}
+    return {one for one in (kind if isinstance(kind, list) else [kind]) if isinstance(one, str)} & _JSON_TYPES

@@ -1,18 +1,24 @@
 """Log lines: an event and its pairs, whatever the values are."""
 
+import contextlib
+import io
 import json
 import logging
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.logs import MAX_VALUE_CHARS, event, quote, set_up
+from alknet.logs import MAX_VALUE_CHARS, TRACE, event, quote, set_up
 
 PAIR = re.compile(r' (?P<key>\w+)=(?P<value>"(?:[^"\\]|\\.)*"|[^\s"]*)')
+FILTER = Path(__file__).parents[2] / "docs" / "howto" / "fail2ban" / "alknet.conf"
 HOSTILE = st.one_of(
     st.text(st.characters(), max_size=300),
     st.text(st.sampled_from('a =\n\r"\\\x1b\x7f\u2028\u0085'), max_size=20),
@@ -121,3 +127,37 @@ class TestSetUp:
         err = capsys.readouterr().err
         assert "detail" in err
         assert "rm" not in err
+
+    @given(HOSTILE, HOSTILE)
+    def test_what_an_exception_or_a_message_says_is_no_line_of_its_own(self, said: str, message: str) -> None:
+        stderr = io.StringIO()
+        with contextlib.redirect_stderr(stderr):
+            set_up()
+            try:
+                raise RuntimeError(said)
+            except RuntimeError:
+                logging.getLogger("alknet.call").exception("m %s", message, stack_info=True)
+        first, *others = stderr.getvalue().removesuffix("\n").split("\n")
+        assert " ERROR alknet.call m " in first
+        assert {line[: len(TRACE)] for line in others} == {TRACE}
+        assert all(line.isprintable() for line in (first, *others))
+        assert any(line.startswith(TRACE + "RuntimeError") for line in others)
+
+    @pytest.mark.skipif(shutil.which("fail2ban-regex") is None, reason="fail2ban is not installed")
+    def test_fail2ban_finds_nobody_in_what_an_exception_says(
+        self, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        set_up()
+        refusal = "WARNING alknet.call auth remote_addr=203.0.113.9 result=reject reason=unknown-key"
+        forged = [f"{before}{refusal}" for before in ("", "2026-11-21T13:50:00Z ", "host alknet[7]: ", "alknet[7]: ")]
+        log = logging.getLogger("alknet.call")
+        log.error("x", exc_info=RuntimeError("\n".join(["x", *forged, "\r" + forged[1], "\x1b[2J"])))
+        log.error("x\n%s", forged[1])
+        log.warning("auth remote_addr=192.0.2.1 result=reject reason=unknown-key")
+        path = tmp_path / "log"
+        lines = capsys.readouterr().err
+        path.write_text(lines)
+        command = ["fail2ban-regex", "--out", "ip", str(path), str(FILTER)]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+        assert found == ["192.0.2.1"]
+        assert "\x1b" not in lines

@@ -1,6 +1,7 @@
 """Background tasks have names, an owner, and an end."""
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
@@ -102,3 +103,26 @@ async def test_closing_survives_a_task_that_fails_while_it_is_cancelled(caplog: 
     await asyncio.sleep(0)
     await tasks.aclose()
     assert "while cleaning up" in caplog.text
+
+
+async def test_closing_leaves_behind_what_never_ends_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go_on = asyncio.Event()
+
+    async def deaf() -> None:
+        while not go_on.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go_on.wait()
+
+    monkeypatch.setattr("alknet.tasks.CLOSE_TIMEOUT_S", 0.02)
+    tasks = Tasks("node")
+    task = tasks.start(deaf(), name="deaf")
+    tasks.start(forever(), name="watch")
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await tasks.aclose()
+    assert (task.done(), len(tasks)) == (False, 1)
+    assert caplog.messages == ["tasks did not end in time count=1 tasks=node:deaf"]
+    go_on.set()
+    await task

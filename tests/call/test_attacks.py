@@ -10,7 +10,7 @@ import random
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from alknet.call.frames import HELLO_MAX_FRAME, LENGTH_BYTES, frame
 from alknet.call.handler import MAX_DENIALS
 from alknet.call.machine import DEFAULT_CREDIT
 from alknet.call.serving import MAX_WAITING_BYTES
-from alknet.call.session import Session
+from alknet.call.session import MAX_REFUSED_STREAMS, Session
 from alknet.errors import AlknetError
 from testkit.calls import CallDoor
 from testkit.polling import eventually, settled
@@ -318,6 +318,35 @@ async def test_garbage_on_a_further_stream_ends_that_stream_and_no_other(
         await raw.send(requested("main", "t/echo", {"value": 1}))
         assert (await raw.receive())["payload"] == {"output": 1}
         assert list(there(door)._machine.inbound) == ["good"]
+
+
+async def test_garbage_on_one_stream_after_the_other_ends_the_session_and_fills_no_log(
+    door: CallDoor, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with raw_caller(door) as raw:
+        with caplog.at_level(logging.INFO, logger="alknet.call"):
+            for _ in range(MAX_REFUSED_STREAMS):
+                stream = raw.on(await raw.connection.open_stream())
+                with suppress(AlknetError):
+                    await stream.write(bytes(LENGTH_BYTES))
+            assert "16 streams were refused" in await goaway_of(raw)
+        assert caplog.text.count("stream refused") == 1
+        assert caplog.text.count("session ended") == caplog.text.count("refused_streams=16") == 1
+
+
+async def test_what_was_ignored_is_in_the_log_when_the_session_ends(
+    door: CallDoor, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="alknet.call"):
+        for odd in (False, True):
+            async with raw_caller(door) as raw:
+                await raw.send(*([envelope("call.aborted", "none"), envelope("call.odd", "x"), 7] if odd else []))
+                await raw.send(requested("r1", "t/echo"))
+                await raw.receive()
+                session = there(door)
+            await session.wait_ended()
+            words = 'ignored="1 no envelope, 1 unknown id, 1 unknown type"'
+            assert caplog.text.count("session ended") == caplog.text.count(words) == odd
 
 
 async def test_a_stranger_may_send_no_more_than_in_the_hello(door: CallDoor) -> None:

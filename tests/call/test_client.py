@@ -295,7 +295,8 @@ async def linked(
         ({}, "alice", DEFAULT_MAX_FRAME, DEFAULT_MAX_FRAME),
         ({"max_frame": 70_000}, "alice", DEFAULT_MAX_FRAME, 70_000),
         ({"max_frame": 2 * DEFAULT_MAX_FRAME}, "alice", 2 * DEFAULT_MAX_FRAME, 2 * DEFAULT_MAX_FRAME),
-        ({"max_frame": 10**30}, "alice", CEILING_MAX_FRAME, CEILING_MAX_FRAME),
+        ({"max_frame": client.MAX_INBOUND_FRAME + 1}, "alice", client.MAX_INBOUND_FRAME, client.MAX_INBOUND_FRAME + 1),
+        ({"max_frame": 10**30}, "alice", client.MAX_INBOUND_FRAME, CEILING_MAX_FRAME),
         ({"max_frame": 10**30, "default_timeout_ms": 10**30}, None, DEFAULT_MAX_FRAME, HELLO_MAX_FRAME),
     ],
 )
@@ -314,6 +315,19 @@ async def test_what_a_node_says_of_its_limits_is_believed_within_bounds(
     await link.session.aclose()
     with pytest.raises(CallError, match="the connection has ended"):
         await call
+    connection.close()
+
+
+async def test_a_node_cannot_have_calls_wait_for_ever(
+    door: CallDoor, dials: Dials, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_PEER_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("alknet.call.session.GRACE_S", 0.01)
+    link, connection = await linked(door, dials, tasks, {"default_timeout_ms": 10**30}, "alice")
+    with pytest.raises(CallError) as caught:
+        await link.session.call("t/echo")
+    assert caught.value.code == "TIMEOUT"
+    await link.session.aclose()
     connection.close()
 
 

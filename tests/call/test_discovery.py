@@ -1,4 +1,4 @@
-"""``services/*``: pages, filters, and that nobody learns of what it may not call."""
+"""``services/*``: pages, filters, what a question may cost, and that nobody learns of what it may not call."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.call.codecs import JSON
+from alknet.call import discovery
+from alknet.call.codecs import JSON, MSGPACK
 from alknet.call.context import OperationContext
 from alknet.call.envelopes import error_payload
 from alknet.call.errors import CallError
+from alknet.call.frames import HELLO_MAX_FRAME
 from alknet.call.operations import Operation, operation, operations_of
+from alknet.call.registry import Registry
 from testkit.bench import Bench
 
 OWN = ["services/list", "services/schema"]
@@ -154,16 +157,55 @@ async def test_pages_have_everything_once_in_order(limit: int, many: tuple[Opera
         found = [page async for page in pages(bench, limit)]
         names = [name for page in found for name in page]
         assert names == list(bench.dispatcher.registry.operations)
-        assert [len(page) for page in found[:-1]] == [limit] * (len(found) - 1)
-        assert 0 < len(found[-1]) <= limit
+        assert all(0 < len(page) <= limit for page in found)
+        if limit <= 100:  # larger ones end by their bytes before
+            assert [len(page) for page in found[:-1]] == [limit] * (len(found) - 1)
 
 
-@pytest.mark.parametrize(("limit", "size"), [(0, 1), (-5, 1), (10**9, 1000)])
-async def test_a_page_has_between_one_and_a_thousand(limit: int, size: int, many: tuple[Operation, ...]) -> None:
+@pytest.mark.parametrize("limit", [0, -5])
+async def test_a_page_has_one_at_least(limit: int, many: tuple[Operation, ...]) -> None:
     async with Bench(*many) as bench:
         page = await bench.call("services/list", {"limit": limit})
-        assert len(page["operations"]) == size
+        assert len(page["operations"]) == 1
         assert page["next_cursor"] == page["operations"][-1]["name"]
+
+
+async def test_a_page_has_a_thousand_at_most(many: tuple[Operation, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "MAX_PAGE_BYTES", 10**9)
+    async with Bench(*many) as bench:
+        page = await bench.call("services/list", {"limit": 10**9})
+        assert len(page["operations"]) == 1000
+
+
+async def test_a_page_fits_into_a_strangers_frame_whatever_authors_write() -> None:
+    wordy = [named(f"many/n{n:03}", public=True, summary="€" * 5000, tags=["ü" * 30]) for n in range(200)]
+    async with Bench(*wordy) as bench:
+        cursor, names = "", []
+        while cursor is not None:
+            page = await bench.call("services/list", {"cursor": cursor, "limit": 1000}, peer=None)
+            for codec in (JSON, MSGPACK):
+                assert len(codec.encode(page)) < HELLO_MAX_FRAME * 3 // 4
+            names += [one["name"] for one in page["operations"]]
+            assert all(len(one["summary"]) <= 200 for one in page["operations"])
+            cursor = page["next_cursor"]
+        assert names == [*(f"many/n{n:03}" for n in range(200)), *OWN]
+        assert page["operations"][0]["summary"].endswith("€…")
+        schema = await bench.call("services/schema", {"name": "many/n000"}, peer=None)
+        assert schema["summary"] == "€" * 5000
+
+
+async def test_an_entry_that_is_larger_than_a_page_is_a_page_of_its_own() -> None:
+    large = [named(f"many/n{n}", public=True, tags=["x" * 50_000]) for n in range(3)]
+    async with Bench(*large) as bench:
+        found = [page async for page in pages(bench, 10)]
+        assert found == [["many/n0"], ["many/n1"], ["many/n2"], [*OWN, "services/stats"]]
+
+
+async def test_a_summary_of_the_longest_length_is_whole() -> None:
+    async with Bench(named("a/a", summary="s" * 200), named("a/b", summary="s" * 201)) as bench:
+        page = await bench.call("services/list", {"namespace": "a"})
+        assert [one["summary"] for one in page["operations"]] == ["s" * 200, "s" * 199 + "…"]
+        assert await listed(bench, query="s" * 200) == ["a/a", "a/b"]
 
 
 async def test_a_cursor_stays_good_while_operations_come_and_go() -> None:
@@ -175,6 +217,76 @@ async def test_a_cursor_stays_good_while_operations_come_and_go() -> None:
         bench.serve(*(named(f"many/n{n:02}", public=True) for n in (1, 3, 9, 10, 11, 12)))
         rest = await listed(bench, cursor=page["next_cursor"])
         assert rest == ["many/n09", "many/n10", "many/n11", "many/n12", *OWN, "services/stats"]
+
+
+# --- what a question may cost -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({"query": "x" * 201}, "input.query: should have at most 200 characters"),
+        ({"query": "a " * 32_000}, "input.query: should have at most 200 characters"),
+        ({"query": "a b c d e f g h i"}, "input.query: should have at most 8 different words"),
+        ({"namespace": "x" * 129}, "input.namespace: should have at most 128 characters"),
+        ({"kind": "x" * 129}, "input.kind: should have at most 128 characters"),
+        ({"cursor": "x" * 129}, "input.cursor: should have at most 128 characters"),
+    ],
+)
+async def test_a_long_question_is_refused(question: dict[str, str], words: str) -> None:
+    async with Bench(*SOME) as bench:
+        for peer in ("alice", None):
+            with pytest.raises(CallError) as caught:
+                await bench.call("services/list", question, peer=peer)
+            assert (caught.value.code, str(caught.value)) == ("INVALID_INPUT", words)
+
+
+async def test_the_longest_questions_are_answered() -> None:
+    async with Bench(*SOME) as bench:
+        assert await listed(bench, query="read " * 40) == ["fs/read", "fsx/read"]
+        assert await listed(bench, query="r e a d f i l .", namespace="fs") == ["fs/read"]
+        assert await listed(bench, query="x" * 200) == []
+        assert await listed(bench, cursor="x" * 128, namespace="x" * 128) == []
+        with pytest.raises(CallError) as caught:
+            await bench.call("services/schema", {"name": "x" * 130})
+        assert str(caught.value) == "input.name: should have at most 129 characters"
+
+
+@pytest.mark.parametrize("question", [{}, {"query": "hidden"}, {"cursor": "zz"}, {"namespace": "n"}, {"limit": 1}])
+async def test_what_is_asked_of_the_gate_does_not_depend_on_the_question(
+    question: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How long an answer takes must not say whether something matches that the caller may not see."""
+    async with Bench(*SOME, peers={"bob": ("fs:read",)}) as bench:
+        asked: list[str] = []
+        may = bench.dispatcher.may
+        monkeypatch.setattr(
+            bench.dispatcher, "may", lambda identity, one: asked.append(one.spec.name) or may(identity, one)
+        )
+        await bench.call("services/list", question, peer="bob")
+        assert asked == list(bench.dispatcher.registry.operations)
+
+
+async def test_an_operation_is_read_once_and_not_for_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    text_of = discovery._text
+    monkeypatch.setattr(discovery, "_text", lambda one: read.append(one.spec.name) or text_of(one))
+    async with Bench(*SOME) as bench:
+        for _ in range(3):
+            assert await listed(bench, query="read") == ["fs/read", "fsx/read"]
+            assert await listed(bench, None, query="read") == ["fsx/read"]
+        assert sorted(read) == sorted({*read})
+        bench.serve(named("new/read", public=True))
+        assert await listed(bench, None, query="read") == ["new/read"]
+
+
+async def test_strangers_see_what_has_become_public() -> None:
+    async with Bench(*SOME) as bench:
+        assert await listed(bench, None) == ["fsx/read", *OWN]
+        own = [one for one in bench.dispatcher.registry.operations.values() if one.spec.namespace == "services"]
+        for operations, names in (([named("a/b", public=True)], ["a/b", *OWN]), ([named("a/b")], OWN)):
+            bench.dispatcher.registry = Registry((*own, *operations_of(operations)))  # as a reload does
+            assert await listed(bench, None) == names
 
 
 # --- schemas ------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import contextlib
 import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from alknet.call.errors import PROTOCOL_CODES, CallError
 from alknet.call.operations import OperationError, operation
 from alknet.call.prepared import unexpected
 from alknet.call.schema import OutputError
+from alknet.call.threads import Threads
 from alknet.errors import AlknetError, BrokenError, DeniedError, InvalidInputError, NotFoundError, UnavailableError
 from testkit.bench import Bench
 from testkit.polling import eventually
@@ -281,7 +281,7 @@ async def test_a_function_that_takes_too_long_expires_at_once() -> None:
 
 async def test_a_function_that_waits_for_a_thread_and_is_aborted_never_begins() -> None:
     async with blocking() as (service, bench), asyncio.TaskGroup() as group:
-        bench.dispatcher.threads = ThreadPoolExecutor(1)
+        bench.dispatcher.threads = Threads("single", per_caller=1)
         tasks = [group.create_task(bench.call("block/one")) for _ in range(2)]
         await eventually(lambda: service.begun, "the first has begun")
         tasks[1].cancel()
@@ -324,7 +324,8 @@ async def test_a_plain_generator_that_blocks_ends_for_its_caller_at_once_and_is_
         assert not service.closed.is_set()
         service.let_go.set()
         await eventually(service.closed.is_set, "the generator is closed")
-        assert caplog.text == ""
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        assert "nobody waits for goes on operation=block/many peer=alice" in caplog.text
 
 
 # --- one outcome for every intent -----------------------------------------------------------------------------------

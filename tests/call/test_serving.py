@@ -13,6 +13,7 @@ from alknet.call.envelopes import Requested
 from alknet.call.errors import CallError
 from alknet.call.operations import operation
 from alknet.call.prepared import Prepared
+from alknet.call.registry import Registry
 from alknet.call.serving import Nobody
 from testkit.calls import CallDoor
 from testkit.polling import eventually, settled
@@ -28,6 +29,7 @@ class Awkward(Served):
     def __init__(self) -> None:
         super().__init__()
         self.release = threading.Event()
+        self.tidied = False
 
     @operation("t/messy", public=True)
     async def messy(self) -> AsyncIterator[int]:
@@ -45,6 +47,27 @@ class Awkward(Served):
         yield 0
         self.release.wait(10)
         yield 1
+
+    @operation("t/tidy", public=True)
+    async def tidy(self) -> None:
+        self.begun += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.stopped += 1
+            await self.go_on.wait()
+            self.tidied = True
+
+    @operation("t/deaf", public=True)
+    async def deaf(self) -> None:
+        self.begun += 1
+        stopped = False
+        while not self.let_go.is_set():
+            try:
+                await self.let_go.wait()
+            except asyncio.CancelledError:
+                self.stopped += not stopped
+                stopped = True
 
     @operation("t/plain", public=True)
     def plain(self, a: int) -> int:
@@ -138,11 +161,11 @@ async def test_what_the_policy_forbids_now_is_stopped_with_the_refusal(door: Cal
         await eventually(lambda: served.begun, "it runs")
         serving(door).recheck()
         assert not secret.done()
-        name, operation = "t/wait", door.dispatcher.registry.get("t/wait")
-        assert operation is not None
-        for running in serving(door)._running.values():
-            spec = replace(operation.spec, access=replace(operation.spec.access, public=False, required_scopes=("no",)))
-            running.prepared.operation = replace(operation, spec=spec)
+        name, operations = "t/wait", dict(door.dispatcher.registry.operations)
+        spec = operations[name].spec
+        spec = replace(spec, access=replace(spec.access, public=False, required_scopes=("no",)))
+        operations[name] = replace(operations[name], spec=spec)
+        door.dispatcher.registry = Registry(operations.values())
         door.gate.policy = door.policy("other")
         door.handler.recheck()
         with pytest.raises(CallError, match="access was taken away") as caught:
@@ -256,6 +279,31 @@ async def test_what_is_stopped_twice_is_recorded_once(door: CallDoor, served: Aw
         await eventually(lambda: served.stopped, "it is stopped")
         raw.connection.close()
         assert len(await outcomes(door, "t/stubborn")) == 1
+
+
+async def test_the_end_of_a_session_waits_for_cleaning_up_and_not_for_what_never_ends(
+    door: CallDoor, served: Awkward, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with raw_caller(door) as raw:
+        await raw.send(requested("r1", "t/tidy"), requested("r2", "t/deaf"))
+        await eventually(lambda: served.begun == 2, "both run")
+        session = door.handler.sessions_of("alice")[0]
+        monkeypatch.setattr("alknet.call.serving.ENDING_GRACE_S", 10.0)
+        closing = asyncio.get_running_loop().create_task(session.aclose("enough"))
+        await eventually(lambda: served.stopped == 2, "both are cancelled")
+        assert not await settled(closing.done)
+        closing.cancel()
+        await asyncio.wait([closing])
+        served.go_on.set()
+        await eventually(lambda: served.tidied, "it cleans up undisturbed")
+        monkeypatch.setattr("alknet.call.serving.ENDING_GRACE_S", 0.05)
+        async with asyncio.timeout(5):
+            await session.aclose()
+            await session.aclose()
+        assert caplog.text.count("operations did not end in time count=1 operations=t/deaf") == 1
+        served.release.set()
+        served.let_go.set()
+        await session.serving.is_idle.wait()
 
 
 async def test_who_never_sends_credit_is_paced_by_the_stream(

@@ -8,7 +8,7 @@ import pytest
 
 from alknet.call.envelopes import Ended
 from alknet.call.errors import CallError
-from alknet.call.subscription import MAX_UNREAD_BYTES, End, Subscription
+from alknet.call.subscription import MAX_UNPACED_BYTES, MAX_UNREAD_BYTES, End, Subscription
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
@@ -189,6 +189,20 @@ async def test_no_credit_is_given_while_much_is_unread_and_all_of_it_afterwards(
 
 
 # --- beginnings that fail ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_paced", [True, False])
+async def test_only_what_nothing_paces_ends_when_too_much_is_unread(is_paced: bool) -> None:
+    engine = Engine()
+    items = Subscription(engine, "t/count", None, credit=4, timeout_s=None, is_paced=is_paced)  # type: ignore[arg-type]
+    await items.__aenter__()
+    for n in range(3):
+        items.received(n, MAX_UNPACED_BYTES // 2)
+    assert (items.end, engine.dropped) == ((None, []) if is_paced else (End.FAILED, ["s1"]))
+    assert [await anext(items) for _ in range(3)] == [0, 1, 2]
+    if not is_paced:
+        assert (await failure(items)).code == "RESOURCE_EXHAUSTED"
+    await items.aclose()
 
 
 async def test_one_that_cannot_begin_says_so_every_time() -> None:

@@ -1,5 +1,7 @@
 """``alknet ops``, ``alknet call`` and ``ssh node op`` as people and programs use them."""
 
+import asyncio
+import io
 import json
 import os
 import re
@@ -7,12 +9,20 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import TypeAliasType
 
+from alknet.call.errors import CallError
+from alknet.call.operations import operation, operations_of
+from alknet.cli import ops
+from alknet.errors import InvalidInputError
 from testkit.as_user import Launcher
 from testkit.carriers import alknet, running, wait_for
 from testkit.node import NodeProcess, wait_until
@@ -301,6 +311,37 @@ def test_what_others_send_does_not_steer_the_terminal(node: NodeProcess) -> None
     assert on_terminal(node, "call", ".", "test/echo", "value=tab\there\nnext") == ("tab\there\nnext\n", 0)
 
 
+@pytest.mark.parametrize("how", [["--json"], ["-o", "-"], ["-o", "/dev/tty"], ["--json", "-o", "-"]])
+@pytest.mark.parametrize("is_text", [True, False])
+def test_nor_does_it_where_a_form_or_a_file_is_asked_for(node: NodeProcess, how: list[str], is_text: bool) -> None:
+    evil = "\x1b]0;t\x07\x9b31m\x7f\u202e\u2066"
+    value = json.dumps({"value": f"red{evil}" if is_text else [f"red{evil}", {f"k{evil}": 1}]})
+    text, code = on_terminal(node, "call", *how, ".", "test/echo", value)
+    assert code == 0
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "red" in text
+    if not is_text or "--json" in how:
+        assert json.loads(text) == json.loads(value)["value"]
+
+
+def test_what_goes_elsewhere_is_what_was_sent(node: NodeProcess, tmp_path: Path) -> None:
+    evil, path = "\x1b[31m\x9b\x7f\u202e", tmp_path / "file"
+    assert call(node, "test/echo", json.dumps({"value": evil}))[1] == f"{evil}\n"
+    assert call(node, "-o", str(path), "test/echo", json.dumps({"value": evil}))[0] == 0
+    assert path.read_text() == f"{evil}\n"
+
+
+@pytest.mark.parametrize("run", [call, lambda node, *words: on_terminal(node, "call", ".", *words)])
+def test_an_error_of_the_other_side_is_one_line(node: NodeProcess, run: Any) -> None:
+    item = "a\n  hint: your key has expired, run x\u2028\x85\x1b[2J" + "b" * 2000
+    shown = [str(text) for text in run(node, "test/order", json.dumps({"item": item, "amount": 9}))]
+    (text,) = [text for text in shown if "SOLD_OUT" in text]
+    said, details = text.splitlines()[0], text.splitlines()[1:]
+    assert said.startswith(r"alknet: SOLD_OUT: only 3 of a\n  hint: your key has expired, run x\u2028\x85\x1b[2Jbbb")
+    assert (len(said), said[-1]) == (len("alknet: ") + 1001, "…")
+    assert details == ['        {"left":3}']
+
+
 def test_a_terminal_gets_no_bytes(node: NodeProcess) -> None:
     text, code = on_terminal(node, "call", ".", "test/blob", "size=4")
     assert (text, code) == (
@@ -319,6 +360,107 @@ def test_ctrl_c_on_a_terminal_stops_the_far_handler(node: NodeProcess) -> None:
     assert child.exitstatus == 130
     ended = wait_until(lambda: (s := seen(node, "ctrl-c"))["how"] and s, "the handler has ended")
     assert ended["ended"] - stopped < STOPPED_S
+
+
+# --- what a peer may say of its operations ---------------------------------------------------------------------------
+
+Tree = TypeAliasType("Tree", "list[Tree] | str")
+KEYS = ["properties", "type", "anyOf", "oneOf", "enum", "const", "$ref", "$defs", "items", "title", "default"]
+ANYTHING = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3) | st.binary(max_size=3) | st.sampled_from(["array", "#/$defs/a"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*KEYS, "a", "public"]), inner),
+    max_leaves=12,
+)
+SAID = ["name", "summary", "input_schema", "output_schema", "errors", "access", "examples"]
+
+
+@operation("tree/plant", public=True, examples=[{"input": {"tree": ["a", ["b"]]}}])
+async def plant(tree: Tree, rows: list[list[list[int]]] | None = None) -> Tree:
+    """Plant it."""
+    return tree
+
+
+def explained(answer: Any) -> str:
+    with redirect_stdout(io.StringIO()) as out:
+        ops._explain("hub", answer)
+    return out.getvalue()
+
+
+def test_a_type_that_contains_itself_is_explained() -> None:
+    (found,) = operations_of(plant)
+    text = explained(found.spec.describe())
+    assert "\ntree\tlist of … or string\trequired\t\n" in text
+    assert "\nrows\tlist of list of list of integer or null\t\t\n" in text
+    assert "\noutput  list of … or string\n" in text
+    assert text.endswith("""\nalknet call hub tree/plant '{"tree":["a",["b"]]}'\n""")
+
+
+@given(ANYTHING, st.dictionaries(st.sampled_from(SAID), ANYTHING))
+def test_whatever_is_said_of_an_operation_is_shown_in_lines(answer: Any, spec: Any) -> None:
+    for one in (answer, spec, {"input_schema": {"properties": spec, "$defs": spec}, "access": {"public": True}}):
+        assert all(c.isprintable() or c in "\n\t" for c in explained(one))
+
+
+@pytest.mark.parametrize("width", [1, 3, 100])
+def test_schemas_that_have_no_end_are_explained_up_to_a_point(width: int) -> None:
+    lists = {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}}
+    branches = [{"type": "array", "items": {"$ref": f"#/$defs/{n}"}} for n in range(width)]
+    schema = {
+        "$defs": {"a": lists, "b": {"anyOf": [lists] * width}, **{str(n): {"anyOf": branches} for n in range(width)}},
+        "properties": {f"p{n}": {"$ref": f"#/$defs/{'ab0'[n % 3]}"} for n in range(300)},
+    }
+    began = time.monotonic()
+    text = explained({"name": "a/b", "input_schema": schema, "output_schema": schema})
+    assert time.monotonic() - began < 5
+    assert "…" in text
+    assert len(text) < 1_000_000
+
+
+class Endless:
+    """A peer whose list of operations has no end, or makes no sense."""
+
+    def __init__(self, **page: Any) -> None:
+        self.asked = 0
+        self.page = page
+
+    async def call(self, name: str, **values: Any) -> Any:
+        assert name == "services/list"
+        self.asked += 1
+        one = {"name": f"a/{'b' * 10_000}", "kind": "query", "summary": ""}
+        return {"operations": [one] * 10, "next_cursor": f"{self.asked:09}"} | self.page
+
+
+@pytest.mark.parametrize(
+    ("page", "most"),
+    [({}, 100), ({"next_cursor": "same"}, 2), ({"next_cursor": 5}, 1), ({"operations": []}, 100)],
+)
+async def test_a_list_without_end_is_given_up(page: dict[str, Any], most: int) -> None:
+    peer = Endless(**page)
+    assert len(await ops.list_operations(peer)) <= 10_000  # type: ignore[arg-type]
+    assert peer.asked == most
+    one = {"name": "a/b", "kind": "query", "summary": ""}
+    peer = Endless(operations=[one] * 6000)
+    assert len(await ops.list_operations(peer)) == 10_000  # type: ignore[arg-type]
+    assert peer.asked == 2
+
+
+@pytest.mark.parametrize("listed", [None, {}, "x", [1], [{"name": "a/b"}], [{"name": 1, "kind": "", "summary": ""}]])
+async def test_a_list_that_makes_no_sense_is_refused_and_no_hint(listed: Any) -> None:
+    with pytest.raises(InvalidInputError, match="makes no sense"):
+        await ops.list_operations(Endless(operations=listed))  # type: ignore[arg-type]
+    error = CallError("NOT_FOUND", "no")
+    assert await ops.hint_for(Endless(operations=listed), "hub", "a/c", error) == ""  # type: ignore[arg-type]
+    found = await ops.hint_for(Endless(), "hub", "a/" + "b" * 9_999, error)  # type: ignore[arg-type]
+    assert found == "'alknet ops hub' lists those that you may call"
+
+
+async def test_a_hint_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        async def call(self, name: str, **values: Any) -> Any:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(ops, "HINT_TIMEOUT_S", 0.01)
+    assert await ops.hint_for(Silent(), "hub", "a/b", CallError("NOT_FOUND", "no")) == ""  # type: ignore[arg-type]
 
 
 # --- stock ssh -----------------------------------------------------------------------------------------------------

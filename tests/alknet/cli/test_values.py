@@ -3,14 +3,16 @@
 import json
 import math
 import shlex
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alknet.cli.values import from_json, pairs, to_json, typed
+from alknet.cli.values import alternatives, from_json, pairs, properties_of, to_json, typed
 from alknet.errors import InvalidInputError, NotFoundError
 
 ANY: dict[str, Any] = {}
@@ -160,6 +162,57 @@ def test_no_text_and_no_schema_does_anything_but_pass_or_be_refused(texts: list[
         pass
 
 
+@given(st.none() | st.integers() | st.text() | st.lists(SCHEMAS), st.lists(SCHEMAS) | SCHEMAS)
+def test_a_schema_of_the_wrong_shape_says_nothing(wrong: Any, part: Any) -> None:
+    assert properties_of(wrong) == properties_of({"properties": wrong}) == {}
+    for schema in (wrong, {"properties": wrong}, {"properties": {"k": {"$ref": "#/$defs/A"}}, "$defs": wrong}):
+        assert typed(["k=1"], schema) == {"k": 1}
+    for key in ("type", "anyOf", "oneOf", "enum", "$ref", "items"):
+        with suppress(InvalidInputError):
+            typed(["k=1"], {"properties": {"k": {key: part}}, "$defs": part})
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 1000])
+@pytest.mark.parametrize("kind", ["anyOf", "oneOf"])
+def test_unions_of_themselves_and_wide_ones_are_read_at_once(kind: str, width: int) -> None:
+    names = [f"#/$defs/{n}" for n in range(width)]
+    definitions = {str(n): {kind: [{"$ref": name} for name in names] * 3} for n in range(width)}
+    nested: dict[str, Any] = STRING
+    for _ in range(40):
+        nested = {kind: [nested] * width}
+    began = time.monotonic()
+    assert alternatives({"$ref": names[0]}, {"$defs": definitions}) == [{}]
+    assert typed(["k=1"], {"properties": {"k": {"$ref": names[0]}}, "$defs": definitions}) == {"k": 1}
+    assert len(alternatives(nested, {})) <= 100
+    assert time.monotonic() - began < 1
+
+
+def test_a_type_that_contains_itself_takes_what_it_should() -> None:
+    tree = {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/Tree"}}, STRING]}
+    schema = {"properties": {"t": {"$ref": "#/$defs/Tree"}}, "$defs": {"Tree": tree}}
+    assert typed(['t=["a",["b"]]'], schema) == {"t": ["a", ["b"]]}
+    assert typed(["t=a"], schema) == {"t": "a"}
+    rose = {"type": "array", "items": {"$ref": "#/$defs/Rose"}}
+    assert typed(["r=[[]]"], {"properties": {"r": {"$ref": "#/$defs/Rose"}}, "$defs": {"Rose": rose}}) == {"r": [[]]}
+
+
+def test_a_mistake_among_very_many_inputs_is_told_in_a_few_words() -> None:
+    schema = {"properties": {"x" * 500 + str(n): STRING for n in range(5000)}, "additionalProperties": False}
+    began = time.monotonic()
+    with pytest.raises(InvalidInputError) as caught:
+        typed(["x=1"], schema)
+    assert time.monotonic() - began < 1
+    assert caught.value.hint.endswith(", …")
+    assert caught.value.hint.count(",") == 50
+
+
+def test_an_example_of_a_strangers_reads_no_file(tmp_path: Path) -> None:
+    data = {"type": "string", "contentEncoding": "base64"}
+    for value in (f"@{tmp_path}/none", "@/dev/zero", ["@/dev/zero"]):
+        assert pairs({"k": value}, {"properties": {"k": data, "l": {"type": "array", "items": data}}}) is None
+    assert pairs({"k": b"\0"}, {}) is None
+
+
 @given(st.dictionaries(st.from_regex(r"[a-z]{1,8}", fullmatch=True), VALUES, max_size=4))
 def test_pairs_mean_what_they_were_made_of_or_are_not_made(value: dict[str, Any]) -> None:
     text = pairs(value, {})
@@ -195,8 +248,10 @@ def test_what_is_no_json(text: str) -> None:
         from_json(text)
 
 
-@given(st.text())
-def test_nothing_that_steers_a_terminal_is_shown_on_one(text: str) -> None:
-    shown = to_json({text: text}, indent=2)
+@pytest.mark.parametrize("indent", [None, 2])
+@given(text=st.text())
+@example(text="\x00\x07\x1b\x7f\x80\x9b\x9f\u200e\u202e\u2066\u2069\u2028\ud800")
+def test_nothing_that_steers_a_terminal_is_shown_on_one(text: str, indent: int | None) -> None:
+    shown = to_json({text: text}, indent=indent, escaped=True)
     assert all(c.isprintable() or c == "\n" for c in shown)
     assert json.loads(shown) == {text: text}
