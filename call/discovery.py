@@ -34,7 +34,7 @@ class Discovery:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._catalog = _Catalog(dispatcher.registry)
+        self._catalog: _Catalog | None = None
         self._public: tuple[_Catalog, Policy, Sequence[_Entry]] | None = None
 
     @operation("services/list", kind="query", public=True)
@@ -91,9 +91,9 @@ class Discovery:
     def _visible(self, identity: Identity | Authority | None) -> "Sequence[_Entry]":
         """What this caller may call, by name. It is the same for all strangers until something is changed."""
         registry, policy = self._dispatcher.registry, self._dispatcher.gate.policy
-        if self._catalog.registry is not registry:
-            self._catalog = _Catalog(registry)
         catalog = self._catalog
+        if catalog is None or catalog.registry is not registry:
+            catalog = self._catalog = _Catalog(registry)
         if identity is not None:
             return [entry for entry in catalog.entries if self._dispatcher.may(identity, entry.operation)]
         if self._public is None or self._public[0] is not catalog or self._public[1] is not policy:

@@ -26,7 +26,7 @@ __all__ = ["identity", "init", "serve", "up"]
 GC_THRESHOLDS: Final = (10_000, 10, 10)
 """Python's own (700, 10, 10) cost a busy node a tenth of its time."""
 STUCK_S: Final = 0.5
-"""What threads may take to end once the node has stopped."""
+"""What threads, and tasks that were cancelled, may take to end once the node has stopped."""
 
 listen_option = click.option(
     "--listen",
@@ -161,10 +161,22 @@ def _run(home: "Home", addresses: "tuple[ListenAddress, ...]", invocation: Invoc
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(main())
+        _leave_stuck_tasks(runner, status)
     from alknet.call.dispatch import THREAD_NAME
 
     _leave_stuck_threads(THREAD_NAME, status)
     return status
+
+
+def _leave_stuck_tasks(runner: asyncio.Runner, status: int) -> None:
+    """A handler that does not hear that it is cancelled cannot be ended; asyncio would wait for it for ever."""
+    tasks = asyncio.all_tasks(runner.get_loop())
+    for task in tasks:
+        task.cancel()
+    if tasks and runner.run(asyncio.wait(tasks, timeout=STUCK_S))[1]:
+        click.echo("alknet: an operation that was cancelled still runs; it is left behind", err=True)
+        sys.stdout.flush()
+        os._exit(status)
 
 
 def _leave_stuck_threads(name: str, status: int) -> None:

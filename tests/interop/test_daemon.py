@@ -221,22 +221,31 @@ def test_up_prints_json_for_programs(tmp_path: Path) -> None:
         assert up.wait(20) == 0
 
 
-def test_a_plain_function_that_does_not_return_does_not_keep_the_process(tmp_path: Path) -> None:
-    (tmp_path / "stuck_service.py").write_text(
-        "import time, pathlib, alknet\n"
-        "@alknet.operation('stuck/sleep', kind='query')\n"
-        "def sleep(mark: str) -> None:\n"
+STUCK = {
+    "a function": "def stuck(mark: str) -> None:\n    pathlib.Path(mark).touch()\n    time.sleep(600)\n",
+    "a coroutine": (
+        "async def stuck(mark: str) -> None:\n"
         "    pathlib.Path(mark).touch()\n"
-        "    time.sleep(600)\n"
-    )
+        "    while True:\n"
+        "        try:\n"
+        "            await asyncio.sleep(600)\n"
+        "        except asyncio.CancelledError:\n"
+        "            pass\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STUCK)
+def test_a_handler_that_does_not_end_does_not_keep_the_process(tmp_path: Path, kind: str) -> None:
+    service = f"import asyncio, time, pathlib, alknet\n@alknet.operation('stuck/sleep', kind='query')\n{STUCK[kind]}"
+    (tmp_path / "stuck_service.py").write_text(service)
     node = NodeProcess(tmp_path)
     node.edit_config("modules = []", 'modules = ["stuck_service"]')
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(tmp_path))
         node.start()
-    with subprocess.Popen(
-        [*ALKNET, "--home", str(node.home), "call", ".", "stuck/sleep", f"mark={tmp_path}/in"]
-    ) as call:
-        wait_until(lambda: (tmp_path / "in").exists(), "the function runs")
+    command = [*ALKNET, "--home", str(node.home), "call", ".", "stuck/sleep", f"mark={tmp_path}/in"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as call:
+        wait_until(lambda: (tmp_path / "in").exists(), "the handler runs")
         assert node.stop(signal.SIGTERM) == 0
         assert call.wait(20) != 0
