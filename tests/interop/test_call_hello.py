@@ -285,7 +285,8 @@ def test_a_token_from_a_file_or_stdin(node: NodeProcess, tmp_path: Path, carrier
     node.alknet("token", "revoke", text[4:12])
     wait_until(lambda: node.alknet(*call, str(file), ".", "node/status", check=False).returncode == 3, "it is revoked")
     refused = node.alknet(*call, str(file), ".", "node/status", check=False)
-    assert (refused.returncode, refused.stderr) == (3, "alknet: the token is not valid\n")
+    assert refused.returncode == 3
+    assert refused.stderr.startswith("alknet: the token is not valid (den_")
     assert text not in node.log_text()
 
 

@@ -181,11 +181,12 @@ async def test_the_same_answer_and_the_same_denial_at_every_door(
             assert denial_id is not None
             if who == "anonymous":
                 assert message.startswith("authentication required")
-            resource = json.loads(text).get("shelf") if name == "matrix/read" else None
-            count = 0 if expected == UNKNOWN else len(answers)
+            resource = json.loads(text).get("shelf") if name == "matrix/read" and who != "anonymous" else None
+            count = 0 if expected == UNKNOWN and who != "anonymous" else len(answers)
             _, _, _, _, before = refusals.get(denial_id, ("", "", None, "", 0))
             resource = resource if isinstance(resource, str) else None
-            refusals[denial_id] = (name, expected, resource, who, before + count)
+            rule = "anonymous" if who == "anonymous" else expected
+            refusals[denial_id] = (name, rule, resource, who, before + count)
         names = set(ways)
     peer = {"anonymous": None, "narrowed": "with"}.get(who, who)
     noted = {id: facts for id, facts in refusals.items() if facts[4]}
@@ -233,13 +234,13 @@ async def test_a_token_is_no_way_around_a_disabled_peer(matrix: NodeProcess) -> 
     async with alknet.connect(home=matrix.home, anonymous=True) as peer:
         code, _, denial_id, _ = await peer_door(peer, token)("test/echo", '{"value": 1}')
         assert (code, denial_id is not None) == ("FORBIDDEN", True)
-        assert await peer_door(peer, "alk_abcdefgh_nonsense")("test/echo", "{}") == (
-            "FORBIDDEN", "the token is not valid", None, None,
-        )  # fmt: skip
+        code, message, denial_id, _ = await peer_door(peer, "alk_abcdefgh_nonsense")("test/echo", "{}")
+        assert (code, message) == ("FORBIDDEN", "the token is not valid")
+        assert [x["action"] for x in matrix.audit() if x.get("denial_id") == denial_id][-1:] == ["call/connect"]
     async with alknet.connect(home=matrix.home, identity=matrix.keys / "with") as peer:
-        assert await peer_door(peer, token)("test/echo", "{}") == (
-            "FORBIDDEN", "the token is another peer's", None, None,
-        )  # fmt: skip
+        code, message, denial_id, _ = await peer_door(peer, token)("test/echo", "{}")
+        assert (code, message) == ("FORBIDDEN", "the token belongs to another peer than the key")
+        assert denial_id is not None
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def nullable(schema: dict[str, Any]) -> dict[str, Any]:
         ("fast", {"enum": ["fast", "slow"]}, "fast"),
         ("2", {"enum": [1, 2]}, 2),
         ("5", {"const": "5"}, "5"),
+        ("5", {"type": "odd"}, 5),
         ("5", ANY, 5),
         ("x y", ANY, "x y"),
         ("NaN", ANY, "NaN"),
@@ -206,10 +207,15 @@ def test_a_mistake_among_very_many_inputs_is_told_in_a_few_words() -> None:
     assert caught.value.hint.count(",") == 50
 
 
-def test_an_example_of_a_strangers_reads_no_file(tmp_path: Path) -> None:
+def test_an_example_of_a_strangers_reads_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or b"")
     data = {"type": "string", "contentEncoding": "base64"}
-    for value in (f"@{tmp_path}/none", "@/dev/zero", ["@/dev/zero"]):
-        assert pairs({"k": value}, {"properties": {"k": data, "l": {"type": "array", "items": data}}}) is None
+    schema = {"properties": {"k": data, "l": {"type": "array", "items": data}}}
+    assert typed(["k=@/mine"], schema) == {"k": b""}
+    for value in ({"k": "@/dev/zero"}, {"l": ["@/dev/zero"]}):
+        assert pairs(value, schema) is None
+    assert read == [Path("/mine")]
     assert pairs({"k": b"\0"}, {}) is None
 
 
