@@ -6,23 +6,29 @@ or returns, a child that still runs is cancelled, unless it had begun and was to
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from alknet.access import Access
 from alknet.call.context import Caller
 from alknet.call.errors import CallError
 from alknet.gate import Act
+from alknet.logs import event
 
 if TYPE_CHECKING:
     from alknet.call.prepared import Prepared
 
 __all__ = ["COMPOSED", "Family", "may_reach"]
 
+log = logging.getLogger("alknet.call")
+
 COMPOSED = "composed"
 """The surface of calls that handlers make."""
+CHILDREN_GRACE_S: Final = 2.0
+"""What a child that is cancelled may take to end before its parent's answer goes out without it."""
 
 
 def may_reach(calls: tuple[str, ...], name: str, *, peer: str | None = None) -> bool:
@@ -163,9 +169,11 @@ async def _ended(call: Callable[[], Awaitable[Any]]) -> tuple[Any, CallError | N
 
 
 async def _cancel(tasks: "Iterable[asyncio.Task[Any]]") -> None:
-    """Cancel tasks and wait for them; their own failures belong to nobody any more."""
+    """Cancel tasks and wait for them, at most `CHILDREN_GRACE_S`; their own failures belong to nobody any more."""
     tasks = tuple(tasks)
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks)
+        _, stubborn = await asyncio.wait(tasks, timeout=CHILDREN_GRACE_S)
+        for task in stubborn:
+            log.warning(event("a composed call does not end", task=task.get_name()))

@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -143,7 +142,6 @@ class TestSetUp:
         assert all(line.isprintable() for line in (first, *others))
         assert any(line.startswith(TRACE + "RuntimeError") for line in others)
 
-    @pytest.mark.skipif(shutil.which("fail2ban-regex") is None, reason="fail2ban is not installed")
     def test_fail2ban_finds_nobody_in_what_an_exception_says(
         self, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:

@@ -465,3 +465,5 @@ async def test_bytes_by_chance_never_keep_the_door_from_serving(door: CallDoor) 
         async with raw_caller(door) as raw:
             await raw.write(chance.randbytes(chance.randrange(1, 3000)))
             raw.stream.reset()
+    async with door.session() as link:
+        assert (await link.session.call("services/list"))["operations"]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alknet.access import Authority
+from alknet.call import composition
 from alknet.call.composition import COMPOSED, may_reach
 from alknet.call.context import OperationContext
 from alknet.call.errors import CallError
@@ -633,3 +634,28 @@ async def test_the_identity_of_a_composed_call_is_an_authority_that_does_nothing
         authority = bench.dispatcher.registry.operations["know/parent"].authority
         assert isinstance(authority, Authority)
         assert not bench.gate.still(authority, "ssh/exec", "id")
+
+
+async def test_a_child_that_does_not_end_holds_up_its_parents_answer_for_so_long_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(composition, "CHILDREN_GRACE_S", 0.05)
+    go = asyncio.Event()
+
+    @operation("stuck/child")
+    async def child() -> None:
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+
+    @operation("stuck/parent", calls=["stuck/child"], authority=["stuck:child"])
+    async def parent(*, ctx: OperationContext) -> None:
+        await ctx.call("stuck/child")
+
+    async with Bench(child, parent) as bench:
+        with pytest.raises(CallError) as refused:
+            async with asyncio.timeout(5):
+                await bench.call("stuck/parent", timeout_s=0.05)
+        assert refused.value.code == "TIMEOUT"
+        assert "a composed call does not end" in caplog.text
+        go.set()
