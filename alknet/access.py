@@ -159,6 +159,7 @@ class Policy:
     daemon: DaemonUser
     exec_enabled: bool = True
     shell_enabled: bool = True
+    run_enabled: bool = False
     tokens: Mapping[str, Token] = field(default_factory=dict, repr=False)
     """By their public prefix."""
     _by_key: Mapping[str, Identity] = field(init=False, repr=False)
@@ -248,10 +249,10 @@ def authorize(
 ) -> Decision:
     """Decide whether `caller` may do `action` on `resource`. Never raises; unknown actions are denied.
 
-    `access` says what an operation asks for; without one, `action` is looked up among those that are no operations.
+    `access` says what an operation asks for; without one, `action` is looked up among those that need none.
     In order: the caller is proven, or what it asks for is public; its peer exists and is enabled, and neither it nor
-    the credential has expired; the scopes, which both the credential and the peer must have; the action's own rules or
-    the resource rule. The first that says no decides.
+    the credential has expired; the scopes, which both the credential and the peer must have; the resource rule; the
+    action's own rules. The first that says no decides.
     """
     verdict, granted = _judge(caller, action, resource, context, access)
     if verdict is None:
@@ -289,6 +290,7 @@ def _judge(
         return None, _PUBLIC
     if caller is None:
         return ("anonymous", "authentication required"), _NOTHING
+    peer: Peer | None = None
     if isinstance(caller, Authority):
         scopes, own, resources, who = caller.scopes, None, caller.resources, f"operation {caller.label!r}"
         granted = ("authority", f"{who} composes with it")
@@ -302,13 +304,13 @@ def _judge(
     if is_public:
         return None, _PUBLIC
     wanted: tuple[str, ...]
+    known = ACTIONS.get(action)
     if access is None:
-        known = ACTIONS.get(action)
         if known is None or isinstance(caller, Authority):
             return ("action:unknown", f"there is no action {action!r}"), _NOTHING
         wanted, any_of = (known.scope,) if known.scope is not None else (), None
     else:
-        known, wanted, any_of = None, access.required_scopes, access.required_scopes_any
+        wanted, any_of = access.required_scopes, access.required_scopes_any
     for scope in wanted:
         verdict, grant = _scope(scope, scopes, own, who)
         if verdict is not None:
@@ -326,8 +328,9 @@ def _judge(
         verdict = _resource(access.resource_type, access.resource_action, resource, resources, who)
         if verdict is not None:
             return verdict, _NOTHING
-    if known is not None:
-        assert peer is not None
+    if known is not None and known.rules:
+        if peer is None:
+            return ("peer:needed", f"{who} composes, and only a peer can do this"), _NOTHING
         for rule in known.rules:
             verdict = rule(peer, resource, context.policy)
             if verdict is not None:

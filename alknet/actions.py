@@ -1,4 +1,5 @@
-"""Every action that a door can attempt besides operations: the scope it needs, and its own rules.
+"""Every action that a door can attempt besides operations, and every operation that runs programs: the scope it needs,
+and its own rules.
 
 A rule is a function of the peer, the resource and the policy that says why not, or None;
 :func:`alknet.access.authorize` is the only caller.
@@ -88,6 +89,10 @@ def _shell_switch(peer: "Peer", resource: str | None, policy: "Policy") -> Verdi
     return None if policy.shell_enabled else ("ssh.shell", "[ssh] shell is off on this node")
 
 
+def _run_switch(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | None:
+    return None if policy.run_enabled else ("exec.enabled", "[exec] enabled is false on this node")
+
+
 def _runs_as(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | None:
     """Who runs things: a mapped user under root, else the daemon's own user where that was granted."""
     daemon, user = policy.daemon, peer.ssh.user
@@ -132,6 +137,8 @@ ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
         "ssh/login": Action(None, (_login_name,)),
         "ssh/exec": Action("ssh:exec", (_exec_switch, _runs_as, _commands)),
         "ssh/shell": Action("ssh:shell", (_shell_switch, _no_forced_command, _runs_as, _no_commands)),
+        "exec/run": Action("exec:run", (_run_switch, _runs_as, _commands)),
     }
 )
-"""Every action that a door of this version can attempt, with the scope it needs and its own rules."""
+"""Every action that a door of this version can attempt, with the scope it needs and its own rules. An operation that
+stands here has these rules besides what it declares."""

@@ -68,6 +68,18 @@ class Certificate:
         return self.leaf.fingerprint(hashes.SHA256()).hex()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The DNS names and IP addresses that it is for, in lower case."""
+        from cryptography import x509
+
+        try:
+            found = self.leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (x509.ExtensionNotFound, ValueError):
+            return ()
+        dns = found.get_values_for_type(x509.DNSName)
+        return tuple(name.lower() for name in (*dns, *map(str, found.get_values_for_type(x509.IPAddress))))
+
+    @property
     def not_before(self) -> datetime:
         return self.leaf.not_valid_before_utc
 

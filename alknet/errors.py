@@ -101,14 +101,15 @@ class BrokenError(AlknetError):
 
 
 class DeniedError(AlknetError):
-    """The access decision said no. `denial_id` finds the decision in the audit log."""
+    """The access decision said no. `denial_id` finds the decision in the audit log; `rule` is what decided."""
 
     code = "FORBIDDEN"
     exit_code = 3
 
-    def __init__(self, message: str, *, denial_id: str | None = None, hint: str = "") -> None:
+    def __init__(self, message: str, *, denial_id: str | None = None, rule: str | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.denial_id = denial_id
+        self.rule = rule
 
 
 class NotFoundError(AlknetError):

@@ -15,7 +15,7 @@ from alknet.audit import NOTHING, AuditSink, Facts
 from alknet.clock import Clock
 from alknet.errors import AuditError
 
-__all__ = ["Act", "Gate"]
+__all__ = ["RULE_PROTECTED", "RULE_READ_ONLY", "Act", "Gate"]
 
 log = logging.getLogger("alknet.audit")
 
@@ -24,6 +24,8 @@ MAX_REMEMBERED: Final = 5_000
 RULE_AUDIT: Final = "audit.required"
 RULE_CREDENTIAL: Final = "credential:removed"
 RULE_CHANGED: Final = "session:changed"
+RULE_PROTECTED: Final = "fs.protected"
+RULE_READ_ONLY: Final = "fs.read_only"
 
 
 class Gate:
@@ -152,6 +154,13 @@ class Gate:
         """The denial of a live thing that is still allowed, but would now be done in another way."""
         reason = f"the settings of peer {identity.id!r} changed, and this would now be run otherwise"
         return deny(identity, action, resource, self.policy, RULE_CHANGED, reason)
+
+    def beyond(
+        self, caller: Identity | Authority | None, action: str, resource: str | None, rule: str, reason: str
+    ) -> Decision:
+        """The denial of what an allowed act turned out to reach for. Only the act itself can see that, so `rule` is no
+        part of the policy; may be called from any thread."""
+        return deny(caller, action, resource, self.policy, rule, reason)
 
     def note(self, record: Mapping[str, Any], *, more: Mapping[str, Any] = NOTHING, soon: bool = False) -> bool:
         """Write one audit record as it is; False (and an error in the log) when that fails."""

@@ -18,12 +18,13 @@ from alknet.alpn.first_byte import Opening
 from alknet.alpn.port import Carrier, Port, plain
 from alknet.alpn.quic_listener import QuicListener
 from alknet.alpn.router import Router
-from alknet.alpn.tls_listener import TlsIdentity, TlsListener
+from alknet.alpn.tls_listener import DEFAULT_ALPN, TlsIdentity, TlsListener
 from alknet.audit import AuditFile
 from alknet.call.carried import SUBSYSTEM
 from alknet.call.command import serve_command
 from alknet.call.discovery import Discovery
-from alknet.call.dispatch import Dispatcher
+from alknet.call.dispatch import Dispatcher, Stats
+from alknet.call.doorkeeper import Doorkeeper, DoorLimits
 from alknet.call.errors import CallError
 from alknet.call.handler import CallHandler, CallSettings
 from alknet.call.operations import operations_of
@@ -38,6 +39,8 @@ from alknet.config.policy import build_policy, daemon_user
 from alknet.config.watch import watch
 from alknet.errors import AuditError, ConfigError, StartupError
 from alknet.gate import Gate
+from alknet.gateway.server import GatewayHandler
+from alknet.gateway.settings import GatewaySettings
 from alknet.keys import check_private
 from alknet.lock import HomeLock
 from alknet.logs import event
@@ -128,14 +131,14 @@ class Node:
         def login_failed(host: str) -> None:
             self._admission.failed_login(host, loop.time())
 
+        self._doors = Doorkeeper(self.gate, on_login_failed=login_failed, connections_of=self._connections_of)
         self._calls = CallHandler(
             self.gate,
             self._dispatcher,
+            self._doors,
             CallSettings(),
             name=settings.node.name or os.uname().nodename,
             key=KeySigner.from_file(home.node_key),
-            on_login_failed=login_failed,
-            connections_of=self._connections_of,
         )
         self._ssh = SshHandler(
             self.gate,
@@ -146,13 +149,24 @@ class Node:
             on_login_failed=login_failed,
             connections_of=self._connections_of,
         )
-        self.router = Router([self._ssh, self._calls])
+        self._gateway: GatewayHandler | None = None
+        if settings.gateway.enabled:
+            self._gateway = GatewayHandler(
+                self._dispatcher,
+                self._doors,
+                GatewaySettings(),
+                replies=self._state.replies,
+                serve_calls=self._calls.serve_stream,
+            )
+        self.router = Router([self._ssh, self._calls, *([self._gateway] if self._gateway else [])])
         identity = TlsIdentity.of(certificate, self.router.alpns)
         self._tls = TlsListener(identity, self.router.dispatch)
         # The node's own key is of this home alone, where a certificate may serve several machines.
         secret = hashlib.blake2b(home.node_key.read_bytes(), person=b"alknet-quicreset").digest()
         self._quic = QuicListener(self._admission, identity, self.router.dispatch, reset_secret=secret)
         carriers: dict[Opening, Carrier] = {Opening.SSH: plain(SSH_ALPN, self.router), Opening.TLS: self._tls}
+        if self._gateway is not None:
+            carriers[Opening.HTTP] = plain(DEFAULT_ALPN, self.router)
         self._port = Port(self._admission, carriers, self._quic)
         self._reloader = Reloader(
             home,
@@ -171,6 +185,8 @@ class Node:
         for address in self._listen or settings.node.listen:
             self._port.listen(address.hosts(), address.port)
         self._lock.publish(tuple((a.host, a.port) for a in self._port.addresses))
+        if self._gateway is not None:
+            self._gateway.start()
         self._tasks.start(self._watch_files(), name="watch")
         self._tasks.start(self._watch_expiry(), name="expiry")
         self.gate.note({"surface": "node", "action": "node/start", "outcome": "ok", "version": __version__})
@@ -271,19 +287,41 @@ class Node:
             connections_per_peer=limits.connections_per_peer,
             env_allow=settings.ssh.env_allow,
         )
-        self._calls.settings = CallSettings(
-            max_frame=settings.call.max_frame,
-            max_in_flight=settings.call.max_in_flight,
+        self._doors.limits = DoorLimits(
             connections_per_peer=limits.connections_per_peer,
             half_open=limits.half_open,
             connections_per_address=limits.connections_per_address,
         )
+        self._calls.settings = CallSettings(
+            max_frame=settings.call.max_frame,
+            max_in_flight=settings.call.max_in_flight,
+        )
+        if self._gateway is not None:
+            self._gateway.settings = self._gateway_settings(settings, new.identity)
         self._dispatcher.default_timeout_s = settings.call.default_timeout
         self._dispatcher.registry = new.registry
         self._tls.identity = self._quic.identity = new.identity
         self.gate.audit_required = settings.audit.required
         self.gate.policy = policy
         asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self.router.recheck)
+
+    def _gateway_settings(self, settings: Settings, identity: TlsIdentity) -> GatewaySettings:
+        gateway = settings.gateway
+        listen = self._listen or settings.node.listen
+        return GatewaySettings(
+            hosts=gateway.hosts,
+            origins=gateway.origins,
+            docs=gateway.docs,
+            plaintext_loopback=gateway.plaintext_loopback,
+            https_host=gateway.https_host or "",
+            max_body=gateway.max_body,
+            header_timeout=gateway.header_timeout,
+            body_timeout=gateway.body_timeout,
+            max_in_flight=settings.call.max_in_flight,
+            max_message=settings.call.max_frame,
+            auth_attempts=settings.limits.auth_attempts,
+            names=frozenset((*identity.certificate.names, *(host for each in listen for host in each.hosts()))),
+        )
 
     def _policy(self, settings: Settings, tokens: Mapping[str, Token]) -> Policy:
         return build_policy(settings, denial_key=self._denial_key, daemon=self._daemon, tokens=tokens)
@@ -302,6 +340,10 @@ class Node:
     @property
     def registry(self) -> Registry:
         return self._dispatcher.registry
+
+    @property
+    def stats(self) -> Mapping[str, Stats]:
+        return self._dispatcher.stats
 
     async def reload_settings(self, cause: str) -> dict[str, Any]:
         report = await self.reload(cause)

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 from alknet.access import Token
 from alknet.errors import StartupError, UnavailableError
 from alknet.keys import check_private
+from alknet.replies import Replies
 from alknet.tokens import MAX_TOKENS, MemoryTokens, TokenStore, too_many_tokens
 
 __all__ = ["MemoryState", "SqliteState", "StateStore"]
@@ -92,6 +93,7 @@ class SqliteState:
             self._db.execute("PRAGMA synchronous=NORMAL")
             for table in _TABLES:
                 self._db.execute(table)
+            self.replies = Replies(self._db)
         except (sqlite3.Error, OSError) as exc:
             if db is not None:
                 db.close()

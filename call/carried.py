@@ -1,4 +1,4 @@
-"""A channel of an SSH connection as a carrier of operation calls, at either end."""
+"""A channel of an SSH connection, or a WebSocket, as a carrier of operation calls."""
 
 from typing import Final
 
@@ -12,10 +12,10 @@ SUBSYSTEM: Final = "alknet-call"
 
 
 class ChannelConnection(BaseConnection):
-    """The connection that `stream`, a channel of the subsystem, is all of; it keeps the id of what it travels on."""
+    """The connection that `stream` is all of; it keeps the id of what it travels on."""
 
-    def __init__(self, carrier: Connection, stream: Stream) -> None:
-        super().__init__(alpn=ALPN, transport="ssh", remote=carrier.remote, local=carrier.local)
+    def __init__(self, carrier: Connection, stream: Stream, *, transport: str) -> None:
+        super().__init__(alpn=ALPN, transport=transport, remote=carrier.remote, local=carrier.local)
         self.id = carrier.id
         self.identity = carrier.identity
         self._stream = stream
@@ -25,6 +25,13 @@ class ChannelConnection(BaseConnection):
 
     async def accept_stream(self) -> Stream:
         raise StreamsExhausted("a channel has one stream, which its session has")
+
+    def end(self, reason: str) -> None:
+        """End it in the way of what runs on it."""
+        if self.polite_close is not None:
+            self.polite_close(reason)
+        else:
+            self.close(0, reason)
 
     def close(self, code: int = 0, reason: str = "") -> None:
         self._stream.reset()

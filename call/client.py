@@ -199,7 +199,7 @@ async def over_stream(
     async with asyncio.timeout(HELLO_TIMEOUT_S):
         challenge = await _challenge(channel, hello)
         accepted = hello.finished(await _next(channel))
-    return _begin(ChannelConnection(carrier, stream), channel, challenge, accepted, server_of)
+    return _begin(ChannelConnection(carrier, stream, transport="ssh"), channel, challenge, accepted, server_of)
 
 
 async def _challenge(channel: Channel, hello: DialerHello) -> Challenge:

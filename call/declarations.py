@@ -215,7 +215,7 @@ def _access(
     if scopes is None and any_of is None:
         required = (name.replace("/", ":"),)
     has_resource = resource is not None
-    _check(has_resource or (action is None and path is None), "it has no resource", "say resource='TYPE' as well")
+    _check(has_resource or action is None, "it has no resource", "say resource='TYPE' as well")
     for text, what in ((resource, "resource"), (action, "resource_action")):
         _check(text is None or _WORD.match(text) is not None, f"{what} is {text!r}", "one word, as in 'repo' or 'read'")
     is_path = path is None or _PATH.match(path) is not None

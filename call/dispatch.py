@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from alknet.access import Access, Authority, Identity
+from alknet.actions import ACTIONS
 from alknet.call.context import Caller
 from alknet.call.errors import CallError, unknown_operation
-from alknet.call.operations import Kind, Operation, Visibility
+from alknet.call.operations import Kind, Operation, OperationSpec, Visibility
 from alknet.call.prepared import Prepared, unexpected
 from alknet.call.registry import Registry
 from alknet.call.threads import Threads
@@ -98,12 +99,14 @@ class Dispatcher:
         streaming: bool | None = False,
         timeout_s: float | None = None,
         traceparent: str | None = None,
+        metadata: dict[str, Any] | None = None,
         soon: bool = False,
     ) -> Prepared:
         """Everything up to the handler; raises `CallError`, and has then recorded the refusal.
 
         `streaming` says what the caller can take: one answer, a subscription, or (None) whichever it is. `timeout_s`
-        may shorten the time that a call has, and gives a subscription one. `soon`: see `Gate.ask`.
+        may shorten the time that a call has, and gives a subscription one. `metadata` is what the door tells the
+        handler about this call. `soon`: see `Gate.ask`.
         """
         operation = self.registry.get(name)
         if operation is None or (operation.spec.visibility is Visibility.INTERNAL and caller.parent is None):
@@ -114,7 +117,7 @@ class Dispatcher:
         act = self._ask(spec.name, spec.access, resource, caller, soon=soon)
         if not act.decision:
             reason = act.decision.words if caller.identity is not None else "authentication required"
-            raise CallError("FORBIDDEN", reason, denial_id=act.decision.denial_id)
+            raise _of(act, CallError("FORBIDDEN", reason, denial_id=act.decision.denial_id))
         try:
             inputs = self._inputs(operation, value)
             is_stream = spec.kind is Kind.SUBSCRIPTION
@@ -124,6 +127,7 @@ class Dispatcher:
         except CallError as exc:
             act.done(f"error {exc.code}")
             self.count(name, 0.0, failed=True)
+            exc.request_id = act.request_id
             raise
         return Prepared(
             self,
@@ -134,6 +138,7 @@ class Dispatcher:
             resource=resource,
             deadline=self._deadline(is_stream, timeout_s, caller),
             traceparent=traceparent,
+            metadata=metadata,
         )
 
     def may(self, identity: Identity | Authority | None, operation: Operation) -> bool:
@@ -143,16 +148,20 @@ class Dispatcher:
             return False
         return any(
             self.gate.still(identity, spec.name, resource, access=spec.access)
-            for resource in (None, *self._resources(identity, spec.access.resource_type))
+            for resource in (None, *self._resources(identity, spec))
         )
 
-    def _resources(self, identity: Identity | Authority | None, kind: str | None) -> Iterator[str]:
+    def _resources(self, identity: Identity | Authority | None, spec: OperationSpec) -> Iterator[str]:
         """What the caller's own rules name of this type; a glob stands for all that it matches: it matches itself."""
-        if kind is None or identity is None:
+        if identity is None:
             return
-        holder = identity if isinstance(identity, Authority) else self.gate.policy.peers.get(identity.id)
-        for entry in () if holder is None else holder.resources.get(kind, ()):
-            yield entry.partition(":")[2]
+        peer = self.gate.policy.peers.get(identity.id) if isinstance(identity, Identity) else None
+        if spec.access.resource_type is not None:
+            holder = identity if isinstance(identity, Authority) else peer
+            for entry in () if holder is None else holder.resources.get(spec.access.resource_type, ()):
+                yield entry.partition(":")[2]
+        if peer is not None and spec.name in ACTIONS:
+            yield from peer.ssh.commands or ()
 
     @staticmethod
     def _inputs(operation: Operation, value: Any) -> dict[str, Any]:
@@ -187,7 +196,7 @@ class Dispatcher:
         """A proven caller learns that there is no such operation; a stranger learns nothing, as if it were denied."""
         if caller.identity is None:
             act = self._ask(name, _UNKNOWN, None, caller, soon=soon)
-            return CallError("FORBIDDEN", "authentication required", denial_id=act.decision.denial_id)
+            return _of(act, CallError("FORBIDDEN", "authentication required", denial_id=act.decision.denial_id))
         return unknown_operation(name)
 
     def _deadline(self, is_stream: bool, timeout_s: float | None, caller: Caller) -> float | None:
@@ -207,3 +216,8 @@ class Dispatcher:
         stats.calls += 1
         stats.errors += failed
         stats.seconds += seconds
+
+
+def _of(act: Act, error: CallError) -> CallError:
+    error.request_id = act.request_id
+    return error

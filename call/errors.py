@@ -47,6 +47,8 @@ class CallError(AlknetError):
         self.details = details
         self.retryable = by_default if retryable is None else retryable
         self.denial_id = denial_id
+        self.request_id: str | None = None
+        """Under which the audit log has it, where it does: for doors that tell their callers."""
 
 
 def unknown_operation(name: str) -> CallError:

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from alknet.access import Access, Identity
+from alknet.access import Identity
 from alknet.alpn.errors import ConnectionClosed
-from alknet.alpn.streams import Address, Connection, Stream
-from alknet.call.anonymous import ANONYMOUS_LIMITS, IDLE_S, LIFETIME_S, Anonymous
+from alknet.alpn.streams import Connection, Stream
+from alknet.call.anonymous import ANONYMOUS_LIMITS, IDLE_S, LIFETIME_S
 from alknet.call.carried import ALPN, ChannelConnection
 from alknet.call.channel import Channel
 from alknet.call.codecs import CODECS
 from alknet.call.context import Caller
 from alknet.call.dispatch import Dispatcher
+from alknet.call.doorkeeper import Doorkeeper, host_of
 from alknet.call.envelopes import Requested
 from alknet.call.errors import CallError, FrameError, HelloError
 from alknet.call.frames import DEFAULT_MAX_FRAME, HELLO_MAX_FRAME
@@ -36,7 +37,6 @@ HELLO_TIMEOUT_S: Final = 10.0
 MAX_DENIALS: Final = 1000
 """Calls that one connection may be refused within `DENIALS_S` before it is ended; each costs an audit line."""
 DENIALS_S: Final = 600.0
-PUBLIC: Final = Access(public=True)
 SHUTTING_DOWN: Final = "the node is shutting down"
 
 
@@ -46,14 +46,10 @@ class CallSettings:
 
     max_frame: int = DEFAULT_MAX_FRAME
     max_in_flight: int = 1024
-    connections_per_peer: int = 256
-    half_open: int = 1000
-    connections_per_address: int = 100
 
 
 class CallHandler:
-    """Serves operation calls. `settings` may be replaced while it runs; `on_login_failed` hears of hosts that failed
-    to prove who they are; `connections_of` counts the live connections of a peer at all doors."""
+    """Serves operation calls to whom `doors` lets in. `settings` may be replaced while it runs."""
 
     alpns = (ALPN,)
 
@@ -61,24 +57,21 @@ class CallHandler:
         self,
         gate: Gate,
         dispatcher: Dispatcher,
+        doors: Doorkeeper,
         settings: CallSettings,
         *,
         name: str,
         key: Signer,
-        on_login_failed: Callable[[str], None] = lambda host: None,
-        connections_of: Callable[[str], int] = lambda peer: 0,
     ) -> None:
         self.gate = gate
         self.dispatcher = dispatcher
+        self.doors = doors
         self.settings = settings
         self._name = name
         self._key = key
-        self._on_login_failed = on_login_failed
-        self._connections_of = connections_of
         self._tasks = Tasks("call-handler")
         self._sessions: dict[Session, Identity | None] = {}
         self._saying_hello: set[Connection] = set()
-        self._anonymous = Anonymous()
 
     async def handle(self, connection: Connection) -> None:
         self._saying_hello.add(connection)
@@ -87,7 +80,7 @@ class CallHandler:
                 channel = await Channel.on(await connection.accept_stream())
                 admitted = await self._say_hello(connection, channel)
         except TimeoutError:
-            log.info(event("hello timed out", remote_addr=_host(connection)))
+            log.info(event("hello timed out", remote_addr=host_of(connection)))
             return
         except ConnectionClosed:
             return
@@ -97,8 +90,12 @@ class CallHandler:
             await self._serve(connection, channel, *admitted)
 
     async def serve_subsystem(self, stream: Stream, identity: Identity, connection: Connection) -> int:
-        """Serve calls to somebody whom SSH has let in already."""
-        carried = ChannelConnection(connection, stream)
+        """Serve calls to somebody whom SSH has let in already; the exit status for its channel."""
+        return await self.serve_stream(stream, identity, ChannelConnection(connection, stream, transport="ssh"))
+
+    async def serve_stream(self, stream: Stream, identity: Identity | None, carried: ChannelConnection) -> int:
+        """Serve calls to somebody whom another door has let in already, or lets be nobody: the hello only agrees on
+        codec and limits. What a program that is told of a refusal exits with; 0 after a session."""
         channel = await Channel.on(stream)
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
@@ -106,9 +103,11 @@ class CallHandler:
                 start = hello.started(await channel.next_body())
                 hello.to_sign(node=self._name, key=self._key.public_key, limits=self._limits())
                 channel.send(hello.challenge(None))
-                channel.send(hello.accepted(identity.id))
+                channel.send(hello.accepted(None if identity is None else identity.id))
         except (TimeoutError, HelloError, FrameError) as exc:
             await self._reject(channel, CallError("INVALID_INPUT", str(exc) or "the hello took too long"))
+            if identity is None:
+                self.doors.leave(carried)
             return CallError("INVALID_INPUT", "").exit_code
         await self._serve(carried, channel, identity, start.codec, start.features)
         return 0
@@ -159,7 +158,7 @@ class CallHandler:
             identity = self._admit(connection, proof)
         except (HelloError, FrameError) as exc:
             if isinstance(exc, HelloError):
-                self._login_failed(connection, reason="not-proven", detail=exc)
+                self.doors.login_failed(connection, reason="not-proven", detail=exc)
             await self._reject(channel, CallError("INVALID_INPUT", str(exc)))
             return None
         except CallError as exc:
@@ -175,90 +174,14 @@ class CallHandler:
             identity = self.gate.policy.lookup_key(proof.key.fingerprint)
             if identity is None:
                 key = proof.key.fingerprint
-                self._stranger(connection, f"key:{key}", reason="unknown-key", key=key)
+                self.doors.stranger(
+                    connection, f"key:{key}", surface=connection.transport, reason="unknown-key", key=key
+                )
                 raise CallError("FORBIDDEN", f"no peer of this node has the key {key}")  # another one may do
         if proof.token is not None:
-            identity = self.bearer(connection, proof.token, identity)
-        via = "anonymous" if identity is None else identity.via
-        act = self.gate.ask(
-            identity,
-            "call/connect",
-            surface=connection.transport,
-            access=PUBLIC if identity is None else None,
-            via=via,
-            connection=connection.id,
-            remote=_host(connection),
-        )
-        if identity is None:
-            settings = self.settings
-            try:
-                self._anonymous.enter(
-                    _host(connection) or "-", total=settings.half_open, per_address=settings.connections_per_address
-                )
-            except CallError:
-                act.done("limits")
-                raise
-        if not act.decision:
-            assert identity is not None
-            denial_id = act.decision.denial_id
-            self._login_failed(connection, reason=act.decision.rule, denial_id=denial_id, peer=identity.id)
-            raise CallError("FORBIDDEN", act.decision.words, denial_id=denial_id)
-        if identity is not None and self._connections_of(identity.id) >= self.settings.connections_per_peer:
-            act.done("limits.connections_per_peer")
-            self._log_reject(connection, reason="limits.connections_per_peer", peer=identity.id)
-            words = "limits.connections_per_peer allows no more connections of this peer"
-            raise CallError("RESOURCE_EXHAUSTED", words)
-        act.done("ok")
-        if identity is not None:
-            connection.logged_in(identity)
-        log.info(
-            event(
-                "auth",
-                remote_addr=_host(connection),
-                result="accept",
-                peer="-" if identity is None else identity.id,
-                via=via,
-                connection=connection.id,
-            )
-        )
+            identity = self.doors.bearer(connection, proof.token, identity, surface=connection.transport)
+        self.doors.enter(connection, identity, surface=connection.transport)
         return identity
-
-    def anonymous_called(self, connection: Connection) -> None:
-        """Count a call of nobody in particular; raises `CallError` for one too many."""
-        self._anonymous.called(_host(connection) or "-", asyncio.get_running_loop().time())
-
-    def bearer(self, connection: Connection, token: str, identity: Identity | None) -> Identity:
-        """Whose token it is, shown by nobody or by `identity`; raises `CallError` for one that lets nobody in."""
-        bearer = self.gate.policy.lookup_token(token)
-        via, peer = ("token", None) if identity is None else (identity.via, identity.id)
-        if bearer is None:
-            denial_id = self._stranger(connection, via, reason="unknown-token", peer=peer)
-            raise CallError("FORBIDDEN", "the token is not valid", denial_id=denial_id)
-        if identity is not None and identity.id != bearer.id:
-            denial_id = self._stranger(connection, via, reason="foreign-token", peer=peer)
-            raise CallError("FORBIDDEN", "the token belongs to another peer than the key", denial_id=denial_id)
-        return bearer
-
-    def _stranger(self, connection: Connection, via: str, **pairs: object) -> str | None:
-        """Somebody showed a credential, `via`, that makes nobody of them: a refusal, and never a fall back."""
-        act = self.gate.ask(
-            None,
-            "call/connect",
-            surface=connection.transport,
-            via=via,
-            connection=connection.id,
-            remote=_host(connection),
-        )
-        self._login_failed(connection, **pairs)
-        return act.decision.denial_id
-
-    def _login_failed(self, connection: Connection, **pairs: object) -> None:
-        self._log_reject(connection, **pairs)
-        if (host := _host(connection)) is not None:
-            self._on_login_failed(host)
-
-    def _log_reject(self, connection: Connection, **pairs: object) -> None:
-        log.warning(event("auth", remote_addr=_host(connection), result="reject", **pairs))
 
     async def _reject(self, channel: Channel, error: CallError) -> None:
         channel.send(ListenerHello.rejected(error))
@@ -282,7 +205,6 @@ class CallHandler:
         codec: str,
         features: tuple[str, ...],
     ) -> None:
-        host = _host(connection) or "-"
         if identity is None:
             size, limits = HELLO_MAX_FRAME, ANONYMOUS_LIMITS
         else:
@@ -308,7 +230,7 @@ class CallHandler:
         finally:
             del self._sessions[session]
             if identity is None:
-                self._anonymous.leave(host)
+                self.doors.leave(connection)
         await session.aclose()
 
     async def _watch_idle(self, session: Session, door: "_Door") -> None:
@@ -339,7 +261,7 @@ class _Door:
         self._connection = connection
         self._identity = identity
         self._has_credit = has_credit
-        self._caller = Caller(identity, connection.transport, connection.id, _host(connection))
+        self._caller = Caller(identity, connection.transport, connection.id, host_of(connection))
         self._loop = asyncio.get_running_loop()
         self._denials = 0
         self._denials_since = 0.0
@@ -350,7 +272,7 @@ class _Door:
         if request.auth_token is not None:
             caller = replace(caller, identity=self._bearer(request.auth_token))
         if caller.identity is None:
-            self._handler.anonymous_called(self._connection)
+            self._handler.doors.anonymous_called(self._connection)
         if request.forwarded_for is not None and caller.identity is not None:
             caller = replace(caller, forwarded_for=request.forwarded_for)
         if request.peer is not None:
@@ -375,7 +297,9 @@ class _Door:
     def _bearer(self, token: str) -> Identity:
         """A token of the connection's own peer, or on an anonymous connection of any, replaces the rights."""
         try:
-            return self._handler.bearer(self._connection, token, self._identity)
+            return self._handler.doors.bearer(
+                self._connection, token, self._identity, surface=self._connection.transport
+            )
         except CallError:
             self._denied()
             raise
@@ -387,8 +311,3 @@ class _Door:
         self._denials += 1
         if self._denials == MAX_DENIALS:
             self.end(f"{MAX_DENIALS} calls were refused")
-
-
-def _host(connection: Connection) -> str | None:
-    remote: Address | None = connection.remote
-    return None if remote is None else remote.host

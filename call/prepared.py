@@ -43,6 +43,7 @@ class Prepared:
         resource: str | None,
         deadline: float | None,
         traceparent: str | None,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self.operation = operation
         self.caller = caller
@@ -50,6 +51,7 @@ class Prepared:
         self.deadline = deadline
         self.traceparent = traceparent
         self.dispatcher = dispatcher
+        self._metadata = metadata
         self._inputs = inputs
         self._resource = resource
         self._family: Family | None = None
@@ -74,11 +76,11 @@ class Prepared:
             return self.caller.parent.origin
         return None if self.caller.identity is None else self.caller.identity.id
 
-    def drop(self) -> None:
-        """Nothing runs any more: one that never began is recorded as dropped."""
+    def drop(self, because: str = "dropped") -> None:
+        """Nothing runs any more: one that never began is recorded as `because`."""
         if not self.has_begun:
             self.has_begun = True
-            self._done("dropped")
+            self._done(because)
 
     def revoked(self) -> CallError | None:
         """The refusal, when the current policy forbids what it allowed before."""
@@ -102,6 +104,7 @@ class Prepared:
         self.has_begun = True
         timer = self._start_timer()
         outcome = "failed"
+        facts: dict[str, Any] = {}
         try:
             output = await self._run()
             output = self.operation.render_output(output)
@@ -114,7 +117,7 @@ class Prepared:
             raise
         except (Exception, SystemExit) as exc:
             error = self._error(exc)
-            outcome = f"error {error.code}"
+            outcome, facts = f"error {error.code}", _denial(exc)
             raise error from exc
         finally:
             if timer is not None:
@@ -123,13 +126,14 @@ class Prepared:
                 if self._family is not None:
                     await self._family.end()
             finally:
-                self._done(outcome)
+                self._done(outcome, **facts)
 
     async def stream(self) -> AsyncGenerator[Any, None]:
         """The items of a subscription; raises `CallError`. Closing it ends the handler."""
         self.has_begun = True
         timer = self._start_timer()
         outcome, count = self.ended_because, 0
+        facts: dict[str, Any] = {}
         items = self._items()
         try:
             async for item in items:
@@ -146,7 +150,7 @@ class Prepared:
             raise
         except (Exception, SystemExit) as exc:
             error = self._error(exc)
-            outcome = f"error {error.code}"
+            outcome, facts = f"error {error.code}", _denial(exc)
             raise error from exc
         finally:
             if timer is not None:
@@ -156,7 +160,7 @@ class Prepared:
                 if self._family is not None:
                     await self._family.end()
             finally:
-                self._done(outcome, items=count)
+                self._done(outcome, items=count, **facts)
 
     # --- the handler ------------------------------------------------------------------------------------------------
 
@@ -221,6 +225,7 @@ class Prepared:
             surface=caller.surface,
             deadline=self.deadline,
             traceparent=self.traceparent,
+            metadata={} if self._metadata is None else dict(self._metadata),
             _composer=self._family,
             _clock=self._loop.time,
         )
@@ -297,6 +302,13 @@ class Prepared:
         self.dispatcher.count(
             self.operation.spec.name, self._loop.time() - self._began, failed=outcome.startswith(("error", "failed"))
         )
+
+
+def _denial(exc: BaseException) -> dict[str, Any]:
+    """What the audit log has of a refusal that only the handler could decide."""
+    if not isinstance(exc, DeniedError) or exc.rule is None:
+        return {}
+    return {"decision": "deny", "denial_id": exc.denial_id, "rule": exc.rule}
 
 
 def unexpected(name: str, exc: BaseException) -> CallError:

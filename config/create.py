@@ -119,5 +119,7 @@ def _toml(value: Any) -> str:
         return str(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     # A JSON string is a basic string of TOML, but for DEL; a key's comment may hold anything.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -32,13 +32,16 @@ __all__ = [
     "Expiry",
     "FilePath",
     "HostName",
+    "HostPattern",
     "Key",
     "Listen",
     "Modules",
     "NodeKey",
+    "Origin",
     "PeerId",
     "ResourceEntry",
     "ResourceType",
+    "RootName",
     "Scope",
     "Switch",
     "parse_duration",
@@ -51,8 +54,11 @@ DNS_NAME: Final = re.compile(
 )
 SCOPE: Final = re.compile(r"(\*|[a-zA-Z0-9_.-]+)(:(\*|[a-zA-Z0-9_.-]+))*\Z")
 RESOURCE_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
+ROOT_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}\Z")
 RESOURCE_ENTRY: Final = re.compile(r"(\*|[A-Za-z0-9_.-]+)(:.+)?\Z")
 MAX_ENTRY_CHARS: Final = 512
+ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]{0,30}://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?\Z")
+MAX_PORT: Final = 65535
 MAX_MODULE_CHARS: Final = 256
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)\Z")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -132,7 +138,7 @@ def _command(value: str) -> str:
 
 
 def _absolute(value: str) -> str:
-    if not value.startswith("/"):
+    if not value.startswith("/") or "\0" in value:
         raise ValueError("must be an absolute path")
     return value
 
@@ -152,6 +158,29 @@ def _host_name(value: str) -> str:
     return value
 
 
+def _host_pattern(value: str) -> str:
+    """A name or an address, with a port or without one, or ``*``."""
+    name, port = value, ""
+    if value == "*":
+        return value
+    if value.startswith("[") or value.count(":") == 1:
+        name, _, port = value.rpartition(":") if not value.endswith("]") else (value, "", "")
+    try:
+        host = _host_name(name.removeprefix("[").removesuffix("]").lower().removesuffix("."))
+    except ValueError:
+        raise ValueError('must be NAME or NAME:PORT, or "*", such as "node.example:7022"') from None
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT):
+        raise ValueError("has a port that is none")
+    shown = f"[{host}]" if ":" in host and port else host
+    return f"{shown}:{port}" if port else shown
+
+
+def _origin(value: str) -> str:
+    if value not in ("*", "null") and not ORIGIN.match(value):
+        raise ValueError('must be a web origin in lower case, such as "https://app.example" or "http://localhost:3000"')
+    return value
+
+
 def _resource_type(value: str) -> str:
     if not RESOURCE_TYPE.match(value):
         raise ValueError("must be 1 to 63 of letters, digits, '_', '.' and '-', as in \"project\"")
@@ -161,6 +190,12 @@ def _resource_type(value: str) -> str:
 def _resource_entry(value: str) -> str:
     if not RESOURCE_ENTRY.match(value) or len(value) > MAX_ENTRY_CHARS or not value.isprintable():
         raise ValueError('must be what may be done, and with which, such as "read", "read:alpha" or "*:beta-*"')
+    return value
+
+
+def _root_name(value: str) -> str:
+    if not ROOT_NAME.match(value):
+        raise ValueError("must be 1 to 63 of letters, digits, '_', '.' and '-', and must not start with '.'")
     return value
 
 
@@ -204,7 +239,10 @@ Listen = Annotated[
     PlainSerializer(str, return_type=str),
 ]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+RootName = Annotated[str, AfterValidator(_root_name)]
 FilePath = Annotated[str, AfterValidator(_file)]
+HostPattern = Annotated[str, AfterValidator(_host_pattern)]
+Origin = Annotated[str, AfterValidator(_origin)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Address = Annotated[str, AfterValidator(_address)]
 Command = Annotated[str, AfterValidator(_command)]

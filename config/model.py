@@ -6,9 +6,10 @@ something reads it.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from alknet.config.addresses import ListenAddress
+from alknet.config.base import Model
 from alknet.config.fields import (
     DEFAULT_PORT,
     LIVE,
@@ -28,13 +29,18 @@ from alknet.config.fields import (
     PeerId,
     ResourceEntry,
     ResourceType,
+    RootName,
     Scope,
     Switch,
 )
+from alknet.config.gateway import Gateway, Mcp
 
 __all__ = [
     "Audit",
     "Call",
+    "Exec",
+    "Fs",
+    "FsRoot",
     "Limits",
     "Model",
     "Node",
@@ -46,12 +52,6 @@ __all__ = [
     "Ssh",
     "Tls",
 ]
-
-
-class Model(BaseModel):
-    """Frozen, with unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, strict=False)
 
 
 class Node(Model):
@@ -167,6 +167,43 @@ class Services(Model):
         max_length=64,
         description="Python modules whose operations the node serves; a change of the list is live, a change of a"
         " module's code needs a restart.",
+        json_schema_extra=LIVE,
+    )
+
+
+class FsRoot(Model):
+    """[fs] roots: one directory that is served, with all that is below it."""
+
+    path: AbsolutePath = Field(max_length=4096, description="The directory.")
+    write: Switch = Field(True, description="Whether peers with fs:write may change what is in it.")
+
+
+def _root(value: object) -> object:
+    return {"path": value} if isinstance(value, str) else value
+
+
+Root = Annotated[FsRoot, BeforeValidator(_root, json_schema_input_type=str | FsRoot)]
+
+
+class Fs(Model):
+    """[fs]: the operations fs/*, which read and write files."""
+
+    roots: dict[RootName, Root] = Field(
+        {},
+        max_length=64,
+        description="Directories that peers with fs:read and fs:write reach, and nothing outside of them: NAME ="
+        ' "/dir", or NAME = { path = "/dir", write = false }; without any, the node serves no fs/* operations.',
+        json_schema_extra=LIVE,
+    )
+
+
+class Exec(Model):
+    """[exec]: the operation exec/run, which runs commands."""
+
+    enabled: Switch = Field(
+        False,
+        description="Whether peers with exec:run may run commands, each as the user that its ssh table says and within"
+        " its commands or force_command; env_allow of [ssh] holds for them too.",
         json_schema_extra=LIVE,
     )
 
@@ -307,7 +344,11 @@ class Settings(Model):
     tls: Tls = Tls()
     ssh: Ssh = Ssh()
     call: Call = Call()
+    gateway: Gateway = Gateway()
+    mcp: Mcp = Mcp()
     services: Services = Services()
+    fs: Fs = Fs()
+    exec: Exec = Exec()
     limits: Limits = Limits()
     audit: Audit = Audit()
     roles: dict[str, Role] = Field({}, description="Named sets of scopes.", json_schema_extra=LIVE)

@@ -37,6 +37,7 @@ def build_policy(
         daemon=daemon,
         exec_enabled=settings.ssh.exec,
         shell_enabled=settings.ssh.shell,
+        run_enabled=settings.exec.enabled,
         tokens=dict(tokens),
     )
 

@@ -4,7 +4,8 @@ Promise: nobody gets further than their login without a decision of the gate; a 
 denial id; what a session runs ends with its connection. Built on asyncssh, whose connection objects take any byte
 stream that :mod:`alknet.alpn` carries. May import :mod:`alknet.alpn` and leaf modules, never :mod:`alknet.call`.
 
+:mod:`alknet.plan`, :mod:`alknet.runas` and :mod:`alknet.child` say what is run, as whom and how, here and elsewhere.
+
 Start with :mod:`alknet.ssh.handler` (the door), then :mod:`alknet.ssh.connection` (login, limits),
-:mod:`alknet.ssh.session` (one channel), :mod:`alknet.ssh.plan` and :mod:`alknet.ssh.runas` (what is run, as whom),
-:mod:`alknet.ssh.child` (running it), :mod:`alknet.ssh.client`.
+:mod:`alknet.ssh.session` (one channel), :mod:`alknet.ssh.client`.
 """

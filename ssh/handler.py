@@ -12,9 +12,9 @@ import asyncssh
 from alknet.access import Identity
 from alknet.alpn.errors import ConnectionClosed
 from alknet.alpn.streams import Connection, Stream
+from alknet.child import Child
 from alknet.gate import Gate
 from alknet.ssh.channel_stream import ChannelStream
-from alknet.ssh.child import Child
 from alknet.ssh.connection import SshConnection
 from alknet.ssh.options import server_options
 from alknet.tasks import Tasks

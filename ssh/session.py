@@ -16,15 +16,15 @@ import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
 from alknet.access import Decision, SshRights
+from alknet.child import Child, start_child
+from alknet.descriptors import Sink, Source
 from alknet.errors import AlknetError
 from alknet.gate import Act
 from alknet.logs import event
+from alknet.plan import Kind, Plan, Request, make_plan
+from alknet.runas import ClientEnvironment, environment, run_as
 from alknet.ssh.channel import SessionChannel
-from alknet.ssh.child import Child, start_child
-from alknet.ssh.descriptors import Sink, Source
 from alknet.ssh.inner import Inner
-from alknet.ssh.plan import Kind, Plan, Request, make_plan
-from alknet.ssh.runas import ClientEnvironment, environment, run_as
 from alknet.ssh.terminal import Terminal, TerminalSize, open_terminal, set_size
 
 if TYPE_CHECKING:

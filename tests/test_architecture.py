@@ -40,8 +40,8 @@ PARTS = {
         tuple(
             f"alknet.{name}"
             for name in (  # noqa: SIM905
-                "access actions audit audit_reader certificates clock errors gate keyring keys known_nodes lock logs "
-                "nofile notify sshsig state tasks tokens verification"
+                "access actions audit audit_reader certificates child clock descriptors errors gate keyring keys "
+                "known_nodes lock logs nofile notify plan runas sshsig state tasks tokens verification"
             ).split()
         ),
         (),
@@ -95,7 +95,7 @@ LIBRARIES = {
     "msgpack": (("alknet.call.codecs",), "one module knows how values are written, and what must not be read"),
     "platformdirs": (("alknet.config.home",), "one module knows where a home is"),
     "pydantic": (
-        ("alknet.config", "alknet.call.binary", "alknet.call.schema", "alknet.call.codecs"),
+        ("alknet.config", "alknet.services", "alknet.call.binary", "alknet.call.schema", "alknet.call.codecs"),
         "a policy or a session must not depend on how settings and values are checked",
     ),
     "pydantic_core": (
@@ -125,7 +125,7 @@ PURE = (
     "alknet.config.addresses",
     "alknet.config.diff",
     "alknet.config.positions",
-    "alknet.ssh.plan",
+    "alknet.plan",
 )
 IMPURE = frozenset({"asyncio", "asyncssh", "selectors", "socket", "ssl", "subprocess", "threading", "time"})
 PURE_REASON = "a core takes bytes, values and the time as arguments, so that a test needs neither sockets nor sleep"

@@ -73,7 +73,7 @@ class _Pump(asyncio.Protocol):
         self._source.end_when_empty()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        from alknet.ssh.descriptors import open_sink, open_source
+        from alknet.descriptors import open_sink, open_source
 
         self._transport = transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         self._sink = open_sink(1, transport.resume_reading)

@@ -1,10 +1,12 @@
 """``node/*``: the running node as its operator sees and steers it."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from alknet.access import Access, Decision, Identity, Policy
 from alknet.actions import ACTIONS
 from alknet.call.context import OperationContext
+from alknet.call.dispatch import Stats
 from alknet.call.operations import OperationError, Visibility, operation
 from alknet.call.registry import Registry
 from alknet.errors import ConfigError, NotFoundError
@@ -28,6 +30,10 @@ class NodeView(Protocol):
     @property
     def registry(self) -> Registry:
         """The operations that it serves."""
+
+    @property
+    def stats(self) -> Mapping[str, Stats]:
+        """What each operation has done."""
 
     def status(self, *, leave_out: str | None) -> dict[str, Any]:
         """What it does; without the connection that asks."""
@@ -55,6 +61,13 @@ class NodeService:
         """Live connections, oldest first; without the one that asks."""
         connections: list[dict[str, Any]] = self._node.status(leave_out=ctx.connection)["connections"]
         return connections
+
+    @operation("node/metrics", kind="query", scopes=["node:read"])
+    async def metrics(self, *, ctx: OperationContext) -> str:
+        """What the node counts, in the text format of Prometheus; GET /metrics answers the same."""
+        from alknet.services.metrics import exposition  # its library is heavy, and commands import this module
+
+        return exposition(self._node.status(leave_out=ctx.connection), self._node.stats)
 
     @operation("node/can", kind="query", scopes=["node:read"])
     async def can(self, peer: str, action: str, resource: str | None = None) -> dict[str, Any]:
@@ -93,9 +106,11 @@ def access_of(registry: Registry, action: str) -> Access | None:
 def can(decision: Decision, policy: Policy, peer_id: str, action: str) -> dict[str, Any]:
     """A decision as `alknet can --json` prints it. `note` says what a yes comes to where that is not obvious."""
     rights, note = policy.peers[peer_id].ssh, None
-    if decision and action.startswith("ssh/e") and rights.force_command is not None:
+    if decision and action in ("ssh/exec", "exec/run") and rights.force_command is not None:
         note = f"whatever is asked for, this runs: {rights.force_command}"
-    elif decision and action in ("ssh/exec", "ssh/shell") and rights.as_daemon and not policy.daemon.is_root:
+    elif (
+        decision and action in ("ssh/exec", "ssh/shell", "exec/run") and rights.as_daemon and not policy.daemon.is_root
+    ):
         note = f"equal to owner: it runs as {policy.daemon.name!r}, the user that the node runs as (as_daemon)"
     return {
         "allowed": decision.allowed,

@@ -12,7 +12,7 @@ from alknet.call import anonymous, handler
 from alknet.call.anonymous import BURST, CALLS_PER_S, Anonymous
 from alknet.call.client import over_connection
 from alknet.call.errors import CallError
-from alknet.call.handler import CallSettings
+from alknet.call.doorkeeper import DoorLimits
 from testkit.calls import CallDoor
 from testkit.polling import eventually
 
@@ -71,7 +71,8 @@ async def _enter(door: CallDoor, host: str) -> object:
 
 
 async def test_the_door_gives_them_their_part_and_takes_it_back(tmp_path: Path) -> None:
-    door = CallDoor(tmp_path, settings=CallSettings(half_open=8, connections_per_address=4))
+    door = CallDoor(tmp_path)
+    door.doors.limits = DoorLimits(half_open=8, connections_per_address=4)
     first = await _enter(door, "192.0.2.1")
     with pytest.raises(CallError, match="connections of this address"):
         await _enter(door, "192.0.2.1")
@@ -82,7 +83,7 @@ async def test_the_door_gives_them_their_part_and_takes_it_back(tmp_path: Path) 
     async with door.session() as own:
         assert await own.session.call("services/list"), "who has a key has another place"
     await first.session.aclose()  # type: ignore[attr-defined]
-    await eventually(lambda: door.handler._anonymous._connections.total() == 1, "the place is free")
+    await eventually(lambda: door.doors._anonymous._connections.total() == 1, "the place is free")
     await _enter(door, "192.0.2.3")
     await door.aclose()
 

@@ -28,7 +28,7 @@ Ends = tuple[MemoryConnection, MemoryStream, MemoryStream]
 
 async def test_it_has_the_facts_of_what_it_travels_on(ends: Ends) -> None:
     carrier, stream, _ = ends
-    carried = ChannelConnection(carrier, stream)
+    carried = ChannelConnection(carrier, stream, transport="ssh")
     assert (carried.alpn, carried.transport) == (ALPN, "ssh") == ("alknet/call", "ssh")
     assert (carried.id, carried.identity) == (carrier.id, ALICE)
     assert (carried.remote, carried.local) == (Address("192.0.2.1", 4000), Address("192.0.2.2", 7022))
@@ -38,12 +38,12 @@ async def test_it_has_the_facts_of_what_it_travels_on(ends: Ends) -> None:
 async def test_ssh_has_proven_both_ends_so_that_it_binds_nothing(ends: Ends) -> None:
     carrier, stream, _ = ends
     assert carrier.channel_binding is not None
-    carried = ChannelConnection(carrier, stream)
+    carried = ChannelConnection(carrier, stream, transport="ssh")
     assert (carried.channel_binding, carried.peer_certificates) == (None, ())
 
 
 async def test_a_channel_has_one_stream(ends: Ends) -> None:
-    carried = ChannelConnection(*ends[:2])
+    carried = ChannelConnection(*ends[:2], transport="ssh")
     for another in (carried.open_stream, carried.accept_stream):
         with pytest.raises(StreamsExhausted, match="a channel has one stream"):
             await another()
@@ -51,7 +51,7 @@ async def test_a_channel_has_one_stream(ends: Ends) -> None:
 
 async def test_closing_it_ends_the_channel_and_not_the_connection(ends: Ends) -> None:
     carrier, stream, theirs = ends
-    carried = ChannelConnection(carrier, stream)
+    carried = ChannelConnection(carrier, stream, transport="ssh")
     carried.close()
     carried.close()  # once more is nothing
     async with asyncio.timeout(10):

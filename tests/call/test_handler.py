@@ -19,6 +19,7 @@ from alknet.call import handler
 from alknet.call.client import over_stream
 from alknet.call.errors import CallError
 from alknet.call.frames import frame
+from alknet.call.doorkeeper import DoorLimits
 from alknet.call.handler import CallSettings
 from alknet.call.hello import DIALER_NAMESPACE, DialerHello
 from alknet.call.operations import operation
@@ -247,8 +248,9 @@ async def test_a_revoked_token(door: CallDoor) -> None:
 async def test_one_connection_more_than_a_peer_may_have(
     tmp_path: Path, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    door = CallDoor(tmp_path, service, settings=CallSettings(connections_per_peer=2))  # type: ignore[arg-type]
-    door.handler._connections_of = lambda peer: sum(
+    door = CallDoor(tmp_path, service)  # type: ignore[arg-type]
+    door.doors.limits = DoorLimits(connections_per_peer=2)
+    door.doors._connections_of = lambda peer: sum(
         c.identity is not None and c.identity.id == peer for c in door.router.connections
     )
     async with door.session(), door.session():

@@ -10,7 +10,7 @@ import asyncssh
 import psutil
 import pytest
 
-from alknet.ssh.runas import MAX_ENV_BYTES, MAX_ENV_VARIABLES
+from alknet.runas import MAX_ENV_BYTES, MAX_ENV_VARIABLES
 from testkit.ssh_pair import Door, policy_with
 
 

@@ -14,6 +14,7 @@ from alknet.audit import MemoryAudit
 from alknet.call.client import Link, over_connection
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import Dispatcher
+from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.handler import CallHandler, CallSettings
 from alknet.call.hello import Challenge
 from alknet.call.operations import operations_of
@@ -51,13 +52,14 @@ class CallDoor:
         self.gate = Gate(self.policy(*scopes), self.audit, SystemClock())
         self.dispatcher = Dispatcher(Registry(), self.gate, call_peer=self._call_peer)
         self.dispatcher.registry = Registry((*operations_of(Discovery(self.dispatcher)), *operations_of(operations)))
+        self.doors = Doorkeeper(self.gate, on_login_failed=self.failed.append)
         self.handler = CallHandler(
             self.gate,
             self.dispatcher,
+            self.doors,
             settings or CallSettings(),
             name="test-node",
             key=self.node_key,
-            on_login_failed=self.failed.append,
         )
         self.router = Router([self.handler])
 

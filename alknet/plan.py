@@ -1,7 +1,6 @@
-"""What a session request comes to: which action is decided, and what would be run.
+"""What a request to run something comes to: which action is decided, and what would be run.
 
-Pure: from the peer's rights and the request to a :class:`Plan`. A plan that a reload would make differently is a
-session that the reload ends.
+Pure: from the peer's rights and the request to a :class:`Plan`. What a reload would plan differently, it ends.
 """
 
 import shlex

@@ -1,4 +1,4 @@
-"""A session's process: started as its user, in a process group of its own, with pipes or on a terminal.
+"""A process for a caller: started as its user, in a process group of its own, with pipes or on a terminal.
 
 Linux only: the end of a child is learned from a pidfd, which needs neither a signal handler nor a thread.
 """
@@ -12,14 +12,14 @@ import signal
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from alknet.nofile import is_scarce, lower_for_child
-from alknet.ssh.runas import RunAs
-from alknet.ssh.terminal import Terminal
+from alknet.runas import RunAs
 
-__all__ = ["HANG_UP_GRACE_S", "Child", "ChildPipes", "start_child"]
+__all__ = ["HANG_UP_GRACE_S", "Child", "ChildPipes", "Terminal", "start_child"]
 
+HANG_UP: Final = signal.SIGHUP
 HANG_UP_GRACE_S: Final = 2.0
 """Between SIGHUP and SIGKILL for the process group of a connection that ended."""
 PIPE_BYTES: Final = 256 * 1024
@@ -39,6 +39,14 @@ class ChildPipes:
     stdin: int
     stdout: int
     stderr: int | None
+
+
+class Terminal(Protocol):
+    """The terminal that a child is put on."""
+
+    @property
+    def master(self) -> int:
+        """The node's end."""
 
 
 class Child:
@@ -89,15 +97,17 @@ class Child:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 subprocess.run(command, **ids, stderr=subprocess.DEVNULL, timeout=1, check=False)  # type: ignore[call-overload]
 
-    def hang_up(self, grace_s: float = HANG_UP_GRACE_S, *, terminal_closed: bool = False) -> None:
-        """End the group: SIGHUP now, SIGKILL after `grace_s`.
+    def hang_up(
+        self, grace_s: float = HANG_UP_GRACE_S, *, terminal_closed: bool = False, number: int = HANG_UP
+    ) -> None:
+        """End the group: the signal `number` now, SIGKILL after `grace_s`.
 
         Where its terminal was just closed, the kernel has sent SIGHUP already. A second one would make bash end at
         once instead of hanging up its jobs first.
         """
         if self.is_running and self._grace is None:
             if not terminal_closed:
-                self.signal(signal.SIGHUP)
+                self.signal(number)
                 self.signal(signal.SIGCONT)
             self._grace = self._loop.call_later(grace_s, self.kill)
 

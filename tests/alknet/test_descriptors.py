@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from alknet.ssh.descriptors import SINK_HIGH_BYTES, Sink, Source, open_sink, open_source
+from alknet.descriptors import SINK_HIGH_BYTES, Sink, Source, open_sink, open_source
 
 
 class Collector:

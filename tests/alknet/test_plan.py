@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alknet.access import SshRights
-from alknet.ssh.plan import Kind, Request, make_plan
+from alknet.plan import Kind, Request, make_plan
 
 
 def test_an_exec_is_run_by_the_users_shell() -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
+from alknet.child import Child, ChildPipes, start_child
 from alknet.cli.daemon import _reset_signals
-from alknet.ssh.child import Child, ChildPipes, start_child
-from alknet.ssh.runas import run_as
+from alknet.runas import run_as
 
 ENV = {"PATH": "/usr/bin:/bin"}
 

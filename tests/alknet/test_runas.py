@@ -7,7 +7,7 @@ import pytest
 
 from alknet.alpn.streams import Address
 from alknet.errors import NotFoundError
-from alknet.ssh.runas import (
+from alknet.runas import (
     MAX_ENV_BYTES,
     MAX_ENV_VARIABLES,
     ROOT_PATH,

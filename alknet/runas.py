@@ -1,4 +1,4 @@
-"""The operating-system user that a session runs as, and the environment it gets.
+"""The operating-system user that a peer's programs run as, and the environment they get.
 
 Nothing of the node's own environment is passed on: it may hold what only the operator should see.
 """
@@ -8,12 +8,11 @@ import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from typing import Final, Protocol
 
-from alknet.alpn.streams import Address
 from alknet.errors import NotFoundError
 
-__all__ = ["ClientEnvironment", "RunAs", "environment", "run_as"]
+__all__ = ["ClientEnvironment", "Endpoint", "RunAs", "environment", "run_as"]
 
 ROOT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 USER_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
@@ -21,6 +20,18 @@ FALLBACK_SHELL: Final = "/bin/sh"
 MAX_ENV_VARIABLES: Final = 64
 MAX_ENV_BYTES: Final = 32 * 1024
 """What a client may set in all, names and values together."""
+
+
+class Endpoint(Protocol):
+    """One end of a connection."""
+
+    @property
+    def host(self) -> str:
+        """Its address."""
+
+    @property
+    def port(self) -> int:
+        """Its port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +98,15 @@ def environment(
     user: RunAs,
     *,
     peer: str,
-    connection: str,
-    remote: Address | None,
-    local: Address | None,
+    connection: str | None,
+    remote: Endpoint | None,
+    local: Endpoint | None,
     from_client: Mapping[str, str],
     term: str | None = None,
     tty: str | None = None,
     original_command: str | None = None,
 ) -> dict[str, str]:
-    """A session's whole environment. What the node sets wins over what the client sent."""
+    """The whole environment of a program that is run for a peer. What the node sets wins over what the client sent."""
     env = dict(from_client)
     env |= {
         "HOME": user.home,
@@ -104,8 +115,9 @@ def environment(
         "SHELL": user.shell,
         "PATH": ROOT_PATH if user.uid == 0 else USER_PATH,
         "ALKNET_PEER": peer,
-        "ALKNET_CONNECTION": connection,
     }
+    if connection is not None:
+        env["ALKNET_CONNECTION"] = connection
     if remote is not None and local is not None:
         env["SSH_CONNECTION"] = f"{remote.host} {remote.port} {local.host} {local.port}"
         env["SSH_CLIENT"] = f"{remote.host} {remote.port} {local.port}"

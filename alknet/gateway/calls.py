@@ -1,0 +1,150 @@
+"""The calls of HTTP clients while they run: within their bounds, ended when they are forbidden or the node stops."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, Final
+
+from alknet.call.anonymous import ANONYMOUS_LIMITS
+from alknet.call.context import Caller
+from alknet.call.dispatch import Dispatcher
+from alknet.call.errors import CallError
+from alknet.call.prepared import Prepared
+
+__all__ = ["Calls"]
+
+SHUTTING_DOWN: Final = "the node is shutting down"
+SLOWEST_END_S: Final = 2.0
+"""What handlers may take to clean up after the drain deadline."""
+
+
+class _Running:
+    __slots__ = ("prepared", "refusal", "task")
+
+    def __init__(self, prepared: Prepared, task: "asyncio.Task[Any]") -> None:
+        self.prepared = prepared
+        self.task = task
+        self.refusal: CallError | None = None
+
+
+class Calls:
+    """Runs prepared calls, each in the task of its request."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self.dispatcher = dispatcher
+        self.max_in_flight = 1024
+        self.is_draining = False
+        self._running: set[_Running] = set()
+        self._in_flight: Counter[str] = Counter()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    def prepare(
+        self,
+        name: str,
+        value: Any,
+        caller: Caller,
+        *,
+        streaming: bool | None = False,
+        timeout_s: float | None = None,
+        traceparent: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        soon: bool = False,
+    ) -> Prepared:
+        """As `Dispatcher.prepare`; refuses what would be too many calls of one caller at the same time."""
+        if self.is_draining:
+            raise CallError("UNAVAILABLE", SHUTTING_DOWN)
+        limit = self.max_in_flight if caller.identity is not None else ANONYMOUS_LIMITS.in_flight
+        if self._in_flight[_who(caller)] >= limit:
+            raise CallError("RESOURCE_EXHAUSTED", f"{limit} calls are running already; wait for one of them")
+        return self.dispatcher.prepare(
+            name,
+            value,
+            caller,
+            streaming=streaming,
+            timeout_s=timeout_s,
+            traceparent=traceparent,
+            metadata=metadata,
+            soon=soon,
+        )
+
+    async def call(self, prepared: Prepared) -> Any:
+        """The output; raises `CallError`, also when access is taken away meanwhile."""
+        with self._noted(prepared) as running:
+            try:
+                return await prepared.call()
+            except asyncio.CancelledError:
+                raise_refusal(running)
+                raise
+
+    async def stream(self, prepared: Prepared) -> AsyncIterator[Any]:
+        """The items; raises `CallError`, also when access is taken away meanwhile."""
+        with self._noted(prepared) as running:
+            try:
+                async with aclosing(prepared.stream()) as items:
+                    async for item in items:
+                        yield item
+            except asyncio.CancelledError:
+                raise_refusal(running)
+                timed_out = prepared.timed_out()
+                if timed_out is not None:
+                    raise timed_out from None
+                raise
+
+    @contextmanager
+    def _noted(self, prepared: Prepared) -> Iterator[_Running]:
+        task = asyncio.current_task()
+        assert task is not None
+        running, who = _Running(prepared, task), _who(prepared.caller)
+        self._running.add(running)
+        self._in_flight[who] += 1
+        self._idle.clear()
+        try:
+            yield running
+        finally:
+            self._running.discard(running)
+            self._in_flight[who] -= 1
+            if not self._in_flight[who]:
+                del self._in_flight[who]
+            if not self._running:
+                self._idle.set()
+
+    def recheck(self) -> None:
+        """End what the current policy forbids, each with the refusal."""
+        for running in tuple(self._running):
+            refusal = running.prepared.revoked()
+            if refusal is not None:
+                _end(running, refusal)
+
+    async def drain(self, deadline: float) -> None:
+        """Begin nothing new; let what runs finish until `deadline` (event-loop time), and end it then."""
+        self.is_draining = True
+        for until in (deadline, deadline + SLOWEST_END_S):
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._idle.wait()
+                return
+            except TimeoutError:
+                for running in tuple(self._running):
+                    _end(running, CallError("UNAVAILABLE", SHUTTING_DOWN))
+
+
+def _end(running: _Running, refusal: CallError) -> None:
+    if running.refusal is None:
+        running.refusal = refusal
+        running.task.cancel()
+
+
+def raise_refusal(running: _Running) -> None:
+    """Instead of the cancellation, if that was the gateway's own and nobody else cancelled as well."""
+    if running.refusal is not None and running.task.uncancel() == 0:
+        raise running.refusal from None
+
+
+def _who(caller: Caller) -> str:
+    return f"anonymous {caller.remote}" if caller.identity is None else caller.identity.id

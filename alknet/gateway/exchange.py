@@ -1,0 +1,191 @@
+"""One HTTP request and its answer, as the gateway's routes see them."""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from starlette.types import Receive, Scope, Send
+
+from alknet.access import Identity
+from alknet.alpn.streams import Connection
+from alknet.call.codecs import JSON, EncodeError
+from alknet.call.context import Caller
+from alknet.call.errors import CallError, FrameError
+from alknet.gateway.problems import PROBLEM, HttpError, problem_of, status_of
+
+__all__ = ["JSON_TYPE", "Exchange", "Visit"]
+
+JSON_TYPE: Final = b"application/json"
+MAX_QUERY_FIELDS: Final = 100
+NO_STORE: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """One connection of an HTTP client. `known` are the credentials (``via``) that it was let in with."""
+
+    connection: Connection
+    scheme: str
+    surface: str
+    is_outside: bool = False
+    """In plaintext, and not from this machine."""
+    known: set[str] = field(default_factory=set)
+    refused: int = 0
+    """Credentials that it has shown in vain."""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the connection has ended, as HTTP or as a WebSocket."""
+
+
+class Exchange:
+    """A request and its answer. Use the methods in that order: read, then answer once."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.visit: Visit = scope["state"]["visit"]
+        self.path: str = scope["path"]
+        self.is_websocket = scope["type"] == "websocket"
+        self.method: str = "GET" if self.is_websocket else scope["method"]
+        self.receive = receive
+        self.send = send
+        self.headers: dict[bytes, bytes] = {}
+        self.repeated: set[bytes] = set()
+        for name, value in scope["headers"]:
+            if name in self.headers:
+                self.repeated.add(name)
+            else:
+                self.headers[name] = value
+        self.identity: Identity | None = None
+        self.traceparent = ""
+        self.more_headers: list[tuple[bytes, bytes]] = []
+        """Go with every answer."""
+        self.has_begun = False
+        """Whether an answer's first bytes are on their way."""
+
+    # --- the request ------------------------------------------------------------------------------------------------
+
+    def header(self, name: bytes) -> str | None:
+        """A header's value; None where it is missing or stands there twice."""
+        value = self.headers.get(name)
+        return None if value is None or name in self.repeated else value.decode("latin-1")
+
+    def caller(self, surface: str | None = None) -> Caller:
+        """Who sends this, as the dispatcher has it."""
+        connection = self.visit.connection
+        host = None if connection.remote is None else connection.remote.host
+        return Caller(self.identity, surface or self.visit.surface, connection.id, host)
+
+    def query(self) -> list[tuple[str, str]]:
+        """The fields of the query string; raises `HttpError`."""
+        try:
+            return parse_qsl(
+                self.scope["query_string"].decode("ascii"),
+                keep_blank_values=True,
+                strict_parsing=bool(self.scope["query_string"]),
+                errors="strict",
+                max_num_fields=MAX_QUERY_FIELDS,
+            )
+        except ValueError as exc:
+            raise HttpError(400, "INVALID_INPUT", f"the query string cannot be read: {exc}") from exc
+
+    async def body(self, limit: int) -> bytes:
+        """The whole body; raises `HttpError` for one above `limit` bytes."""
+        length = self.header(b"content-length")
+        if length is not None and length.isdigit() and int(length) > limit:
+            raise too_large(limit)
+        message = await self.receive()
+        body: bytes = message.get("body", b"")
+        if not message.get("more_body", False):
+            if len(body) > limit:
+                raise too_large(limit)
+            return body
+        parts, size = [body], len(body)
+        while message.get("more_body", False):
+            message = await self.receive()
+            body = message.get("body", b"")
+            parts.append(body)
+            size += len(body)
+            if size > limit:
+                raise too_large(limit)
+        return b"".join(parts)
+
+    async def json(self, limit: int) -> Any:
+        """The body as a JSON value, None if there is none; raises `HttpError`."""
+        kind = self.headers.get(b"content-type", b"")
+        if kind.partition(b";")[0].strip().lower() != JSON_TYPE:
+            body = await self.body(limit)
+            if not body and not kind:
+                return None
+            told = kind.decode("latin-1")[:100] or "no Content-Type"
+            raise HttpError(
+                415,
+                "INVALID_INPUT",
+                f"the body has {told!r}; send JSON with Content-Type: application/json",
+                headers=[(b"accept", JSON_TYPE)],
+            )
+        body = await self.body(limit)
+        if not body:
+            return None
+        try:
+            return JSON.decode(body)
+        except FrameError as exc:
+            raise HttpError(400, "INVALID_INPUT", f"the body {exc}") from exc
+
+    # --- the answer -------------------------------------------------------------------------------------------------
+
+    async def reply(
+        self,
+        status: int,
+        body: bytes = b"",
+        content_type: bytes = JSON_TYPE,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+    ) -> None:
+        """Answer with a whole body."""
+        if self.is_websocket:
+            return await self._reply_instead(status, body, content_type, headers)
+        self.has_begun = True
+        fields = [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            *NO_STORE,
+            *self.more_headers,
+            *headers,
+        ]
+        await self.send({"type": "http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "http.response.body", "body": body})
+        return None
+
+    async def reply_json(self, value: Any, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Answer with a JSON value; raises `CallError` for one that JSON cannot carry, with nothing sent."""
+        try:
+            body = JSON.encode(value)
+        except EncodeError as exc:
+            raise CallError("INTERNAL", f"the answer cannot be sent: {exc}") from exc
+        await self.reply(status, body, headers=headers)
+
+    async def fail(self, error: CallError, *, spec: Any = None, request_id: str | None = None) -> None:
+        """Answer with a problem document."""
+        status = status_of(error, spec, is_anonymous=self.identity is None)
+        body, headers, _ = problem_of(error, status, request_id)
+        await self.reply(status, body, PROBLEM, headers)
+
+    async def _reply_instead(
+        self, status: int, body: bytes, content_type: bytes, headers: Iterable[tuple[bytes, bytes]]
+    ) -> None:
+        """Turn an upgrade down."""
+        self.has_begun = True
+        fields = [(b"content-type", content_type), *NO_STORE, *self.more_headers, *headers]
+        await self.send({"type": "websocket.http.response.start", "status": status, "headers": fields})
+        await self.send({"type": "websocket.http.response.body", "body": body})
+
+
+def too_large(limit: int) -> HttpError:
+    """The body is more than is taken; the connection ends, for the rest of it is not read."""
+    return HttpError(
+        413,
+        "RESOURCE_EXHAUSTED",
+        f"the body has more than {limit} bytes; larger values travel in pieces",
+        retryable=False,
+        headers=[(b"connection", b"close")],
+    )

@@ -1,0 +1,274 @@
+"""MCP over streamable HTTP, at ``/mcp`` and ``/mcp/gateway``: the ASGI application that the gateway's routes end in.
+
+What comes here has passed the gateway's checks: Host and Origin, the credential, the limits. The SDK's own check of
+Host and Origin stays off: it knows neither the node's names nor the operator's list. Sessions, whom they belong to and
+what ends them are here; messages are the SDK's, but for those that `brief.py` answers at once.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.subscriptions import ToolsListChanged
+from mcp_types import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_META_KEY
+from starlette.types import Receive, Scope, Send
+
+from alknet.access import Access
+from alknet.call.codecs import JSON
+from alknet.call.context import Caller
+from alknet.call.errors import CallError, FrameError
+from alknet.gateway.calls import Calls
+from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief
+from alknet.gateway.mcp.messages import MAX_BODY_BYTES, Watched, answer, dropped, nothing, read_body, refuse, replayed
+from alknet.gateway.mcp.node import Directory, NodeBackend
+from alknet.gateway.mcp.server import Ctx, ToolServer, Turn
+from alknet.gateway.mcp.sessions import OwnedSession, Sessions
+from alknet.tasks import Tasks
+
+__all__ = ["CALLER", "PATHS", "TRACEPARENT", "McpApp", "McpSettings"]
+
+PATHS: Final = {"/mcp": False, "/mcp/gateway": True}
+"""Where it is served, and whether only the four general tools are shown there."""
+CALLER: Final = "alknet.caller"
+TRACEPARENT: Final = "alknet.traceparent"
+"""Under these names the scope has who calls (`Caller`) and the trace that it belongs to (text, or None)."""
+SWEEP_S: Final = 15.0
+"""How often idle sessions are looked for."""
+NOTIFY_TIMEOUT_S: Final = 5.0
+"""What it may take to tell one session that its list has changed."""
+
+_SESSION_ID: Final = MCP_SESSION_ID_HEADER.encode()
+_VERSION: Final = b"mcp-protocol-version"
+BRIEF: Final = ("tools/call", "tools/list")
+_TURN: Final = "alknet.mcp"
+_LIVE: Final = Access(public=True)
+
+
+@dataclass(frozen=True, slots=True)
+class McpSettings:
+    """See `config.model` for the meaning."""
+
+    enabled: bool = True
+    max_tools: int = 100
+
+
+class McpApp:
+    """`settings` may be replaced while it serves. `admit` is asked before each call of an operation, of which a
+    request may make several, and refuses with a `CallError`.
+
+    Whoever runs it cancels a request's task when the client is gone, and calls `recheck` after each change of what is
+    served or allowed, and when a credential ends.
+    """
+
+    def __init__(
+        self, calls: Calls, settings: McpSettings, *, admit: Callable[[Caller], None] = lambda caller: None
+    ) -> None:
+        self.settings = settings
+        self._calls = calls
+        self._admit = admit
+        self._directory = Directory(calls)
+        self._server = ToolServer(_turn_of)
+        stamp = JSON.encode({SERVER_INFO_META_KEY: self._server.server_info_stamp})
+        self._brief = Brief(self._directory, b',"resultType":"complete","_meta":' + stamp)
+        self._manager = StreamableHTTPSessionManager(
+            self._server, session_idle_timeout=None, max_sessions=None, max_request_body_size=MAX_BODY_BYTES
+        )
+        self._sessions = Sessions(self._end_session)
+        self._live: dict[Turn, asyncio.Task[Any]] = {}
+        """Requests that the SDK has, and the tasks that run them."""
+        self._tasks = Tasks("mcp")
+        self._stopping = asyncio.Event()
+        self._served = self._version_served()
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        ready = asyncio.Event()
+        self._tasks.start(self._run(ready), name="sessions")
+        self._tasks.start(self._sweep(), name="sweep")
+        await ready.wait()
+
+    def recheck(self) -> None:
+        """End the sessions and streams of callers who may not go on, and tell the others if their lists may have
+        changed. Calls are ended by `Calls.recheck`."""
+        for session in self._sessions.all():
+            if not self._is_live(session.identity):
+                self._sessions.close(session)
+        for turn, task in tuple(self._live.items()):
+            if not turn.running and not turn.is_over and not self._is_live(turn.identity):
+                turn.is_over = True
+                task.cancel()
+        if self._served != (served := self._version_served()):
+            self._served = served
+            self._tasks.start(self._server.bus.publish(ToolsListChanged()), name="changed")
+            for session in self._sessions.all():
+                if session.changed is not None:
+                    self._tasks.start(_notify(session.changed()), name="changed")
+
+    async def aclose(self, deadline: float) -> None:
+        """End all sessions and streams, once the calls in them have ended, or at `deadline` (event-loop time)."""
+        running = {task for turn in self._live for task in turn.running}
+        if running:
+            await asyncio.wait(running, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        for session in self._sessions.all():
+            self._sessions.close(session)
+        await self._server.aclose()
+        self._stopping.set()
+        await self._tasks.aclose()
+
+    async def _run(self, ready: asyncio.Event) -> None:
+        async with self._manager.run():
+            ready.set()
+            await self._stopping.wait()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self._sessions.close_idle(asyncio.get_running_loop().time())
+
+    def _is_live(self, identity: Any) -> bool:
+        """Whether this caller may still do anything at all; what, is decided at each call."""
+        return identity is None or bool(self._calls.dispatcher.gate.still(identity, "mcp/session", access=_LIVE))
+
+    def _version_served(self) -> tuple[object, object]:
+        dispatcher = self._calls.dispatcher
+        return dispatcher.registry, dispatcher.gate.policy
+
+    def _end_session(self, session: OwnedSession) -> None:
+        """As if its client had ended it: the SDK has no other door for that."""
+        scope = {
+            "type": "http",
+            "method": "DELETE",
+            "path": "/mcp",
+            "query_string": b"",
+            "headers": [(_SESSION_ID, (session.id or "").encode())],
+            _TURN: None,
+        }
+        self._tasks.start(self._manager.handle_request(scope, nothing, dropped), name="end-session")
+
+    # --- requests ---------------------------------------------------------------------------------------------------
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_general = PATHS.get(scope["path"].rstrip("/"))
+        if is_general is None or not self.settings.enabled:
+            return await refuse(send, 404, INVALID_REQUEST, "there is nothing here")
+        headers, repeated = _headers(scope)
+        caller: Caller = replace(scope[CALLER], surface="mcp")
+        backend = NodeBackend(self._directory, self._calls, caller, scope.get(TRACEPARENT), self._admit)
+        turn = Turn(backend, self.settings.max_tools, is_general, caller.identity)
+        session = None
+        if headers.get(_VERSION) in OLD_VERSIONS and _SESSION_ID in headers:
+            session = self._sessions.find(headers[_SESSION_ID].decode("latin-1"), caller.identity)
+            if session is None or _SESSION_ID in repeated:
+                return await refuse(send, 404, INVALID_REQUEST, "Session not found")
+        message: Any = None
+        if scope["method"] == "POST":
+            body = await read_body(receive)
+            if body is None:
+                return await refuse(send, 413, INVALID_REQUEST, f"a message has at most {MAX_BODY_BYTES} bytes")
+            try:
+                message = JSON.decode(body)
+            except FrameError as exc:
+                return await refuse(send, 400, PARSE_ERROR, f"Parse error: the body {exc}")
+            found = await self._brief.answer(message, headers, repeated, turn, session)
+            if found is not None:
+                more = ()
+                if session is not None:
+                    session.used = asyncio.get_running_loop().time()
+                    more = ((_SESSION_ID, headers[_SESSION_ID]),)
+                return await answer(send, 200, found, more)
+            receive = replayed(body, receive)
+        return await self._pass_on({**scope, _TURN: turn}, receive, Watched(send), message, session)
+
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, send: Send, message: Any, session: OwnedSession | None
+    ) -> None:
+        """Let the SDK answer, and see what comes of it."""
+        turn: Turn = scope[_TURN]
+        turn.session = session
+        method = message.get("method") if isinstance(message, dict) else None
+        is_new = _headers(scope)[0].get(_VERSION) not in OLD_VERSIONS
+        if method == "initialize" and session is None and not is_new:
+            return await self._open(scope, receive, send)
+        if session is not None and method == "notifications/cancelled":
+            session.cancel(message.get("params"))
+        watched = Watched(send)
+        await self._serve(scope, receive, watched, session)
+        if session is not None and scope["method"] == "DELETE" and watched.status == 200:
+            self._sessions.close(session)
+        elif is_new and method in BRIEF and watched.status == 200:
+            self._brief.envelopes.judged_good(message["params"]["_meta"])
+
+    async def _open(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the SDK begin a session, which is this caller's from the moment that its id is told."""
+        turn: Turn = scope[_TURN]
+        try:
+            session = self._sessions.open(turn.identity, asyncio.get_running_loop().time())
+        except CallError as exc:
+            return await refuse(send, 503, INTERNAL_ERROR, str(exc))
+
+        def begun(status: int, headers: dict[bytes, bytes]) -> None:
+            self._sessions.opened(session, _text(headers.get(_SESSION_ID)) if status == 200 else None)
+
+        turn.session = session
+        try:
+            await self._serve(scope, receive, Watched(send, begun), session)
+        finally:
+            if session.id is None:
+                self._sessions.opened(session, None)
+            elif not session.is_initialized:
+                self._sessions.close(session)
+        return None
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Watched, session: OwnedSession | None) -> None:
+        turn: Turn = scope[_TURN]
+        task = asyncio.current_task()
+        assert task is not None
+        self._live[turn] = task
+        if session is not None:
+            session.in_flight += 1
+        try:
+            await self._manager.handle_request(scope, receive, send)
+        except asyncio.CancelledError:
+            if not turn.is_over or task.uncancel() > 0:
+                raise
+            await send.finish()
+        finally:
+            turn.cancel()
+            del self._live[turn]
+            if session is not None:
+                session.in_flight -= 1
+                session.used = asyncio.get_running_loop().time()
+
+
+def _turn_of(ctx: Ctx) -> Turn:
+    turn: Turn = ctx.request.scope[_TURN]
+    return turn
+
+
+def _headers(scope: Scope) -> tuple[dict[bytes, bytes], set[bytes]]:
+    """(each header's first value, the names of those that stand there twice)."""
+    found: dict[bytes, bytes] = {}
+    repeated = set()
+    for name, value in scope["headers"]:
+        if name in found:
+            repeated.add(name)
+        else:
+            found[name] = value
+    return found, repeated
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+async def _notify(sending: Coroutine[Any, Any, None]) -> None:
+    """A session whose client reads nothing hears nothing."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(NOTIFY_TIMEOUT_S):
+            await sending

@@ -1,0 +1,199 @@
+"""A short way for the two requests that make up the traffic: ``tools/call`` and ``tools/list``, answered at once.
+
+The SDK takes several hundred microseconds for a request: tasks, streams and models, each for a reason that a plain
+call does not have. So a request that is plainly well formed, and that nothing can be sent along with before its answer,
+is answered here with the same message. Whatever is not is the SDK's, errors included: this refuses nothing.
+
+What a client says of itself with each request (the envelope) is judged by the SDK once, and taken as judged when the
+same bytes come again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mcp_types import CLIENT_CAPABILITIES_META_KEY, CLIENT_INFO_META_KEY, PROTOCOL_VERSION_META_KEY
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
+
+from alknet.call.codecs import JSON
+from alknet.gateway.mcp import general
+from alknet.gateway.mcp.calling import call_tool
+from alknet.gateway.mcp.listing import LIST_TTL_MS, CursorError, page_of
+from alknet.gateway.mcp.node import Directory
+from alknet.gateway.mcp.results import Result
+from alknet.gateway.mcp.server import REQUEST_CANCELLED, Turn
+from alknet.gateway.mcp.sessions import OwnedSession
+from alknet.gateway.mcp.tools import Revision
+
+__all__ = ["OLD_VERSIONS", "Brief", "Envelopes"]
+
+MAX_ENVELOPES: Final = 1000
+"""That are known to be good; then all are judged again."""
+MAX_ENVELOPE_BYTES: Final = 2048
+REQUEST_KEYS: Final = frozenset({"jsonrpc", "id", "method", "params"})
+CALL_KEYS: Final = frozenset({"name", "arguments", "_meta"})
+LIST_KEYS: Final = frozenset({"cursor", "_meta"})
+ENVELOPE_KEYS: Final = frozenset({PROTOCOL_VERSION_META_KEY, CLIENT_INFO_META_KEY, CLIENT_CAPABILITIES_META_KEY})
+ROUTING_HEADERS: Final = frozenset({b"content-type", b"accept", b"mcp-protocol-version", b"mcp-method", b"mcp-name"})
+OLD_VERSIONS: Final = frozenset({None, *(version.encode() for version in HANDSHAKE_PROTOCOL_VERSIONS)})
+
+NEW_VERSION: Final = Revision.NEW.value.encode()
+TRACE_KEYS: Final = frozenset({"traceparent", "tracestate"})
+"""Other for each request, and read by nobody who judges."""
+
+Headers = Mapping[bytes, bytes]
+
+_FRESHNESS: Final = b',"ttlMs":%d,"cacheScope":"private"' % LIST_TTL_MS
+_CANCELLED: Final = b'"error":{"code":%d,"message":"Request cancelled"}' % REQUEST_CANCELLED
+
+
+class Envelopes:
+    """What clients say of themselves, as far as the SDK has found it good."""
+
+    def __init__(self) -> None:
+        self._known: set[bytes] = set()
+
+    def __contains__(self, meta: Any) -> bool:
+        key = _key(meta)
+        return key is not None and key in self._known
+
+    def judged_good(self, meta: Any) -> None:
+        """The SDK has served a request with it."""
+        key = _key(meta)
+        if key is not None:
+            if len(self._known) >= MAX_ENVELOPES:
+                self._known.clear()
+            self._known.add(key)
+
+
+class Brief:
+    """Answers what can be answered at once. `tail` is what the SDK adds to each result of the new revision."""
+
+    def __init__(self, directory: Directory, tail: bytes) -> None:
+        self.envelopes = Envelopes()
+        self._directory = directory
+        self._tail = tail
+
+    async def answer(
+        self, message: Any, headers: Headers, repeated: set[bytes], turn: Turn, session: OwnedSession | None
+    ) -> bytes | None:
+        """The message that answers a request; None for one that is the SDK's."""
+        if type(message) is not dict or not message.keys() <= REQUEST_KEYS or message.get("jsonrpc") != "2.0":
+            return None
+        id, method, params = message.get("id"), message.get("method"), message.get("params", {})
+        if type(id) not in (int, str) or type(params) is not dict or repeated & ROUTING_HEADERS:
+            return None
+        if not (_is_json(headers.get(b"content-type", b"")) and _accepts_both(headers.get(b"accept", b""))):
+            return None
+        revision = self._revision(method, params, headers, session)
+        if revision is None:
+            return None
+        if method == "tools/call":
+            result = await self._call(id, params, revision, turn, session)
+        elif method == "tools/list":
+            result = await self._list(params, revision, turn)
+        else:
+            return None
+        if result is None:
+            return None
+        if result is _CANCELLED:
+            return b'{"jsonrpc":"2.0","id":%b,%b}' % (JSON.encode(id), result)
+        tail = self._tail if revision is Revision.NEW else b""
+        return b'{"jsonrpc":"2.0","id":%b,"result":{%b%b}}' % (JSON.encode(id), result, tail)
+
+    def _revision(
+        self, method: Any, params: dict[str, Any], headers: Headers, session: OwnedSession | None
+    ) -> Revision | None:
+        """By which rules it is plainly well formed, if by any."""
+        version, meta = headers.get(b"mcp-protocol-version"), params.get("_meta")
+        if version in OLD_VERSIONS:
+            is_known = session is not None and session.is_initialized
+            is_quiet = meta is None and "_meta" not in params
+            return Revision.OLD if is_known and is_quiet else None
+        if version != NEW_VERSION or headers.get(b"mcp-method", b"").decode("latin-1") != method:
+            return None
+        if method == "tools/call" and headers.get(b"mcp-name", b"").decode("latin-1") != params.get("name"):
+            return None  # it may be the same name in another form; that is the SDK's to say
+        if type(meta) is not dict or meta.get(PROTOCOL_VERSION_META_KEY) != Revision.NEW.value:
+            return None
+        return Revision.NEW if meta in self.envelopes else None
+
+    async def _call(
+        self, id: int | str, params: dict[str, Any], revision: Revision, turn: Turn, session: OwnedSession | None
+    ) -> bytes | None:
+        name, arguments = params.get("name"), params.get("arguments", {})
+        if type(name) is not str or type(arguments) is not dict or not params.keys() <= CALL_KEYS:
+            return None
+        if not self._is_plain(name, arguments):
+            return None
+        call = call_tool(turn.backend, revision, name, arguments)
+        return (await call).json() if session is None else await _within(session, id, call)
+
+    async def _list(self, params: dict[str, Any], revision: Revision, turn: Turn) -> bytes | None:
+        cursor = params.get("cursor")
+        if not params.keys() <= LIST_KEYS or (cursor is None and "cursor" in params):
+            return None
+        if not isinstance(cursor, str | None):
+            return None
+        try:
+            tools = await turn.backend.tools()
+            page = page_of(tools, revision, cursor, max_tools=turn.max_tools, is_general=turn.is_general)
+        except CursorError:
+            return None
+        return page.json() + (_FRESHNESS if revision is Revision.NEW else b"")
+
+    def _is_plain(self, name: str, arguments: dict[str, Any]) -> bool:
+        """Whether it is a call that answers once, and in time: a subscription may go on for ever, and has progress."""
+        if name in general.DIRECT:
+            return True
+        if name == general.CALL:
+            operation = arguments.get("operation")
+            return type(operation) is str and self._directory.is_plain(operation.removeprefix("/"))
+        tool = self._directory.find(name)
+        return tool is not None and not tool.is_stream
+
+
+async def _within(session: OwnedSession, id: int | str, call: Coroutine[Any, Any, Result]) -> bytes:
+    """A call that the session's client may cancel with another message, and that ends with the session."""
+    task = asyncio.current_task()
+    assert task is not None
+    is_cancelled = False
+
+    def cancel() -> None:
+        nonlocal is_cancelled
+        if not is_cancelled:
+            is_cancelled = True
+            task.cancel()
+
+    key = str(id)
+    session.brief[key] = cancel
+    try:
+        return (await call).json()
+    except asyncio.CancelledError:
+        if not is_cancelled or task.uncancel() > 0:
+            raise
+        return _CANCELLED
+    finally:
+        if session.brief.get(key) is cancel:
+            del session.brief[key]
+
+
+def _key(meta: Any) -> bytes | None:
+    """What an envelope is known by; None for one that is judged each time."""
+    if type(meta) is not dict or not all(
+        key in ENVELOPE_KEYS or (key in TRACE_KEYS and type(value) is str) for key, value in meta.items()
+    ):
+        return None
+    key = JSON.encode({name: value for name, value in meta.items() if name in ENVELOPE_KEYS})
+    return key if len(key) <= MAX_ENVELOPE_BYTES else None
+
+
+@lru_cache(64)
+def _is_json(content_type: bytes) -> bool:
+    return content_type.partition(b";")[0].strip() == b"application/json"
+
+
+@lru_cache(256)
+def _accepts_both(accept: bytes) -> bool:
+    """Whether a client takes JSON and event streams, each said plainly."""
+    kinds = {kind.partition(b";")[0].strip() for kind in accept.split(b",")}
+    return kinds >= {b"application/json", b"text/event-stream"}

@@ -1,0 +1,89 @@
+"""What the ASGI side of MCP reads and writes besides what the SDK does."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from starlette.types import Message, Receive, Send
+
+from alknet.call.codecs import JSON
+
+__all__ = ["MAX_BODY_BYTES", "Watched", "answer", "dropped", "nothing", "read_body", "refuse", "replayed"]
+
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
+"""Of a message; the gateway's own limit may be lower."""
+_HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+
+
+async def read_body(receive: Receive) -> bytes | None:
+    """The whole body; None for one above `MAX_BODY_BYTES`, and for one whose client left."""
+    parts, size, is_more = [], 0, True
+    while is_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            return None
+        is_more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that begins with a body that was read already."""
+    is_first = True
+
+    async def receive_again() -> Message:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return receive_again
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """A whole answer."""
+    fields = [*_HEADERS, (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, status: int, code: int, words: str) -> None:
+    """An answer that belongs to no request: a JSON-RPC error without an id."""
+    error: dict[str, Any] = {"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": words}}
+    await answer(send, status, JSON.encode(error))
+
+
+class Watched:
+    """A `send` that remembers what was answered; `begun` hears of status and headers before the client does."""
+
+    def __init__(self, send: Send, begun: Callable[[int, dict[bytes, bytes]], None] | None = None) -> None:
+        self._send = send
+        self._begun = begun
+        self._is_over = False
+        self.status: int | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._begun is not None:
+                self._begun(message["status"], dict(message["headers"]))
+        elif message["type"] == "http.response.body":
+            self._is_over = not message.get("more_body", False)
+        await self._send(message)
+
+    async def finish(self) -> None:
+        """End an answer that was cut short."""
+        if self.status is not None and not self._is_over:
+            await self({"type": "http.response.body", "body": b""})
+
+
+async def nothing() -> Message:
+    """The `receive` of a request that nobody sent."""
+    return {"type": "http.disconnect"}
+
+
+async def dropped(message: Message) -> None:
+    """The `send` of a request that nobody sent."""

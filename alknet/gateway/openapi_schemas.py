@@ -1,0 +1,341 @@
+"""The JSON Schemas of many operations as the components of one OpenAPI 3.1 document.
+
+Each operation has schemas of its own, whose ``$ref``s point into themselves. In the document they stand under
+``components/schemas``, where code generators make a type of each: once for all operations when they are equal, and
+otherwise under names that tell them apart. Schemas may come from another node, so whatever would make the document
+invalid is left out: what is unclear in a schema then admits more, never less.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count
+from typing import Any, Final
+from urllib.parse import unquote
+
+__all__ = ["Schemas", "resolve"]
+
+MAX_NAME_CHARS: Final = 100
+"""Of a component's name, before it is told apart from others."""
+COMPONENT: Final = "#/components/schemas/"
+
+_ONE: Final = frozenset(
+    ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems",
+     "unevaluatedProperties", "contentSchema")
+)  # fmt: skip
+_SEVERAL: Final = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+_NAMED: Final = frozenset(("properties", "patternProperties", "dependentSchemas"))
+_DROPPED: Final = frozenset(
+    # Moves what references are relative to, holds what is hoisted, or means something else in OpenAPI.
+    ("$id", "$schema", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef", "$vocabulary",
+     "$comment", "$defs", "definitions", "id", "nullable", "xml", "externalDocs")
+)  # fmt: skip
+_TYPES: Final = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except (re.error, OverflowError, RecursionError):
+        return False
+
+
+def _is_type(value: Any) -> bool:
+    several = value if isinstance(value, list) else [value]
+    return bool(several) and all(isinstance(one, str) and one in _TYPES for one in several) and _are_different(several)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value) and _are_different(value)
+
+
+def _are_different(values: list[str]) -> bool:
+    return len(set(values)) == len(values)
+
+
+_FORMS: Final[dict[str, Callable[[Any], bool]]] = {
+    "type": _is_type,
+    "required": _is_texts,
+    "enum": lambda value: isinstance(value, list) and bool(value),
+    "examples": lambda value: isinstance(value, list),
+    "multipleOf": lambda value: _is_number(value) and value > 0,
+    "dependentRequired": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
+    "pattern": _is_pattern,
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_number),
+    **dict.fromkeys(("title", "description", "format", "contentEncoding", "contentMediaType"), _is_text),
+    **dict.fromkeys(("deprecated", "readOnly", "writeOnly", "uniqueItems"), _is_flag),
+    **dict.fromkeys(
+        (
+            *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
+            *("minContains", "maxContains"),
+        ),
+        _is_count,
+    ),
+}
+"""What each keyword's value must be (JSON Schema 2020-12, validation vocabulary); another one is left out."""
+
+
+def resolve(reference: Any, root: Any) -> tuple[str, Any] | None:
+    """(its JSON pointer, the schema there) for a ``$ref`` into `root` itself; None where it leads nowhere in it."""
+    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
+        return None
+    pointer = unquote(reference[1:])
+    found = root
+    for token in pointer.split("/")[1:]:
+        name = token.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict) and name in found:
+            found = found[name]
+        elif isinstance(found, list) and name.isascii() and name.isdigit() and int(name) < len(found):
+            found = found[int(name)]
+        else:
+            return None
+    return (pointer, found) if isinstance(found, dict) else None
+
+
+@dataclass(slots=True)
+class _Target:
+    """A schema that becomes a component. `slots` are the places that refer to it, filled in when it has a name."""
+
+    base: str
+    operation: str
+    role: str
+    is_fixed: bool = False
+    body: dict[str, Any] = field(default_factory=dict)
+    slots: list[tuple[dict[str, Any], str]] = field(default_factory=list)
+
+    def names(self) -> tuple[str, ...]:
+        """From the shortest one, which may be the same for several, to one that tells as much as is known."""
+        if self.is_fixed:
+            return (f"{self.operation}.{self.base}",)
+        return (
+            self.base,
+            f"{self.base}.{self.role}",
+            f"{self.operation}.{self.base}",
+            f"{self.operation}.{self.base}.{self.role}",
+        )
+
+
+class Schemas:
+    """Gathers the schemas of a document; what `add`, `part` and `problem` return is complete after `components`."""
+
+    def __init__(self, reserved: Mapping[str, dict[str, Any]]) -> None:
+        self._reserved = reserved
+        """Components with names of their own."""
+        self._targets: dict[str, _Target] = {}
+        """By the text that is equal for equal schemas."""
+
+    def add(self, schema: Any, operation: str, role: str) -> dict[str, Any]:
+        """What stands for a whole schema: a reference if it has a structure worth a name, else the schema itself."""
+        if not isinstance(schema, dict):
+            return {}
+        if schema.get("type") == "null":
+            return {"const": None}  # the same, which generators know what to do with
+        title = _name(schema.get("title"))
+        if "$ref" in schema or not (_has_fields(schema) or ("enum" in schema and title)):
+            return self.part(schema, schema, operation, role)
+        text = _closure(schema, schema) if title else f"{operation} {role}"
+        return self._refer(
+            {}, text, _Target(title or role, operation, role, is_fixed=not title), lambda: (schema, schema)
+        )
+
+    def part(self, schema: Any, root: Any, operation: str, role: str) -> dict[str, Any]:
+        """A copy of a schema in `root`, in which references point to components."""
+        copy = self._copy(schema, root, operation, role)
+        return copy if isinstance(copy, dict) else {} if copy else {"not": {}}
+
+    def problem(self, code: str, description: str, details: Any, operation: str) -> dict[str, Any]:
+        """A reference to the problem document of a declared error, whose details have the schema `details`."""
+        text = json.dumps(["problem", code, description, _closure(details, details)])
+        base = "".join(word.capitalize() for word in code.split("_")) or code
+        found = self._targets.get(text)
+        if found is None:
+            found = self._targets[text] = _Target(base, operation, "Problem")
+            shape = self._reserved["Problem"]
+            said = {} if details is None else {"details": self.add(details, operation, f"{base}Details")}
+            found.body = {
+                **shape,
+                "description": description,
+                "properties": {**shape["properties"], "code": {"type": "string", "const": code}, **said},
+            }
+        return self._slot({}, found)
+
+    def components(self) -> dict[str, dict[str, Any]]:
+        """Give everything its name: all components, sorted by it."""
+        named = dict(self._reserved)
+        taken = {_fold(name) for name in named}
+        groups: dict[str, list[_Target]] = {}
+        for target in self._targets.values():
+            groups.setdefault("" if target.is_fixed else _fold(target.base), []).append(target)
+        for _, group in sorted(groups.items()):
+            for target, name in zip(group, _names(group, taken), strict=True):
+                taken.add(_fold(name))
+                named[name] = target.body
+                for holder, key in target.slots:
+                    holder[key] = COMPONENT + name
+        return dict(sorted(named.items()))
+
+    # --- copies ---------------------------------------------------------------------------------------------------
+
+    def _copy(self, schema: Any, root: Any, operation: str, role: str) -> Any:
+        if isinstance(schema, bool):
+            return schema
+        if not isinstance(schema, dict):
+            return {}
+        copy: dict[str, Any] = {}
+        for key, value in schema.items():
+            if key in _ONE:
+                if isinstance(value, dict | bool):
+                    copy[key] = self._copy(value, root, operation, role)
+            elif key in _SEVERAL:
+                if isinstance(value, list) and value:
+                    copy[key] = [self._copy(one, root, operation, role) for one in value]
+            elif key in _NAMED:
+                if isinstance(value, dict):
+                    copy[key] = {str(name): self._copy(one, root, operation, role) for name, one in value.items()}
+            elif key == "$ref":
+                self._refer_to(copy, "$ref", value, root, operation, role)
+            elif key == "discriminator":
+                if (found := self._discriminator(value, root, operation, role)) is not None:
+                    copy[key] = found
+            elif isinstance(key, str) and key not in _DROPPED and _FORMS.get(key, _is_anything)(value):
+                copy[key] = value
+        return copy
+
+    def _discriminator(self, value: Any, root: Any, operation: str, role: str) -> dict[str, Any] | None:
+        """OpenAPI's own keyword, which pydantic writes too, with references as the values of a map."""
+        if not isinstance(value, dict) or not isinstance(value.get("propertyName"), str):
+            return None
+        found: dict[str, Any] = {"propertyName": value["propertyName"]}
+        if isinstance(mapping := value.get("mapping"), dict):
+            found["mapping"] = {}
+            for name, reference in mapping.items():
+                self._refer_to(found["mapping"], name, reference, root, operation, role)
+        return found
+
+    def _refer_to(self, holder: dict[str, Any], key: str, reference: Any, root: Any, operation: str, role: str) -> None:
+        """Have ``holder[key]`` name the component of what `reference` means in `root`; nothing if it means nothing."""
+        found = resolve(reference, root)
+        if found is None:
+            return
+        pointer, schema = found
+        base = _name(pointer.rpartition("/")[2] if pointer else schema.get("title")) or role
+        self._refer(holder, _closure(schema, root), _Target(base, operation, role), lambda: (schema, root), key)
+
+    def _refer(
+        self,
+        holder: dict[str, Any],
+        text: str,
+        new: _Target,
+        source: Callable[[], tuple[Any, Any]],
+        key: str = "$ref",
+    ) -> dict[str, Any]:
+        target = self._targets.get(text)
+        if target is None:
+            # Known before its body is made, which may refer to it.
+            target = self._targets[text] = new
+            target.body.update(self._copy(*source(), target.operation, target.role))
+            target.body.pop("title", None)  # some generators would take it for the type's name
+        return self._slot(holder, target, key)
+
+    @staticmethod
+    def _slot(holder: dict[str, Any], target: _Target, key: str = "$ref") -> dict[str, Any]:
+        holder[key] = ""
+        target.slots.append((holder, key))
+        return holder
+
+
+def _is_anything(value: Any) -> bool:
+    return True
+
+
+def _has_fields(schema: dict[str, Any]) -> bool:
+    return isinstance(schema.get("properties"), dict) and bool(schema["properties"])
+
+
+def _name(text: Any) -> str:
+    """A text as a component's name may be, ``^[a-zA-Z0-9._-]+$``; empty for what is none."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", text)[:MAX_NAME_CHARS].strip("_.-") if isinstance(text, str) else ""
+
+
+def _fold(name: str) -> str:
+    """Equal for names of which generators make the same class, or the same file where case means nothing."""
+    return re.sub(r"[^a-z0-9]", "", name.lower()) or name
+
+
+def _names(group: Sequence[_Target], taken: Collection[str]) -> list[str]:
+    """A name for each of several targets that would like the same one, and none of `taken`.
+
+    All of them get the same form of name: if one had the short one, it would depend on the others which that is.
+    """
+    forms = list(zip(*(target.names() for target in group), strict=True))
+    for names in forms:
+        folded = {_fold(name) for name in names}
+        if len(folded) == len(names) and folded.isdisjoint(taken):
+            return list(names)
+    used = set(taken)
+    found = []
+    for name in forms[-1]:
+        candidates = chain([name], (f"{name}.{number}" for number in count(2)))
+        found.append(next(one for one in candidates if _fold(one) not in used))
+        used.add(_fold(found[-1]))
+    return found
+
+
+# --- equality -----------------------------------------------------------------------------------------------------
+
+
+def _closure(schema: Any, root: Any) -> str:
+    """A text that is equal for schemas that are equal with everything that they refer to."""
+    reached: dict[str, Any] = {}
+    waiting = [schema]
+    while waiting:
+        for reference in _references(waiting.pop()):
+            found = resolve(reference, root)
+            if found is not None and found[0] not in reached:
+                reached[found[0]] = _bare(found[1])
+                waiting.append(found[1])
+    return json.dumps([_bare(schema), reached], sort_keys=True, default=str)
+
+
+def _bare(schema: Any) -> Any:
+    """Without what others in the same root are defined by."""
+    if not isinstance(schema, dict):
+        return schema
+    return {key: value for key, value in schema.items() if key not in ("$defs", "definitions")}
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Every ``$ref`` in a schema, but for those in its definitions, which are reached when something refers to them."""
+    waiting = [schema]
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, dict):
+            continue
+        for key, value in one.items():
+            if key == "$ref" and isinstance(value, str):
+                yield value
+            elif key == "discriminator" and isinstance(value, dict) and isinstance(value.get("mapping"), dict):
+                yield from (name for name in value["mapping"].values() if isinstance(name, str))
+            elif key in _ONE:
+                waiting.append(value)
+            elif key in _SEVERAL and isinstance(value, Sequence):
+                waiting += value
+            elif key in _NAMED and isinstance(value, dict):
+                waiting += value.values()

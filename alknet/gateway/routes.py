@@ -1,0 +1,302 @@
+"""The routes that reach operations: each reads its request, lets the dispatcher decide, and frames the answer."""
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final
+
+from alknet.call.codecs import JSON, EncodeError
+from alknet.call.doorkeeper import Doorkeeper
+from alknet.call.errors import CallError
+from alknet.call.operations import Kind, Operation
+from alknet.call.prepared import Prepared
+from alknet.gateway.app import method_not_allowed
+from alknet.gateway.calls import Calls
+from alknet.gateway.events import EventStreams
+from alknet.gateway.exchange import Exchange
+from alknet.gateway.idempotency import REPLAYED, Idempotency, Kept
+from alknet.gateway.openapi_query import QueryParameter, query_input, query_parameters
+from alknet.gateway.problems import PROBLEM, HttpError, error_fields, problem_of, status_of
+from alknet.gateway.settings import GatewaySettings
+from alknet.gateway.tickets import TICKET_S, Tickets
+from alknet.tasks import Tasks
+
+__all__ = ["OPS", "Routes"]
+
+OPS: Final = "/ops/"
+MAX_BATCH: Final = 100
+BATCH_AT_ONCE: Final = 16
+MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+"""Of the answers in one batch; what comes after is refused."""
+MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
+MAX_LAST_EVENT_ID_CHARS: Final = 256
+FIRST_ERROR_STATUS: Final = 400
+REQUEST_ID: Final = b"alknet-request-id"
+METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+
+Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
+"""Status, JSON, headers."""
+Frame = Callable[[bytes, str], bytes]
+"""From an output as JSON and the request's id to the body."""
+
+
+class Routes:
+    """`settings` tells the current ones."""
+
+    def __init__(
+        self,
+        doors: Doorkeeper,
+        calls: Calls,
+        events: EventStreams,
+        tickets: Tickets,
+        idempotency: Idempotency,
+        settings: Callable[[], GatewaySettings],
+    ) -> None:
+        self._doors = doors
+        self._calls = calls
+        self._tasks = Tasks("idempotent")
+        self._events = events
+        self._tickets = tickets
+        self._idempotency = idempotency
+        self._settings = settings
+        self._parameters: dict[str, tuple[Operation, tuple[QueryParameter, ...] | None]] = {}
+        """Of the operations that were called with GET."""
+
+    async def aclose(self) -> None:
+        await self._tasks.aclose()
+
+    # --- about the node ---------------------------------------------------------------------------------------------
+
+    async def healthz(self, exchange: Exchange) -> None:
+        await exchange.reply(200, b'{"status":"ok"}')
+
+    async def readyz(self, exchange: Exchange) -> None:
+        if self._calls.is_draining:
+            await exchange.reply(503, b'{"status":"draining"}')
+        else:
+            await exchange.reply(200, b'{"status":"ready"}')
+
+    async def metrics(self, exchange: Exchange) -> None:
+        prepared = self._prepare(exchange, "node/metrics", {})
+        status, body, headers = await self._run(prepared)
+        if status == HTTPStatus.OK:
+            await exchange.reply(200, JSON.decode(body).encode(), METRICS_TYPE)
+        else:
+            await exchange.reply(status, body, PROBLEM, headers)
+
+    # --- about operations -------------------------------------------------------------------------------------------
+
+    async def search(self, exchange: Exchange) -> None:
+        await self._wrapped(exchange, "services/list", fields_of(exchange))
+
+    async def schema(self, exchange: Exchange) -> None:
+        await self._wrapped(exchange, "services/schema", fields_of(exchange))
+
+    # --- calling ----------------------------------------------------------------------------------------------------
+
+    async def call(self, exchange: Exchange) -> None:
+        name, value, timeout_s = request_of(await self._json(exchange))
+        await self._wrapped(exchange, name, value, timeout_s)
+
+    async def batch(self, exchange: Exchange) -> None:
+        requests = await self._json(exchange)
+        if not isinstance(requests, list) or len(requests) > MAX_BATCH:
+            raise HttpError(422, "INVALID_INPUT", f"a batch is a list of at most {MAX_BATCH} calls")
+        turn = asyncio.Semaphore(BATCH_AT_ONCE)
+        left = MAX_BATCH_BYTES
+
+        async def one(request: Any) -> bytes:
+            nonlocal left
+            async with turn:
+                body = await self._one_of_batch(exchange, request, left)
+            left -= len(body)
+            return body
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(request)) for request in requests]
+        await exchange.reply(200, b'{"results":[%b]}' % b",".join(task.result() for task in tasks))
+
+    async def subscribe(self, exchange: Exchange) -> None:
+        name, value, timeout_s = request_of(await self._json(exchange))
+        prepared = self._prepare(exchange, name, value, streaming=True, timeout_s=timeout_s)
+        await self._stream(exchange, prepared)
+
+    async def operation(self, exchange: Exchange) -> None:
+        """``/ops/{name}``: the operation itself, with nothing around its input and output."""
+        name = exchange.path.removeprefix(OPS)
+        if exchange.method == "POST":
+            value = await self._json(exchange)
+        elif exchange.method in ("GET", "HEAD"):
+            value = self._query(exchange, name)
+        else:
+            raise method_not_allowed(exchange.method, "POST")
+        prepared = self._prepare(exchange, name, value, streaming=None)
+        if prepared.is_stream:
+            await self._stream(exchange, prepared)
+        else:
+            await self._answer(exchange, prepared, value, as_it_is)
+
+    def _query(self, exchange: Exchange, name: str) -> Any:
+        """The input in a query string. Who may not call it learns that from the dispatcher, and nothing else."""
+        dispatcher = self._calls.dispatcher
+        found = dispatcher.registry.get(name)
+        if found is None or not dispatcher.may(exchange.identity, found):
+            return {}
+        known, parameters = self._parameters.get(name, (None, None))
+        if known is not found:
+            parameters = query_parameters(found.spec.describe())
+            self._parameters[name] = found, parameters
+        if parameters is None:
+            raise method_not_allowed(exchange.method, "POST")
+        return query_input(parameters, exchange.query())
+
+    async def ticket(self, exchange: Exchange) -> None:
+        """A ticket for one WebSocket, for the page of whoever asks."""
+        if exchange.identity is None:
+            raise HttpError(401, "FORBIDDEN", "authentication required: a ticket stands for a token")
+        await exchange.body(0)
+        now = asyncio.get_running_loop().time()
+        ticket = self._tickets.make(exchange.identity, exchange.header(b"origin"), now)
+        await exchange.reply_json({"ticket": ticket, "expires_in": TICKET_S})
+
+    # --- how ----------------------------------------------------------------------------------------------------------
+
+    async def _json(self, exchange: Exchange) -> Any:
+        return await exchange.json(self._settings().max_body)
+
+    def _prepare(self, exchange: Exchange, name: str, value: Any, **how: Any) -> Prepared:
+        if exchange.identity is None:
+            self._doors.anonymous_called(exchange.visit.connection)
+        last = exchange.header(b"last-event-id")
+        return self._calls.prepare(
+            name,
+            value,
+            exchange.caller(),
+            traceparent=exchange.traceparent,
+            metadata=None if last is None else {"last_event_id": last[:MAX_LAST_EVENT_ID_CHARS]},
+            **how,
+        )
+
+    async def _wrapped(self, exchange: Exchange, name: str, value: Any, timeout_s: float | None = None) -> None:
+        await self._answer(exchange, self._prepare(exchange, name, value, timeout_s=timeout_s), value, wrapped)
+
+    async def _answer(self, exchange: Exchange, prepared: Prepared, value: Any, frame: Frame) -> None:
+        """Run a call and send what comes of it; a mutation with an Idempotency-Key only if it was not done before."""
+        key = exchange.header(b"idempotency-key")
+        headers = [(REQUEST_ID, prepared.act.request_id.encode("ascii"))]
+        if key is not None and prepared.operation.spec.kind is Kind.MUTATION:
+            try:
+                known = self._idempotency.begin(key, value, prepared)
+            except CallError:
+                prepared.drop()
+                raise
+            if isinstance(known, Kept):
+                # Somebody who asks again must find it done: it goes on when this client is gone.
+                doing = self._tasks.start(self._keep(prepared, known), name="kept")
+                status, body, more = await asyncio.shield(doing)
+                headers += more
+            else:
+                prepared.drop(because="replayed")
+                status, body = known.status or 200, known.body
+                headers.append(REPLAYED)
+        else:
+            status, body, more = await self._run(prepared)
+            headers += more
+        if status < FIRST_ERROR_STATUS:
+            await exchange.reply(status, frame(body, prepared.act.request_id), headers=headers)
+        else:
+            await exchange.reply(status, body, PROBLEM, headers)
+
+    async def _run(self, prepared: Prepared) -> Answer:
+        """(status, the output or the problem, headers)."""
+        try:
+            return 200, encoded(await self._calls.call(prepared)), []
+        except CallError as exc:
+            return problem_answer(exc, prepared)
+
+    async def _keep(self, prepared: Prepared, kept: Kept) -> Answer:
+        try:
+            answer: Answer = 200, encoded(await self._calls.call(prepared)), []
+        except CallError as exc:
+            answer = problem_answer(exc, prepared)
+            if exc.retryable:
+                kept.forget()
+                return answer
+        except BaseException:
+            kept.lose()
+            raise
+        kept.finish(answer[0], answer[1])
+        return answer
+
+    async def _stream(self, exchange: Exchange, prepared: Prepared) -> None:
+        if exchange.method == "HEAD":
+            prepared.drop()
+            raise method_not_allowed("HEAD", "POST")
+        try:
+            await self._events.serve(exchange, prepared)
+        except CallError as exc:
+            await exchange.fail(exc, spec=prepared.operation.spec, request_id=prepared.act.request_id)
+
+    async def _one_of_batch(self, exchange: Exchange, request: Any, left: int) -> bytes:
+        request_id = None
+        try:
+            if left <= 0:
+                words = f"the answers before this one have {MAX_BATCH_BYTES} bytes"
+                raise CallError("RESOURCE_EXHAUSTED", words, retryable=False)
+            name, value, timeout_s = request_of(request)
+            prepared = self._prepare(exchange, name, value, timeout_s=timeout_s)
+            request_id = prepared.act.request_id
+            return wrapped(encoded(await self._calls.call(prepared)), request_id)
+        except CallError as exc:
+            request_id = request_id or exc.request_id
+            failed = {"request_id": request_id, "result": "error", "error": error_fields(exc, request_id)}
+            return encoded(failed)
+
+
+def problem_answer(error: CallError, prepared: Prepared) -> Answer:
+    spec, is_anonymous = prepared.operation.spec, prepared.caller.identity is None
+    status = status_of(error, spec, is_anonymous=is_anonymous)
+    body, headers, _ = problem_of(error, status, prepared.act.request_id)
+    return status, body, headers
+
+
+def encoded(value: Any) -> bytes:
+    """As JSON; raises `CallError` for what a handler cannot have sent."""
+    try:
+        return JSON.encode(value)
+    except EncodeError as exc:
+        raise CallError("INTERNAL", f"the answer cannot be sent: {exc}") from exc
+
+
+def as_it_is(output: bytes, request_id: str) -> bytes:
+    return output
+
+
+def wrapped(output: bytes, request_id: str) -> bytes:
+    """The answer of ``/call``: the output, given as JSON, and under which id the audit log has the call."""
+    return b'{"request_id":"%b","result":"ok","output":%b}' % (request_id.encode("ascii"), output)
+
+
+def request_of(value: Any) -> tuple[str, Any, float | None]:
+    """(operation, input, timeout in seconds) of what ``/call`` takes; raises `CallError`."""
+    if not isinstance(value, dict):
+        raise CallError("INVALID_INPUT", 'the body should be an object: {"operation": "namespace/name", "input": {}}')
+    if unknown := value.keys() - {"operation", "input", "timeout_ms"}:
+        words = f"unknown field {sorted(unknown)[0][:100]!r}; there are operation, input and timeout_ms"
+        raise CallError("INVALID_INPUT", words)
+    name, timeout_ms = value.get("operation"), value.get("timeout_ms")
+    if not isinstance(name, str) or not name:
+        raise CallError("INVALID_INPUT", "operation should be the name of one, such as services/list")
+    if timeout_ms is not None and not (type(timeout_ms) is int and 0 < timeout_ms <= MAX_TIMEOUT_MS):
+        raise CallError("INVALID_INPUT", f"timeout_ms should be an integer from 1 to {MAX_TIMEOUT_MS}")
+    return name.removeprefix("/"), value.get("input"), None if timeout_ms is None else timeout_ms / 1000
+
+
+def fields_of(exchange: Exchange) -> dict[str, Any]:
+    """The query string of a route whose fields are all text or numbers."""
+    fields: dict[str, Any] = {}
+    for name, text in exchange.query():
+        if name in fields:
+            raise HttpError(422, "INVALID_INPUT", f"input.{name[:100]}: stands there twice")
+        fields[name] = text
+    return fields

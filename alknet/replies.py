@@ -1,0 +1,89 @@
+"""Answers that are kept for a while, so that a request sent twice with one Idempotency-Key is done once.
+
+A row is written before the act and completed after it. Rows that a process left incomplete when it died say so: nobody
+knows then whether the act was done, and it must not be done again on that guess.
+"""
+
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from typing import Final
+
+from alknet.errors import UnavailableError
+
+__all__ = ["KEPT_S", "MAX_KEPT", "MAX_KEPT_OF_ONE_PEER", "Remembered", "Replies"]
+
+KEPT_S: Final = 24 * 3600.0
+MAX_KEPT: Final = 100_000
+MAX_KEPT_OF_ONE_PEER: Final = 10_000
+PRUNE_EVERY: Final = 256
+"""Requests between two looks for what is too old."""
+
+TABLE: Final = (
+    "CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, peer TEXT NOT NULL, input BLOB NOT NULL,"
+    " run BLOB NOT NULL, at REAL NOT NULL, status INTEGER, body BLOB)",
+    "CREATE INDEX IF NOT EXISTS replies_at ON replies (at)",
+    "CREATE INDEX IF NOT EXISTS replies_peer ON replies (peer)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What is known of an earlier request with the same key. `status` is None while it runs, or when its process died
+    before it had ended (`is_lost`)."""
+
+    input: bytes
+    status: int | None
+    body: bytes
+    is_lost: bool = False
+
+
+class Replies:
+    """The kept answers in a SQLite database. Times are seconds since 1970."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._run = secrets.token_bytes(8)
+        self._begun = 0
+        for statement in TABLE:
+            db.execute(statement)
+
+    def begin(self, key: bytes, peer: str, input: bytes, now: float) -> Remembered | None:
+        """Note that the act is about to be done; or what is known of it, if it was noted before. Raises
+        `UnavailableError` when it cannot be noted."""
+        try:
+            if self._begun % PRUNE_EVERY == 0:
+                self._db.execute("DELETE FROM replies WHERE at <= ?", (now - KEPT_S,))
+            self._begun += 1
+            row = self._db.execute("SELECT input, run, at, status, body FROM replies WHERE key = ?", (key,)).fetchone()
+            if row is not None and row[2] > now - KEPT_S:
+                return Remembered(row[0], row[3], row[4] or b"", is_lost=row[3] is None and row[1] != self._run)
+            if self._count("") >= MAX_KEPT or self._count(peer) >= MAX_KEPT_OF_ONE_PEER:
+                raise UnavailableError("too many answers are kept for idempotency keys", hint="try again later")
+            self._db.execute(
+                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, NULL, NULL)", (key, peer, input, self._run, now)
+            )
+        except sqlite3.Error as exc:
+            raise UnavailableError(f"the idempotency key cannot be kept: {exc}", hint="try again") from exc
+        return None
+
+    def finish(self, key: bytes, status: int, body: bytes) -> None:
+        """Keep the answer; raises `UnavailableError`."""
+        try:
+            self._db.execute("UPDATE replies SET status = ?, body = ? WHERE key = ?", (status, body, key))
+        except sqlite3.Error as exc:
+            raise UnavailableError(f"the answer cannot be kept: {exc}") from exc
+
+    def forget(self, key: bytes) -> None:
+        """The act was not done after all; raises `UnavailableError`."""
+        try:
+            self._db.execute("DELETE FROM replies WHERE key = ?", (key,))
+        except sqlite3.Error as exc:
+            raise UnavailableError(f"the idempotency key cannot be given free: {exc}") from exc
+
+    def _count(self, peer: str) -> int:
+        if peer:
+            row = self._db.execute("SELECT count(*) FROM replies WHERE peer = ?", (peer,)).fetchone()
+        else:
+            row = self._db.execute("SELECT count(*) FROM replies").fetchone()
+        return int(row[0])
