@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from alknet.nofile import is_scarce, lower_for_child
 from alknet.runas import RunAs
 
-__all__ = ["HANG_UP_GRACE_S", "Child", "ChildPipes", "Terminal", "start_child"]
+__all__ = ["HANG_UP_GRACE_S", "Child", "ChildPipes", "Terminal", "signal_name", "start_child"]
 
 HANG_UP: Final = signal.SIGHUP
 HANG_UP_GRACE_S: Final = 2.0
@@ -210,6 +210,14 @@ def start_child(
     finally:
         for fd in theirs:
             os.close(fd)
+
+
+def signal_name(number: int) -> str:
+    """The name as RFC 4254 section 6.10 has it, such as TERM; real-time signals have none, only a number."""
+    try:
+        return signal.Signals(number).name.removeprefix("SIG")
+    except ValueError:
+        return str(number)
 
 
 def _enlarge(fd: int) -> None:

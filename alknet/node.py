@@ -90,7 +90,7 @@ class Node:
     async def __aenter__(self) -> "Node":
         try:
             self._assemble()
-            self._start()
+            await self._start()
         except BaseException:
             self._undo.close()
             raise
@@ -154,7 +154,7 @@ class Node:
             self._gateway = GatewayHandler(
                 self._dispatcher,
                 self._doors,
-                GatewaySettings(),
+                GatewaySettings(mcp=settings.mcp.enabled),
                 replies=self._state.replies,
                 serve_calls=self._calls.serve_stream,
             )
@@ -178,7 +178,7 @@ class Node:
         )
         self._apply(self._reloader.running)
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         settings = self._reloader.running.settings
         self._undo.callback(self._quic.close)
         self._undo.callback(self._port.stop_accepting)
@@ -186,7 +186,7 @@ class Node:
             self._port.listen(address.hosts(), address.port)
         self._lock.publish(tuple((a.host, a.port) for a in self._port.addresses))
         if self._gateway is not None:
-            self._gateway.start()
+            await self._gateway.start()
         self._tasks.start(self._watch_files(), name="watch")
         self._tasks.start(self._watch_expiry(), name="expiry")
         self.gate.note({"surface": "node", "action": "node/start", "outcome": "ok", "version": __version__})
@@ -319,6 +319,7 @@ class Node:
             body_timeout=gateway.body_timeout,
             max_in_flight=settings.call.max_in_flight,
             max_message=settings.call.max_frame,
+            max_tools=settings.mcp.max_tools,
             auth_attempts=settings.limits.auth_attempts,
             names=frozenset((*identity.certificate.names, *(host for each in listen for host in each.hosts()))),
         )

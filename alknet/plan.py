@@ -50,6 +50,12 @@ class Plan:
     original: str | None = None
     """What was asked for when something else is run instead."""
 
+    def argv(self, shell: str) -> list[str]:
+        """The program and its arguments for a user with this shell."""
+        if self.words is not None:
+            return list(self.words)
+        return [shell, "-l"] if self.script is None else [shell, "-c", self.script]
+
 
 def make_plan(request: Request, rights: SshRights, commands: Container[str] = ()) -> Plan:
     """The plan for `request` under `rights`. It does not decide: a plan may be for something that is denied.

@@ -23,6 +23,8 @@ CALLS_PER_S: Final = 50.0
 """Of one address, over all its connections."""
 BURST: Final = 200.0
 """Calls that an address may make at once after a pause."""
+MAX_KNOWN: Final = 10_000
+"""Addresses whose calls are counted."""
 SHARE: Final = 4
 """They take one of so many places before a login, in all and of each address."""
 
@@ -58,4 +60,13 @@ class Anonymous:
         left = min(BURST, left + (now - since) * CALLS_PER_S)
         if left < 1.0:
             raise CallError("RESOURCE_EXHAUSTED", f"more than {CALLS_PER_S:g} calls a second without a key or a token")
+        if host not in self._left and len(self._left) >= MAX_KNOWN:
+            self._forget_rested(now)
         self._left[host] = left - 1.0, now
+
+    def _forget_rested(self, now: float) -> None:
+        """Make room: who has paused for long enough has all calls again, as if never seen. If all are busy, the one
+        that was seen first goes."""
+        rested = [host for host, (left, since) in self._left.items() if left + (now - since) * CALLS_PER_S >= BURST]
+        for host in rested or list(self._left)[:1]:
+            del self._left[host]

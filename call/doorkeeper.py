@@ -103,9 +103,9 @@ class Doorkeeper:
         """Give back the place of somebody who is nobody."""
         self._anonymous.leave(host_of(connection) or "-")
 
-    def anonymous_called(self, connection: Connection) -> None:
+    def anonymous_called(self, host: str | None) -> None:
         """Count a call of nobody in particular; raises `CallError` for one too many."""
-        self._anonymous.called(host_of(connection) or "-", asyncio.get_running_loop().time())
+        self._anonymous.called(host or "-", asyncio.get_running_loop().time())
 
     def bearer(self, connection: Connection, token: str, identity: Identity | None, *, surface: str) -> Identity:
         """Whose token it is, shown by nobody or by `identity`; raises `CallError` for one that lets nobody in."""

@@ -272,7 +272,7 @@ class _Door:
         if request.auth_token is not None:
             caller = replace(caller, identity=self._bearer(request.auth_token))
         if caller.identity is None:
-            self._handler.doors.anonymous_called(self._connection)
+            self._handler.doors.anonymous_called(host_of(self._connection))
         if request.forwarded_for is not None and caller.identity is not None:
             caller = replace(caller, forwarded_for=request.forwarded_for)
         if request.peer is not None:

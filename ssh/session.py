@@ -16,7 +16,7 @@ import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
 from alknet.access import Decision, SshRights
-from alknet.child import Child, start_child
+from alknet.child import Child, signal_name, start_child
 from alknet.descriptors import Sink, Source
 from alknet.errors import AlknetError
 from alknet.gate import Act
@@ -183,13 +183,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
             tty=None if self._terminal is None else self._terminal.path,
             original_command=plan.original,
         )
-        if plan.words is not None:
-            argv = list(plan.words)
-        elif plan.script is not None:
-            argv = [user.shell, "-c", plan.script]
-        else:
-            argv = [user.shell, "-l"]
-        self._child, pipes = start_child(argv, user=user, env=env, terminal=self._terminal, on_exit=self._child_exited)
+        self._child, pipes = start_child(
+            plan.argv(user.shell), user=user, env=env, terminal=self._terminal, on_exit=self._child_exited
+        )
         self._stdin = Sink(pipes.stdin, self._input_drained)
         self._sources = [Source(pipes.stdout, self._send, self._source_ended)]
         if pipes.stderr is not None:
@@ -295,7 +291,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             return
         status = self._status
         if os.WIFSIGNALED(status):
-            name = _signal_name(os.WTERMSIG(status))
+            name = signal_name(os.WTERMSIG(status))
             self._done(f"signal {name}")
             if self._channel is not None:
                 self._channel.exit_with_signal(name, os.WCOREDUMP(status))
@@ -389,11 +385,3 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def _exit(self, status: int) -> None:
         if self._channel is not None:
             self._channel.exit(status)
-
-
-def _signal_name(number: int) -> str:
-    """The name as RFC 4254 section 6.10 has it; real-time signals have none, only a number."""
-    try:
-        return signal.Signals(number).name.removeprefix("SIG")
-    except ValueError:
-        return str(number)

@@ -166,7 +166,7 @@ class Routes:
 
     def _prepare(self, exchange: Exchange, name: str, value: Any, **how: Any) -> Prepared:
         if exchange.identity is None:
-            self._doors.anonymous_called(exchange.visit.connection)
+            self._doors.anonymous_called(exchange.caller().remote)
         last = exchange.header(b"last-event-id")
         return self._calls.prepare(
             name,

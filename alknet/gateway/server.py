@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Final
 
+from starlette.types import Message
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
@@ -13,15 +14,19 @@ from alknet.access import Identity
 from alknet.alpn.streams import Connection
 from alknet.alpn.tls_listener import DEFAULT_ALPN
 from alknet.call.carried import ChannelConnection
+from alknet.call.context import Caller
 from alknet.call.dispatch import Dispatcher
 from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.errors import CallError
 from alknet.call.frames import HELLO_MAX_FRAME
 from alknet.gateway.app import Gateway, is_loopback
 from alknet.gateway.calls import Calls
+from alknet.gateway.documents import Documents
 from alknet.gateway.events import EventStreams
 from alknet.gateway.exchange import Exchange, Visit
 from alknet.gateway.idempotency import Idempotency
+from alknet.gateway.mcp.app import CALLER, PATHS, TRACEPARENT, McpApp, McpSettings
+from alknet.gateway.pages import PAGE_HEADERS, asset
 from alknet.gateway.problems import HttpError
 from alknet.gateway.protocol import HttpProtocol, WebSocketProtocol
 from alknet.gateway.routes import OPS, Routes
@@ -34,7 +39,7 @@ from alknet.tasks import Tasks
 __all__ = ["GatewayHandler", "ServeCalls"]
 
 DATE_EVERY_S: Final = 1.0
-
+DOCS: Final = "/docs"
 ServeCalls = Callable[[WebSocketStream, Identity | None, ChannelConnection], Awaitable[int]]
 """Serves the call protocol to somebody who was let in already."""
 
@@ -80,6 +85,8 @@ class GatewayHandler:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what strangers send wrong fills no log
         idempotency = Idempotency(replies, dispatcher.gate.clock.wall)
         self._routes = Routes(doors, self._calls, self._events, self._tickets, idempotency, lambda: self.settings)
+        self._documents = Documents(dispatcher)
+        self._mcp = McpApp(self._calls, McpSettings(), admit=self._admit) if settings.mcp else None
         self._add_routes()
         self.settings = settings
 
@@ -92,6 +99,8 @@ class GatewayHandler:
         self.app.settings = settings
         self._calls.max_in_flight = settings.max_in_flight
         self._config.ws_max_size = settings.max_message
+        if self._mcp is not None:
+            self._mcp.settings = McpSettings(max_tools=settings.max_tools)
 
     def _add_routes(self) -> None:
         app, routes = self.app, self._routes
@@ -106,12 +115,20 @@ class GatewayHandler:
         app.add("POST", "/ticket", routes.ticket)
         app.add("GET", "/alknet/call", self._websocket)
         app.add_below(OPS, routes.operation)
+        app.add("GET", "/openapi.json", self._documents.serve)
+        app.add("GET", DOCS, self._page)
+        app.add_below(DOCS + "/", self._page)
+        if self._mcp is not None:
+            for path in PATHS:
+                app.add_below(path, self._serve_mcp)
 
     # --- the door ---------------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin the work in the background."""
         self._events.start()
+        if self._mcp is not None:
+            await self._mcp.start()
         self._tasks.start(self._tell_date(), name="date")
 
     async def handle(self, connection: Connection) -> None:
@@ -132,6 +149,8 @@ class GatewayHandler:
 
     def recheck(self) -> None:
         self._calls.recheck()
+        if self._mcp is not None:
+            self._mcp.recheck()
         gate = self._dispatcher.gate
         for protocol in tuple(self._protocols):
             identity = protocol.visit.connection.identity
@@ -143,6 +162,8 @@ class GatewayHandler:
         for protocol in tuple(self._protocols):
             protocol.shutdown()
         await self._calls.drain(deadline)
+        if self._mcp is not None:
+            await self._mcp.aclose(deadline)
         for protocol in tuple(self._protocols):
             protocol.end()
         await self._events.aclose()
@@ -153,6 +174,33 @@ class GatewayHandler:
         while True:
             self._state.default_headers = [(b"date", formatdate(usegmt=True).encode("ascii"))]
             await asyncio.sleep(DATE_EVERY_S)
+
+    # --- pages and tools --------------------------------------------------------------------------------------------
+
+    async def _page(self, exchange: Exchange) -> None:
+        """The interactive page: the same for everybody, what it shows is not."""
+        found = asset(exchange.path) if self.settings.docs and exchange.method in ("GET", "HEAD") else None
+        if found is None:
+            raise HttpError(404, "NOT_FOUND", "there is nothing here")
+        kind, body = found
+        await exchange.reply(200, body, kind.encode("ascii"), PAGE_HEADERS)
+
+    async def _serve_mcp(self, exchange: Exchange) -> None:
+        assert self._mcp is not None
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.has_begun = True
+                message = {**message, "headers": [*message["headers"], *exchange.more_headers]}
+            await exchange.send(message)
+
+        scope = {**exchange.scope, CALLER: exchange.caller(), TRACEPARENT: exchange.traceparent}
+        await self._mcp(scope, exchange.receive, send)
+
+    def _admit(self, caller: Caller) -> None:
+        """Each call of somebody who is nobody counts, also of those that come together."""
+        if caller.identity is None:
+            self._doors.anonymous_called(caller.remote)
 
     # --- WebSockets -------------------------------------------------------------------------------------------------
 

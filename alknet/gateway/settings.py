@@ -42,5 +42,8 @@ class GatewaySettings:
     max_message: int = 1024 * 1024
     """Of one message on a WebSocket; `call.max_frame`."""
     auth_attempts: int = 10
+    mcp: bool = True
+    """Whether /mcp is served; looked at once."""
+    max_tools: int = 100
     names: frozenset[str] = frozenset()
     """DNS names and addresses of the certificate and of what is listened on: known without being listed."""

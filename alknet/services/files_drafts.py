@@ -73,8 +73,8 @@ class Draft:
         os.fsync(self._fd)
 
     def commit(self, name: str, *, over: os.stat_result | None) -> None:
-        """Become `name`, all at once: with the rights and the owner of `over`, the file that it replaces; for None it is
-        a new file, and `FileExistsError` if there is something else by now."""
+        """Become `name`, all at once: with the rights and the owner of `over`, the file that it replaces; for None it
+        is a new file, and `FileExistsError` if there is something else by now."""
         os.fchmod(self._fd, FILE_MODE if over is None else stat.S_IMODE(over.st_mode) & 0o777)
         if over is not None and (over.st_uid, over.st_gid) != (os.geteuid(), os.getegid()):
             with suppress(PermissionError):  # only root can give files away

@@ -139,6 +139,11 @@ class Spot:
         finally:
             os.close(handle)
 
+    def check_directory(self) -> None:
+        """Raises as `open_directory` does, and opens nothing."""
+        if self.name is not None:
+            os.close(_enter(self.directory, self.name, self.guard, self.path))
+
     def open_directory(self) -> int:
         """The directory, for listing."""
         inner = (

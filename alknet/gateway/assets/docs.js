@@ -129,7 +129,6 @@ document.addEventListener("keydown", (event) => {
 
 function route() {
   const id = decodeURIComponent(location.hash.slice(1));
-  if (id === "main") return;
   const found = state.operations.get(id);
   state.view?.close();
   state.view = found ? operationView(found.path, found.operation, state.document, token) : null;
@@ -151,20 +150,28 @@ function missing(id) {
 }
 
 function overview() {
-  const kinds = [...state.operations.values()].map(({ operation }) => operation["x-alknet"].kind);
-  const count = (kind) => kinds.filter((one) => one === kind).length;
-  const row = (kind, meaning) => el("div", { className: "kind" },
-    el("dt", {}, el("span", { className: `dot ${kind}`, "aria-hidden": "true" }), kind, el("span", { className: "count" }, String(count(kind)))),
+  const all = [...state.operations.values()].map(({ operation }) => operation["x-alknet"]);
+  const row = (mark, meaning, counts) => el("div", { className: "kind" },
+    el("dt", {}, el("span", { className: `dot ${mark}`, "aria-hidden": "true" }), mark,
+      el("span", { className: "count" }, String(all.filter(counts).length))),
     el("dd", {}, meaning));
+  const kind = (name, meaning) => row(name, meaning, (one) => one.kind === name && !one.destructive);
+  const permits = token() ? "This is all that your token permits." : "Without a token this is what everybody may call.";
   return el("article", { className: "operation" },
     el("h1", { className: "plain" }, "What you may call here"),
     el("p", { className: "summary" },
-      "Choose an operation, fill in its input, and call it. This is all that your token permits, and nothing else is."),
+      `Choose an operation, fill in its input, and call it. ${permits}`),
     el("dl", { className: "kinds" },
-      row("query", "reads and changes nothing"),
-      row("mutation", "changes something"),
-      row("subscription", "goes on answering until you stop it")));
+      kind("query", "reads and changes nothing"),
+      kind("mutation", "changes something"),
+      row("destructive", "may overwrite or remove; asks twice", (one) => one.destructive),
+      kind("subscription", "goes on answering until you stop it")));
 }
+
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the fragment names an operation
+  part("main").focus();
+});
 
 window.addEventListener("hashchange", () => {
   route();

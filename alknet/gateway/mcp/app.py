@@ -177,7 +177,7 @@ class McpApp:
                 return await refuse(send, 400, PARSE_ERROR, f"Parse error: the body {exc}")
             found = await self._brief.answer(message, headers, repeated, turn, session)
             if found is not None:
-                more = ()
+                more: tuple[tuple[bytes, bytes], ...] = ()
                 if session is not None:
                     session.used = asyncio.get_running_loop().time()
                     more = ((_SESSION_ID, headers[_SESSION_ID]),)
@@ -247,6 +247,7 @@ class McpApp:
 
 
 def _turn_of(ctx: Ctx) -> Turn:
+    assert ctx.request is not None  # over HTTP there is one
     turn: Turn = ctx.request.scope[_TURN]
     return turn
 

@@ -8,7 +8,9 @@ What a client says of itself with each request (the envelope) is judged by the S
 same bytes come again.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from mcp_types import CLIENT_CAPABILITIES_META_KEY, CLIENT_INFO_META_KEY, PROTOCOL_VERSION_META_KEY
@@ -80,7 +82,9 @@ class Brief:
         if type(message) is not dict or not message.keys() <= REQUEST_KEYS or message.get("jsonrpc") != "2.0":
             return None
         id, method, params = message.get("id"), message.get("method"), message.get("params", {})
-        if type(id) not in (int, str) or type(params) is not dict or repeated & ROUTING_HEADERS:
+        if type(id) is not int and type(id) is not str:
+            return None
+        if type(params) is not dict or repeated & ROUTING_HEADERS:
             return None
         if not (_is_json(headers.get(b"content-type", b"")) and _accepts_both(headers.get(b"accept", b""))):
             return None

@@ -18,8 +18,6 @@ from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
     PaginatedRequestParams,
-    SubscriptionsListenRequestParams,
-    SubscriptionsListenResult,
 )
 
 from alknet._version import __version__
@@ -41,6 +39,8 @@ INSTRUCTIONS: Final = (
     "Each tool is an operation of an alknet node; its title is the operation's name. You see what you may call."
     " Where you see only search, schema, call and batch, find operations with search."
 )
+
+_COMPLETE: Final = {"resultType": "complete"}
 
 Ctx = ServerRequestContext[Any, Any]
 
@@ -91,10 +91,10 @@ class ToolServer(Server[Any]):
             # No schema asks for headers that repeat arguments (see `tools`), so there is nothing to compare. Without
             # this the SDK would list all tools at each call.
             get_tool_input_schema=lambda name: None,
-            on_list_tools=self._list_tools,
-            on_call_tool=self._call_tool,
-            on_subscriptions_listen=self._listen,
+            on_subscriptions_listen=self.listening,
         )
+        self.add_request_handler("tools/list", PaginatedRequestParams, self._list_tools)
+        self.add_request_handler("tools/call", CallToolRequestParams, self._call_tool)
         self.middleware = [self._watch_initialize]  # spans are not recorded here: the audit log has every call
 
     def create_initialization_options(self, *args: Any, **options: Any) -> Any:
@@ -108,7 +108,7 @@ class ToolServer(Server[Any]):
     # --- handlers ---------------------------------------------------------------------------------------------------
 
     async def _list_tools(self, ctx: Ctx, params: PaginatedRequestParams | None) -> dict[str, Any]:
-        turn = self._turn_of(ctx)
+        turn, is_new = self._turn_of(ctx), Revision.of(ctx.protocol_version) is Revision.NEW
         cursor = None if params is None else params.cursor
         try:
             page = page_of(
@@ -123,13 +123,14 @@ class ToolServer(Server[Any]):
         except CallError as exc:
             raise MCPError(INTERNAL_ERROR, str(exc)) from exc
         result: dict[str, Any] = json.loads(b"{%b}" % page.json())
-        return result | {"ttlMs": LIST_TTL_MS, "cacheScope": "private"}
+        return result | _COMPLETE | {"ttlMs": LIST_TTL_MS, "cacheScope": "private"} if is_new else result
 
     async def _call_tool(self, ctx: Ctx, params: CallToolRequestParams) -> dict[str, Any]:
         turn = self._turn_of(ctx)
         revision = Revision.of(ctx.protocol_version)
         call = call_tool(turn.backend, revision, params.name, params.arguments or {}, _progress(ctx))
-        return (await self._run(turn, call)).wire()
+        result = (await self._run(turn, call)).wire()
+        return result | _COMPLETE if revision is Revision.NEW else result
 
     async def _run(self, turn: Turn, call: Coroutine[Any, Any, Result]) -> Result:
         """In a task of its own: the SDK's cancellation comes again at each await, and a call that is cancelled has to
@@ -144,10 +145,8 @@ class ToolServer(Server[Any]):
             raise
         if task.cancelled():
             raise MCPError(REQUEST_CANCELLED, "Request cancelled")
-        return task.result()
-
-    async def _listen(self, ctx: Ctx, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
-        return await self.listening(ctx, params)
+        result: Result = task.result()
+        return result
 
     async def _watch_initialize(self, ctx: Ctx, call_next: CallNext) -> HandlerResult:
         result = await call_next(ctx)

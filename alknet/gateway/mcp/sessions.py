@@ -6,7 +6,7 @@ The SDK keeps the sessions themselves. This says who may use which, and which ar
 from collections.abc import Callable
 from typing import Any, Final
 
-from alknet.access import Identity
+from alknet.access import Authority, Identity
 from alknet.call.errors import CallError
 from alknet.gateway.mcp.server import Session
 
@@ -30,15 +30,15 @@ IDLE_S: Final = 30 * 60.0
 ANONYMOUS_IDLE_S: Final = 60.0
 
 
-def owner_of(identity: Identity | None) -> str:
+def owner_of(identity: Identity | Authority | None) -> str:
     """What a session is bound to: the peer and the credential that it was begun with."""
-    return "" if identity is None else f"{identity.id} {identity.via}"
+    return "" if identity is None else f"{identity.id} {getattr(identity, 'via', '-')}"
 
 
 class OwnedSession(Session):
     """A session and whose it is."""
 
-    def __init__(self, identity: Identity | None, now: float) -> None:
+    def __init__(self, identity: Identity | Authority | None, now: float) -> None:
         super().__init__()
         self.id: str | None = None
         """None until the SDK has begun it."""
@@ -73,12 +73,12 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._by_id) + len(self._opening)
 
-    def find(self, id: str, identity: Identity | None) -> OwnedSession | None:
+    def find(self, id: str, identity: Identity | Authority | None) -> OwnedSession | None:
         """The session with this id if it is this caller's; somebody else's is as if it were not there."""
         found = self._by_id.get(id)
         return found if found is not None and found.owner == owner_of(identity) else None
 
-    def open(self, identity: Identity | None, now: float) -> OwnedSession:
+    def open(self, identity: Identity | Authority | None, now: float) -> OwnedSession:
         """A place for a new session; raises `CallError` when there is none.
 
         Of an identity that has as many as it may, the one that was idle for longest makes room: clients forget theirs.
