@@ -77,8 +77,8 @@ class Access:
     """What an operation asks of its caller.
 
     In order: `public` lets everybody in; every one of `required_scopes`; one of `required_scopes_any` (an empty tuple
-    lets nobody in, None asks for nothing); then the caller's `resources`: with a `resource_type` an entry
-    of that type must name `resource_action`, see `Peer.resources`.
+    lets nobody in, None asks for nothing); with a `resource_type` the caller's `resources`, an entry of that type for
+    `resource_action`, see `Peer.resources`; then the rules of the action that `rules` names.
     """
 
     public: bool = False
@@ -86,6 +86,7 @@ class Access:
     required_scopes_any: tuple[str, ...] | None = None
     resource_type: str | None = None
     resource_action: str | None = None
+    rules: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +250,7 @@ def authorize(
 ) -> Decision:
     """Decide whether `caller` may do `action` on `resource`. Never raises; unknown actions are denied.
 
-    `access` says what an operation asks for; without one, `action` is looked up among those that need none.
+    `access` says what an operation asks for; without one, `action` is looked up among those that are no operations.
     In order: the caller is proven, or what it asks for is public; its peer exists and is enabled, and neither it nor
     the credential has expired; the scopes, which both the credential and the peer must have; the resource rule; the
     action's own rules. The first that says no decides.
@@ -303,14 +304,12 @@ def _judge(
         granted = ("peer:enabled", f"{who} is known and enabled")
     if is_public:
         return None, _PUBLIC
-    wanted: tuple[str, ...]
-    known = ACTIONS.get(action)
+    known = ACTIONS.get(action if access is None else access.rules or "")
     if access is None:
         if known is None or isinstance(caller, Authority):
             return ("action:unknown", f"there is no action {action!r}"), _NOTHING
-        wanted, any_of = (known.scope,) if known.scope is not None else (), None
-    else:
-        wanted, any_of = access.required_scopes, access.required_scopes_any
+        access = Access(required_scopes=() if known.scope is None else (known.scope,))
+    wanted, any_of = access.required_scopes, access.required_scopes_any
     for scope in wanted:
         verdict, grant = _scope(scope, scopes, own, who)
         if verdict is not None:
@@ -324,7 +323,7 @@ def _judge(
             lacks = "and its token share none" if narrowed else "lacks every one"
             return ("scope:any", f"{who} {lacks} of the scopes {', '.join(any_of) or '(none)'}"), _NOTHING
         granted = grant
-    if access is not None and access.resource_type is not None:
+    if access.resource_type is not None:
         verdict = _resource(access.resource_type, access.resource_action, resource, resources, who)
         if verdict is not None:
             return verdict, _NOTHING

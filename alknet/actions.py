@@ -1,5 +1,5 @@
-"""Every action that a door can attempt besides operations, and every operation that runs programs: the scope it needs,
-and its own rules.
+"""Every action that a door can attempt besides operations, and running a command as one: the scope it needs, and its
+own rules.
 
 A rule is a function of the peer, the resource and the policy that says why not, or None;
 :func:`alknet.access.authorize` is the only caller.
@@ -140,5 +140,5 @@ ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
         "exec/run": Action("exec:run", (_run_switch, _runs_as, _commands)),
     }
 )
-"""Every action that a door of this version can attempt, with the scope it needs and its own rules. An operation that
-stands here has these rules besides what it declares."""
+"""Every action that a door of this version can attempt, with the scope it needs and its own rules. An operation can have
+the rules of one besides what it declares, see `access.Access`."""

@@ -46,6 +46,7 @@ from alknet.lock import HomeLock
 from alknet.logs import event
 from alknet.notify import notify, notify_reloading
 from alknet.reload import Reloader, Report, Running
+from alknet.services.machine import MachineServices
 from alknet.services.node import NodeService
 from alknet.ssh.handler import ALPN as SSH_ALPN
 from alknet.ssh.handler import SshHandler, SshSettings
@@ -127,6 +128,8 @@ class Node:
         self.gate = Gate(self._policy(settings, self._tokens()), audit, self._clock)
         self._admission = Admission(AdmissionLimits())
         self._dispatcher = Dispatcher(Registry(), self.gate, call_peer=self._call_peer)
+        self._machine = MachineServices(self.gate, self._clock, home.path)
+        self._undo.callback(self._machine.close)
 
         def login_failed(host: str) -> None:
             self._admission.failed_login(host, loop.time())
@@ -170,7 +173,7 @@ class Node:
         self._port = Port(self._admission, carriers, self._quic)
         self._reloader = Reloader(
             home,
-            Running(settings, identity, self._registry_for(settings.services.modules), self._tokens()),
+            Running(settings, identity, self._registry_for(settings), self._tokens()),
             apply=self._apply,
             load_registry=self._registry_for,
             load_tokens=self._tokens,
@@ -195,6 +198,11 @@ class Node:
     @property
     def name(self) -> str:
         return self._reloader.running.settings.node.name or os.uname().nodename
+
+    @property
+    def serves_http(self) -> bool:
+        """Whether the gateway is there."""
+        return self._gateway is not None
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -300,10 +308,15 @@ class Node:
             self._gateway.settings = self._gateway_settings(settings, new.identity)
         self._dispatcher.default_timeout_s = settings.call.default_timeout
         self._dispatcher.registry = new.registry
+        self._machine.apply(settings)
         self._tls.identity = self._quic.identity = new.identity
         self.gate.audit_required = settings.audit.required
         self.gate.policy = policy
-        asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self.router.recheck)
+        asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self._recheck)
+
+    def _recheck(self) -> None:
+        self.router.recheck()
+        self._machine.recheck()
 
     def _gateway_settings(self, settings: Settings, identity: TlsIdentity) -> GatewaySettings:
         gateway = settings.gateway
@@ -330,11 +343,11 @@ class Node:
     def _tokens(self) -> dict[str, Token]:
         return {token.prefix: token for token in self._state.all()}
 
-    def _registry_for(self, modules: tuple[str, ...]) -> Registry:
-        """Every operation of this node: its own, those of installed packages, and those of `modules`."""
-        built_in = operations_of((NodeService(self), Discovery(self._dispatcher)))
+    def _registry_for(self, settings: Settings) -> Registry:
+        """Every operation of this node: its own, those of installed packages, and those of configured modules."""
+        built_in = operations_of((NodeService(self), Discovery(self._dispatcher), self._machine.of(settings)))
         own = operations_of(self._own_operations)
-        return Registry((*built_in, *load_entry_points(), *load_modules(modules), *own))
+        return Registry((*built_in, *load_entry_points(), *load_modules(settings.services.modules), *own))
 
     # --- what the operations need of the node -----------------------------------------------------------------------
 
@@ -406,6 +419,7 @@ class Node:
         while True:
             await asyncio.sleep(EXPIRY_CHECK_S)
             now = self._clock.wall()
+            self._machine.expire()
             expiry = self.gate.policy.next_expiry(checked)
             if expiry is not None and expiry <= now:
                 self.router.recheck()

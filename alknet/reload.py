@@ -60,7 +60,7 @@ class Reloader:
         running: Running,
         *,
         apply: Callable[[Running], None],
-        load_registry: Callable[[tuple[str, ...]], Registry],
+        load_registry: Callable[[Settings], Registry],
         load_tokens: Callable[[], Mapping[str, Token]],
         clock: Clock,
     ) -> None:
@@ -80,8 +80,8 @@ class Reloader:
                 loaded, identity = await asyncio.to_thread(self._read)
                 tokens = self._tokens()
                 registry = running.registry
-                if loaded.services != running.settings.services:
-                    registry = await asyncio.to_thread(self._registry, loaded.services.modules)
+                if _services(loaded) != _services(running.settings):
+                    registry = await asyncio.to_thread(self._registry, loaded)
             except ConfigError as exc:
                 for line in str(exc).splitlines():
                     log.error("reload (%s) changed nothing: %s", cause, line)
@@ -109,9 +109,9 @@ class Reloader:
         except AlknetError as exc:
             raise ConfigError(f"the tokens cannot be read: {exc}", hint=exc.hint) from exc
 
-    def _registry(self, modules: tuple[str, ...]) -> Registry:
+    def _registry(self, settings: Settings) -> Registry:
         try:
-            return self._load_registry(modules)
+            return self._load_registry(settings)
         except UsageError as exc:  # two of them are named alike
             raise ConfigError(f"[services] modules: {exc}", hint=exc.hint) from exc
 
@@ -119,3 +119,8 @@ class Reloader:
         settings, running = load(self._home), self.running.identity
         certificate = load_tls(self._home, settings.tls, now=self._clock.wall(), in_use=running.certificate)
         return settings, running if certificate == running.certificate else TlsIdentity.of(certificate, running.alpns)
+
+
+def _services(settings: Settings) -> tuple[object, ...]:
+    """What the registry depends on."""
+    return settings.services, settings.fs, settings.exec

@@ -20,11 +20,10 @@ def describe(
     """All of `alknet status --json` but the node itself; without the connection `leave_out`, which asks."""
     live = [connection for connection in router.connections if connection.identity and connection.id != leave_out]
     count = Counter(connection.identity.id for connection in live if connection.identity)
-    alpns = list(router.alpns)
     return {
         "listeners": [
-            *({"address": str(a), "transport": "tcp", "serves": ["ssh", "tls"]} for a in port.addresses),
-            *({"address": str(a), "transport": "quic", "serves": alpns} for a in quic.addresses),
+            *({"address": str(a), "transport": "tcp", "serves": list(port.serves)} for a in port.addresses),
+            *({"address": str(a), "transport": "quic", "serves": list(quic.alpns)} for a in quic.addresses),
         ],
         "connections": [_describe(connection) for connection in live],
         "peers": [{"id": p.id, "enabled": p.enabled, "connections": count[p.id]} for p in policy.peers.values()],

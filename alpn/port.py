@@ -75,6 +75,11 @@ class Port:
         """What is listened on, with the real port where 0 was asked for."""
         return tuple(Address.of(sock.getsockname()) for sock in self._listening)
 
+    @property
+    def serves(self) -> tuple[str, ...]:
+        """What connections over TCP may begin with."""
+        return tuple(kind.value for kind in self._carriers)
+
     def listen(self, hosts: Sequence[str], port: int) -> None:
         """Listen on `port` of every one of `hosts`, together: the first must be there, an address family that
         this machine lacks is left out. Port 0 takes a free one, the same for all. Raises `StartupError`.

@@ -31,7 +31,7 @@ from alknet.alpn.quic_connection import QuicConnection
 from alknet.alpn.quic_reset import ResetTokens
 from alknet.alpn.streams import Address
 from alknet.alpn.tls import HANDSHAKE_TIMEOUT_S
-from alknet.alpn.tls_listener import TlsIdentity
+from alknet.alpn.tls_listener import DEFAULT_ALPN, TlsIdentity
 from alknet.alpn.udp import Datagram, UdpSocket
 from alknet.logs import event
 
@@ -81,6 +81,11 @@ class QuicListener:
     @property
     def addresses(self) -> tuple[Address, ...]:
         return tuple(Address.of(link.socket.name) for link in self._links)
+
+    @property
+    def alpns(self) -> tuple[str, ...]:
+        """What is served here: HTTP/1.1 needs a connection that is one stream."""
+        return tuple(alpn for alpn in self.identity.alpns if alpn != DEFAULT_ALPN)
 
     @property
     def half_open(self) -> int:
@@ -158,7 +163,7 @@ class QuicListener:
         self._made += 1
         engine = Engine.accept(
             self.identity.certificate,
-            self.identity.alpns,
+            self.alpns,
             original_cid=original,
             retry_cid=header.destination if header.token else None,
             reset_token=self._resets.token,

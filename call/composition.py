@@ -21,12 +21,14 @@ from alknet.logs import event
 if TYPE_CHECKING:
     from alknet.call.prepared import Prepared
 
-__all__ = ["COMPOSED", "Family", "may_reach"]
+__all__ = ["COMPOSED", "Family", "may_reach", "may_reach_caller"]
 
 log = logging.getLogger("alknet.call")
 
 COMPOSED = "composed"
 """The surface of calls that handlers make."""
+CALLER: Final = "caller"
+"""What stands in `calls` for whoever has made the call, where a peer's id would."""
 CHILDREN_GRACE_S: Final = 2.0
 """What a child that is cancelled may take to end before its parent's answer goes out without it."""
 
@@ -35,9 +37,18 @@ def may_reach(calls: tuple[str, ...], name: str, *, peer: str | None = None) -> 
     """Whether `calls` (globs; for a peer's operations ``peer:name``) names the operation."""
     for pattern in calls:
         whose, separator, what = pattern.rpartition(":")
-        if bool(separator) == (peer is not None) and fnmatchcase(name, what) and fnmatchcase(peer or "", whose):
+        if whose == CALLER or bool(separator) != (peer is not None):
+            continue
+        if fnmatchcase(name, what) and fnmatchcase(peer or "", whose):
             return True
     return False
+
+
+def may_reach_caller(calls: tuple[str, ...], name: str) -> bool:
+    """Whether `calls` names an operation that the caller brings: ``caller:name``, where only the name may be a glob."""
+    return any(
+        pattern.startswith(CALLER + ":") and fnmatchcase(name, pattern.removeprefix(CALLER + ":")) for pattern in calls
+    )
 
 
 class _Child:
@@ -99,23 +110,47 @@ class Family:
         )
         if not act.decision:
             raise CallError("FORBIDDEN", act.decision.words, denial_id=act.decision.denial_id)
-        run = partial(self._run_at_peer, act, peer, name, value)
+        there = partial(parent.dispatcher.call_peer, peer, name, value, forwarded_for=parent.origin)
+        run = partial(self._run_elsewhere, act, there)
         return await self._have(_Child(f"{peer}:{name}", run, partial(act.done, "dropped")))
 
-    async def _run_at_peer(self, act: Act, peer: str, name: str, value: Any) -> Any:
+    async def call_caller(self, name: str, value: Any) -> Any:
+        parent, operation = self._parent, self._parent.operation
+        whole_name = f"{CALLER}:{name}"
+        self._check_open(whole_name)
+        if not may_reach_caller(operation.calls, name):
+            raise self._out_of_reach(whole_name)
+        back = parent.caller.back
+        if back is None:
+            raise CallError("UNAVAILABLE", f"{name} cannot be called: the caller's call came without a way back")
+        act = parent.dispatcher.gate.ask(
+            operation.authority,
+            "caller/call",
+            name,
+            surface=COMPOSED,
+            access=Access(public=True),  # offering it to this node was the grant
+            connection=parent.caller.connection,
+            parent=parent.act.request_id,
+            origin=parent.origin,
+        )
+        if not act.decision:  # the audit log may be required, and not to be had
+            raise CallError("FORBIDDEN", act.decision.words, denial_id=act.decision.denial_id)
+
+        async def there(timeout_s: float | None, traceparent: str | None) -> Any:
+            extra = {} if traceparent is None else {"traceparent": traceparent}
+            return await back.call(name, value, timeout_s=timeout_s, **extra)
+
+        run = partial(self._run_elsewhere, act, there)
+        return await self._have(_Child(whole_name, run, partial(act.done, "dropped")))
+
+    async def _run_elsewhere(self, act: Act, there: Callable[..., Awaitable[Any]]) -> Any:
+        """`there` makes the call, within the time that is left."""
         parent = self._parent
         loop = asyncio.get_running_loop()
         timeout_s = None if parent.deadline is None else max(0.001, parent.deadline - loop.time())
         outcome = "aborted"
         try:
-            output = await parent.dispatcher.call_peer(
-                peer,
-                name,
-                value,
-                timeout_s=timeout_s,
-                forwarded_for=parent.origin,
-                traceparent=parent.traceparent,
-            )
+            output = await there(timeout_s=timeout_s, traceparent=parent.traceparent)
             outcome = "ok"
             return output
         except CallError as exc:

@@ -10,7 +10,14 @@ from alknet.errors import UsageError
 if TYPE_CHECKING:
     from alknet.call.prepared import Prepared
 
-__all__ = ["Caller", "Composer", "OperationContext", "input_of"]
+__all__ = ["Caller", "Composer", "OperationContext", "WayBack", "input_of"]
+
+
+class WayBack(Protocol):
+    """The other direction of the connection that a call came over."""
+
+    async def call(self, name: str, value: Any = None, *, timeout_s: float | None = None, **extra: Any) -> Any:
+        """Call an operation that whoever is at the other end offers; raises `CallError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,8 @@ class Caller:
     forwarded_for: str | None = None
     parent: "Prepared | None" = None
     """The call whose handler makes this one."""
+    back: WayBack | None = field(default=None, repr=False, compare=False)
+    """None where the connection has no other direction, and for calls that handlers make."""
 
 
 class Composer(Protocol):
@@ -34,6 +43,9 @@ class Composer(Protocol):
 
     async def call_peer(self, peer: str, name: str, value: Any) -> Any:
         """Call an operation of a connected peer under the handler's authority."""
+
+    async def call_caller(self, name: str, value: Any) -> Any:
+        """Call an operation that the caller offers on the connection that its call came over."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,6 +88,16 @@ class OperationContext:
     def call_peer(self, peer: str, name: str, value: Any = None, /, **inputs: Any) -> Awaitable[Any]:
         """Call an operation of a peer that is connected to this node; cancelling it cancels it there."""
         return self._composer.call_peer(peer, name, input_of(name, value, inputs))
+
+    def call_caller(self, name: str, value: Any = None, /, **inputs: Any) -> Awaitable[Any]:
+        """Call an operation that whoever made this call offers on the same connection: ``await
+        ctx.call_caller("ui/confirm", question="Sure?")``.
+
+        Offering it is the grant, so no authority is needed; this operation's `calls` must have it as ``caller:NAME``.
+        Cancelling it cancels it there. Raises `CallError`: UNAVAILABLE where a call has no way back (a plain HTTP
+        request, MCP, ``ssh NODE op``, a call that another operation made), NOT_FOUND for what the caller does not offer.
+        """
+        return self._composer.call_caller(name, input_of(name, value, inputs))
 
 
 def input_of(name: str, value: Any, inputs: dict[str, Any]) -> Any:

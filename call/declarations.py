@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any, Final, TypeVar
 
 from alknet.access import Access, Authority
+from alknet.actions import ACTIONS
 from alknet.call.signatures import Style, style_of
 from alknet.call.specs import MAX_NAME_CHARS, ErrorSpec, Kind, OperationError, Visibility, is_name
 from alknet.errors import UsageError
@@ -66,6 +67,7 @@ def operation(
     resource: str | None = None,
     resource_action: str | None = None,
     resource_id: str | None = None,
+    rules: str | None = None,
     errors: Iterable[ErrorSpec | type[OperationError]] = (),
     summary: str | None = None,
     description: str | None = None,
@@ -82,7 +84,8 @@ def operation(
     `kind` is query unless said otherwise, and subscription for a generator. Callers need every one of `scopes` and one
     of `any_scopes`; where neither is given, the operation's own name with ``:`` for ``/``; `public` lets everybody in.
     With `resource` (a type) they need a resource entry of that type for `resource_action` as well, and for the resource
-    whose name stands in the input at `resource_id`, such as ``$.path``.
+    whose name stands in the input at `resource_id`, such as ``$.path``; without, `resource_id` only says what the audit
+    log has of the input. `rules` names an action (`alknet.actions`) whose own rules hold for callers, too.
 
     A query is idempotent and nothing else is, a mutation is destructive and nothing else is, unless said otherwise.
     Summary and description are the docstring's. `secret_inputs` are parameters whose values are written to no log. The
@@ -115,7 +118,7 @@ def operation(
                 style=style,
                 visibility=_member(Visibility, visibility, "visibility"),
                 version=version,
-                access=_access(name, scopes, any_scopes, public, resource, resource_action, resource_id),
+                access=_access(name, scopes, any_scopes, public, resource, resource_action, resource_id, rules),
                 resource_id_path=resource_id,
                 errors=_errors(errors),
                 summary=first if summary is None else summary,
@@ -199,10 +202,11 @@ def _access(
     resource: str | None,
     action: str | None,
     path: str | None,
+    rules: str | None,
 ) -> Access:
     if public:
         _check(
-            scopes is None and any_scopes is None and resource is None and action is None and path is None,
+            all(one is None for one in (scopes, any_scopes, resource, action, path, rules)),
             "it is public and asks for scopes or a resource",
             "what is public asks for nothing: drop one or the other",
         )
@@ -220,7 +224,14 @@ def _access(
         _check(text is None or _WORD.match(text) is not None, f"{what} is {text!r}", "one word, as in 'repo' or 'read'")
     is_path = path is None or _PATH.match(path) is not None
     _check(is_path, f"resource_id is {path!r}", "say where in the input it stands, as in '$.path' or '/repo/name'")
-    return Access(required_scopes=required, required_scopes_any=any_of, resource_type=resource, resource_action=action)
+    _check(rules is None or rules in ACTIONS, f"rules is {rules!r}", f"it is one of {', '.join(ACTIONS)}")
+    return Access(
+        required_scopes=required,
+        required_scopes_any=any_of,
+        resource_type=resource,
+        resource_action=action,
+        rules=rules,
+    )
 
 
 def _errors(errors: Iterable[Any]) -> tuple[ErrorSpec | type[OperationError], ...]:

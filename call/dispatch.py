@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from alknet.access import Access, Authority, Identity
-from alknet.actions import ACTIONS
 from alknet.call.context import Caller
 from alknet.call.errors import CallError, unknown_operation
 from alknet.call.operations import Kind, Operation, OperationSpec, Visibility
@@ -160,7 +159,7 @@ class Dispatcher:
             holder = identity if isinstance(identity, Authority) else peer
             for entry in () if holder is None else holder.resources.get(spec.access.resource_type, ()):
                 yield entry.partition(":")[2]
-        if peer is not None and spec.name in ACTIONS:
+        if peer is not None and spec.access.rules is not None:
             yield from peer.ssh.commands or ()
 
     @staticmethod

@@ -16,7 +16,7 @@ from alknet.call.errors import CallError
 from alknet.gate import Gate
 from alknet.logs import event
 
-__all__ = ["DoorLimits", "Doorkeeper"]
+__all__ = ["DoorLimits", "Doorkeeper", "host_of"]
 
 log = logging.getLogger("alknet.call")
 

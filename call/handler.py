@@ -220,6 +220,7 @@ class CallHandler:
             server=door,
         )
         door.end = lambda reason: self._end(session, reason)
+        door.find_back(session)
         self._sessions[session] = identity
         connection.polite_close = door.end
         try:
@@ -265,6 +266,10 @@ class _Door:
         self._loop = asyncio.get_running_loop()
         self._denials = 0
         self._denials_since = 0.0
+
+    def find_back(self, session: Session) -> None:
+        """What handlers may call of the caller's own goes through `session`."""
+        self._caller = replace(self._caller, back=session)
 
     def prepare(self, request: Requested) -> Prepared:
         self.requests += 1

@@ -41,7 +41,7 @@ PARTS = {
             f"alknet.{name}"
             for name in (  # noqa: SIM905
                 "access actions audit audit_reader certificates child clock descriptors errors gate keyring keys "
-                "known_nodes lock logs nofile notify plan runas sshsig state tasks tokens verification"
+                "known_nodes lock logs nofile notify plan replies runas sshsig state tasks tokens verification"
             ).split()
         ),
         (),
@@ -62,6 +62,11 @@ PARTS = {
         ("alpn", "leaves"),
         "doors meet the rest through the gate and the handlers that they are given",
     ),
+    "gateway": Part(
+        ("alknet.gateway",),
+        ("call", "alpn", "leaves"),
+        "it reaches operations through the dispatch alone, and knows no other door and no settings model",
+    ),
     "services": Part(
         ("alknet.services",),
         ("call", "config", "alpn", "leaves"),
@@ -69,12 +74,12 @@ PARTS = {
     ),
     "assembly": Part(
         ("alknet.client", "alknet.destination", "alknet.node", "alknet.offer", "alknet.reload", "alknet.status"),
-        ("services", "ssh", "call", "vault", "config", "alpn", "leaves"),
+        ("gateway", "services", "ssh", "call", "vault", "config", "alpn", "leaves"),
         "the node must run without a command line",
     ),
     "cli": Part(
         ("alknet.cli", "alknet.__main__"),
-        ("assembly", "services", "ssh", "call", "vault", "config", "alpn", "leaves"),
+        ("assembly", "gateway", "services", "ssh", "call", "vault", "config", "alpn", "leaves"),
         "the command line is on top",
     ),
 }
@@ -92,6 +97,8 @@ LIBRARIES = {
         ("alknet.certificates", "alknet.keys", "alknet.sshsig", "alknet.verification", "alknet.alpn.quic"),
         "only keys and certificates need it, and it is slow to import",
     ),
+    "httptools": ((), "uvicorn's protocol class parses with it; nobody else reads HTTP"),
+    "mcp": (("alknet.gateway.mcp", "alknet.cli.mcp"), "the protocol's messages and revisions are dealt with in one folder"),
     "msgpack": (("alknet.call.codecs",), "one module knows how values are written, and what must not be read"),
     "platformdirs": (("alknet.config.home",), "one module knows where a home is"),
     "pydantic": (
@@ -102,9 +109,13 @@ LIBRARIES = {
         ("alknet.call.binary", "alknet.call.schema", "alknet.call.codecs"),
         "a session must not depend on how values are checked and written",
     ),
+    "prometheus_client": (("alknet.services.metrics",), "figures are put into its format when somebody asks"),
     "rich": (("alknet.cli.output",), "one module knows how results look"),
+    "starlette": (("alknet.gateway",), "HTTP is one door's business"),
     "tomlkit": (("alknet.config", "alknet.cli"), "a running node reads files and never edits them"),
+    "uvicorn": (("alknet.gateway",), "its protocol classes are dealt with in one folder"),
     "uvloop": (("alknet.cli.daemon",), "the parts run on any event loop; whoever starts one chooses it"),
+    "websockets": ((), "uvicorn's protocol class frames with it"),
     "watchfiles": (("alknet.config.watch",), "one module knows how changes of files are noticed"),
 }
 

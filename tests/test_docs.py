@@ -469,7 +469,13 @@ def fresh_machine(directory: Path, port: int, start: str) -> Iterator[tuple[dict
 @pytest.mark.interop
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/tutorial/first-node.md", "docs/tutorial/first-operation.md", "docs/howto/stock-ssh.md"],
+    [
+        "README.md",
+        "docs/tutorial/first-node.md",
+        "docs/tutorial/first-operation.md",
+        "docs/howto/stock-ssh.md",
+        "docs/reference/http.md",
+    ],
 )
 def test_the_commands_on_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:
     blocks = runnable(ROOT / page)

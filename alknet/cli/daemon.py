@@ -203,7 +203,11 @@ def _greet(node: "Node", invocation: Invocation) -> None:
         print_json({"name": node.name, "home": str(home.path), "addresses": node.addresses, "ssh": line})
         return
     click.echo(f"alknet node {node.name!r} is up on {', '.join(node.addresses)}")
-    click.echo(f"home {home.path}\n\nEnter it with stock ssh:\n\n  {line}\n\nCtrl-C stops it.")
+    click.echo(f"home {home.path}\n\nEnter it with stock ssh:\n\n  {line}\n")
+    if node.serves_http:
+        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
+        click.echo(f"Call its operations ('alknet token create --scope ...' makes a token):\n\n  {url}\n")
+    click.echo("Ctrl-C stops it.")
 
 
 def _reset_signals() -> None:

@@ -22,7 +22,7 @@ from alknet.gateway.settings import GatewaySettings
 from alknet.gateway.traces import continue_trace
 from alknet.logs import event
 
-__all__ = ["Gateway", "Route"]
+__all__ = ["Gateway", "Route", "bearer_of", "is_loopback", "method_not_allowed"]
 
 log = logging.getLogger("alknet.gateway")
 
@@ -174,6 +174,7 @@ def bearer_of(header: str | None) -> str:
 
 
 def method_not_allowed(method: str, allowed: str) -> HttpError:
+    """The path is there, for other methods."""
     return HttpError(
         405,
         "INVALID_OPERATION_TYPE",

@@ -79,7 +79,7 @@ class Calls:
             try:
                 return await prepared.call()
             except asyncio.CancelledError:
-                raise_refusal(running)
+                _raise_refusal(running)
                 raise
 
     async def stream(self, prepared: Prepared) -> AsyncIterator[Any]:
@@ -90,7 +90,7 @@ class Calls:
                     async for item in items:
                         yield item
             except asyncio.CancelledError:
-                raise_refusal(running)
+                _raise_refusal(running)
                 timed_out = prepared.timed_out()
                 if timed_out is not None:
                     raise timed_out from None
@@ -140,7 +140,7 @@ def _end(running: _Running, refusal: CallError) -> None:
         running.task.cancel()
 
 
-def raise_refusal(running: _Running) -> None:
+def _raise_refusal(running: _Running) -> None:
     """Instead of the cancellation, if that was the gateway's own and nobody else cancelled as well."""
     if running.refusal is not None and running.task.uncancel() == 0:
         raise running.refusal from None

@@ -19,6 +19,7 @@ __all__ = ["JSON_TYPE", "Exchange", "Visit"]
 
 JSON_TYPE: Final = b"application/json"
 MAX_QUERY_FIELDS: Final = 100
+WITHOUT_CONTENT: Final = (204, 304)
 NO_STORE: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
@@ -93,12 +94,12 @@ class Exchange:
         """The whole body; raises `HttpError` for one above `limit` bytes."""
         length = self.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
         message = await self.receive()
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
             if len(body) > limit:
-                raise too_large(limit)
+                raise _too_large(limit)
             return body
         parts, size = [body], len(body)
         while message.get("more_body", False):
@@ -107,7 +108,7 @@ class Exchange:
             parts.append(body)
             size += len(body)
             if size > limit:
-                raise too_large(limit)
+                raise _too_large(limit)
         return b"".join(parts)
 
     async def json(self, limit: int) -> Any:
@@ -145,13 +146,9 @@ class Exchange:
         if self.is_websocket:
             return await self._reply_instead(status, body, content_type, headers)
         self.has_begun = True
-        fields = [
-            (b"content-type", content_type),
-            (b"content-length", b"%d" % len(body)),
-            *NO_STORE,
-            *self.more_headers,
-            *headers,
-        ]
+        fields = [*NO_STORE, *self.more_headers, *headers]
+        if status not in WITHOUT_CONTENT:
+            fields += [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
         await self.send({"type": "http.response.start", "status": status, "headers": fields})
         await self.send({"type": "http.response.body", "body": body})
         return None
@@ -180,7 +177,7 @@ class Exchange:
         await self.send({"type": "websocket.http.response.body", "body": body})
 
 
-def too_large(limit: int) -> HttpError:
+def _too_large(limit: int) -> HttpError:
     """The body is more than is taken; the connection ends, for the rest of it is not read."""
     return HttpError(
         413,

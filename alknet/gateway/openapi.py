@@ -5,6 +5,7 @@ a node makes it for its callers and a command line for a node. Each operation is
 input fits into a URL is also ``GET``. Pure: values in, a JSON value out, in the same order for the same operations.
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -16,7 +17,7 @@ from alknet.gateway import openapi_errors
 from alknet.gateway.openapi_query import QueryParameter, query_parameters
 from alknet.gateway.openapi_schemas import Schemas
 
-__all__ = ["CONTRACT_VERSION", "document", "operation_id"]
+__all__ = ["CONTRACT_VERSION", "document", "encode", "operation_id"]
 
 CONTRACT_VERSION: Final = "1.0.0"
 """Of what operations have in common: how they are called, how they answer and fail. Its first number changes when
@@ -79,6 +80,11 @@ def document(
     }
 
 
+def encode(made: Mapping[str, Any]) -> bytes:
+    """A document as JSON. It may have more values than one call may carry, hence not by the codec of calls."""
+    return json.dumps(made, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
 def operation_id(name: str) -> str:
     """An operation's name as an operationId; the GET form's ends in ``:get``."""
     return name.replace("/", ".")
@@ -89,14 +95,14 @@ _PARAMETERS: Final[dict[str, Any]] = {
         "name": "Idempotency-Key",
         "in": "header",
         "description": "Makes it safe to send the same call again: the node answers as it did the first time, for 24"
-        " hours. The same key with another input is refused. Without effect for anonymous callers.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]+$"},
+        " hours. The same key with another input is refused, and so is a key of nobody in particular.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[ -~]+$"},
     },
     "LastEventId": {
         "name": "Last-Event-ID",
         "in": "header",
         "description": "The id of the last event that the caller has seen; numbers go on after it.",
-        "schema": {"type": "string", "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]*$"},
+        "schema": {"type": "string", "maxLength": MAX_KEY_CHARS, "pattern": "^[ -~]*$"},
     },
 }
 
@@ -191,7 +197,8 @@ def _body(operation: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
 
 
 def _answer(operation: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
-    headers = {"Alknet-Request-Id": {"$ref": "#/components/headers/Alknet-Request-Id"}}
+    names = ["Alknet-Request-Id", *(["Idempotent-Replayed"] if operation["kind"] == Kind.MUTATION else [])]
+    headers = openapi_errors.headers_of(names)
     schema, identifier = operation.get("output_schema"), operation_id(operation["name"])
     if operation["kind"] == Kind.SUBSCRIPTION:
         stream = {
@@ -199,11 +206,11 @@ def _answer(operation: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
             "schema": {"type": "string"},
             "x-alknet-item": schemas.add(schema, identifier, "Item"),
         }
-        return {"description": "The items, as they come.", "headers": headers, "content": {"text/event-stream": stream}}
+        return {"description": "The items, as they come.", **headers, "content": {"text/event-stream": stream}}
     media: dict[str, Any] = {"schema": schemas.add(schema, identifier, "Output")}
     if examples := _examples(operation, "output"):
         media["examples"] = examples
-    return {"description": "What it answers.", "headers": headers, "content": {JSON_TYPE: media}}
+    return {"description": "What it answers.", **headers, "content": {JSON_TYPE: media}}
 
 
 def _declared(operation: Mapping[str, Any], schemas: Schemas) -> dict[int, list[tuple[str, dict[str, Any]]]]:

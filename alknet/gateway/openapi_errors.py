@@ -1,12 +1,12 @@
 """How calls fail, for an OpenAPI document: the problem document, and the statuses that every operation may answer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from alknet.gateway.problems import DOMAIN_STATUS, PROBLEM
 
-__all__ = ["DOMAIN_STATUS", "PROBLEM_SCHEMA", "components", "problem_content", "responses_of"]
+__all__ = ["DOMAIN_STATUS", "PROBLEM_SCHEMA", "components", "headers_of", "problem_content", "responses_of"]
 
 PROBLEM_TYPE: Final = PROBLEM.decode("ascii")
 PROBLEM_SCHEMA: Final[dict[str, Any]] = {
@@ -48,7 +48,11 @@ _RESPONSES: Final = {
     403: _Response("Forbidden", "The caller may not do this; denial_id names the refusal."),
     404: _Response("NotFound", "There is no such operation, or it did not find what it was asked for."),
     408: _Response("RequestTimeout", "The body did not arrive in time.", only="body"),
-    409: _Response("Conflict", "A call with the same Idempotency-Key is still running.", only="key"),
+    409: _Response(
+        "Conflict",
+        "The request with this Idempotency-Key is being done, was cut short, or had an answer too large to keep.",
+        only="key",
+    ),
     413: _Response("ContentTooLarge", "The body is larger than the node takes.", only="body"),
     415: _Response("UnsupportedMediaType", "The body is not sent as application/json.", only="body"),
     422: _Response("InvalidInput", "The input is not as the schema says; details say where."),
@@ -64,6 +68,10 @@ _HEADERS: Final[dict[str, Any]] = {
         "description": "Names this call in the node's audit log.",
         "schema": {"type": "string"},
     },
+    "Idempotent-Replayed": {
+        "description": "true where the answer is the one that was given the first time.",
+        "schema": {"type": "string"},
+    },
     "Retry-After": {"description": "Seconds to wait before the next try.", "schema": {"type": "integer"}},
     "WWW-Authenticate": {"description": "Bearer.", "schema": {"type": "string"}},
 }
@@ -75,7 +83,7 @@ def components() -> dict[str, Any]:
         "responses": {
             one.name: {
                 "description": one.description,
-                **_with_headers(one.headers),
+                **headers_of(one.headers),
                 "content": problem_content([{"$ref": "#/components/schemas/Problem"}]),
             }
             for one in sorted(_RESPONSES.values(), key=lambda one: one.name)
@@ -113,11 +121,13 @@ def responses_of(
             schemas.append({"$ref": "#/components/schemas/Problem"})
         found[str(status)] = {
             "description": "\n\n".join(dict.fromkeys(words)),
-            **_with_headers(() if shared is None else shared.headers),
+            **headers_of(() if shared is None else shared.headers),
             "content": problem_content(schemas),
         }
     return found
 
 
-def _with_headers(names: tuple[str, ...]) -> dict[str, Any]:
-    return {"headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names}} if names else {}
+def headers_of(names: Iterable[str]) -> dict[str, Any]:
+    """The headers of a response, by reference; nothing for none."""
+    found = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+    return {"headers": found} if found else {}

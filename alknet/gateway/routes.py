@@ -31,6 +31,7 @@ MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 MAX_LAST_EVENT_ID_CHARS: Final = 256
 FIRST_ERROR_STATUS: Final = 400
+MAX_TICKET_BODY: Final = 1024
 REQUEST_ID: Final = b"alknet-request-id"
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -87,15 +88,15 @@ class Routes:
     # --- about operations -------------------------------------------------------------------------------------------
 
     async def search(self, exchange: Exchange) -> None:
-        await self._wrapped(exchange, "services/list", fields_of(exchange))
+        await self._wrapped(exchange, "services/list", _fields_of(exchange))
 
     async def schema(self, exchange: Exchange) -> None:
-        await self._wrapped(exchange, "services/schema", fields_of(exchange))
+        await self._wrapped(exchange, "services/schema", _fields_of(exchange))
 
     # --- calling ----------------------------------------------------------------------------------------------------
 
     async def call(self, exchange: Exchange) -> None:
-        name, value, timeout_s = request_of(await self._json(exchange))
+        name, value, timeout_s = _request_of(await self._json(exchange))
         await self._wrapped(exchange, name, value, timeout_s)
 
     async def batch(self, exchange: Exchange) -> None:
@@ -117,7 +118,7 @@ class Routes:
         await exchange.reply(200, b'{"results":[%b]}' % b",".join(task.result() for task in tasks))
 
     async def subscribe(self, exchange: Exchange) -> None:
-        name, value, timeout_s = request_of(await self._json(exchange))
+        name, value, timeout_s = _request_of(await self._json(exchange))
         prepared = self._prepare(exchange, name, value, streaming=True, timeout_s=timeout_s)
         await self._stream(exchange, prepared)
 
@@ -134,7 +135,7 @@ class Routes:
         if prepared.is_stream:
             await self._stream(exchange, prepared)
         else:
-            await self._answer(exchange, prepared, value, as_it_is)
+            await self._answer(exchange, prepared, value, _as_it_is)
 
     def _query(self, exchange: Exchange, name: str) -> Any:
         """The input in a query string. Who may not call it learns that from the dispatcher, and nothing else."""
@@ -154,7 +155,7 @@ class Routes:
         """A ticket for one WebSocket, for the page of whoever asks."""
         if exchange.identity is None:
             raise HttpError(401, "FORBIDDEN", "authentication required: a ticket stands for a token")
-        await exchange.body(0)
+        await exchange.body(MAX_TICKET_BODY)  # some clients always send one
         now = asyncio.get_running_loop().time()
         ticket = self._tickets.make(exchange.identity, exchange.header(b"origin"), now)
         await exchange.reply_json({"ticket": ticket, "expires_in": TICKET_S})
@@ -178,7 +179,7 @@ class Routes:
         )
 
     async def _wrapped(self, exchange: Exchange, name: str, value: Any, timeout_s: float | None = None) -> None:
-        await self._answer(exchange, self._prepare(exchange, name, value, timeout_s=timeout_s), value, wrapped)
+        await self._answer(exchange, self._prepare(exchange, name, value, timeout_s=timeout_s), value, _wrapped)
 
     async def _answer(self, exchange: Exchange, prepared: Prepared, value: Any, frame: Frame) -> None:
         """Run a call and send what comes of it; a mutation with an Idempotency-Key only if it was not done before."""
@@ -210,15 +211,15 @@ class Routes:
     async def _run(self, prepared: Prepared) -> Answer:
         """(status, the output or the problem, headers)."""
         try:
-            return 200, encoded(await self._calls.call(prepared)), []
+            return 200, _encoded(await self._calls.call(prepared)), []
         except CallError as exc:
-            return problem_answer(exc, prepared)
+            return _problem_answer(exc, prepared)
 
     async def _keep(self, prepared: Prepared, kept: Kept) -> Answer:
         try:
-            answer: Answer = 200, encoded(await self._calls.call(prepared)), []
+            answer: Answer = 200, _encoded(await self._calls.call(prepared)), []
         except CallError as exc:
-            answer = problem_answer(exc, prepared)
+            answer = _problem_answer(exc, prepared)
             if exc.retryable:
                 kept.forget()
                 return answer
@@ -243,24 +244,24 @@ class Routes:
             if left <= 0:
                 words = f"the answers before this one have {MAX_BATCH_BYTES} bytes"
                 raise CallError("RESOURCE_EXHAUSTED", words, retryable=False)
-            name, value, timeout_s = request_of(request)
+            name, value, timeout_s = _request_of(request)
             prepared = self._prepare(exchange, name, value, timeout_s=timeout_s)
             request_id = prepared.act.request_id
-            return wrapped(encoded(await self._calls.call(prepared)), request_id)
+            return _wrapped(_encoded(await self._calls.call(prepared)), request_id)
         except CallError as exc:
             request_id = request_id or exc.request_id
             failed = {"request_id": request_id, "result": "error", "error": error_fields(exc, request_id)}
-            return encoded(failed)
+            return _encoded(failed)
 
 
-def problem_answer(error: CallError, prepared: Prepared) -> Answer:
+def _problem_answer(error: CallError, prepared: Prepared) -> Answer:
     spec, is_anonymous = prepared.operation.spec, prepared.caller.identity is None
     status = status_of(error, spec, is_anonymous=is_anonymous)
     body, headers, _ = problem_of(error, status, prepared.act.request_id)
     return status, body, headers
 
 
-def encoded(value: Any) -> bytes:
+def _encoded(value: Any) -> bytes:
     """As JSON; raises `CallError` for what a handler cannot have sent."""
     try:
         return JSON.encode(value)
@@ -268,16 +269,16 @@ def encoded(value: Any) -> bytes:
         raise CallError("INTERNAL", f"the answer cannot be sent: {exc}") from exc
 
 
-def as_it_is(output: bytes, request_id: str) -> bytes:
+def _as_it_is(output: bytes, request_id: str) -> bytes:
     return output
 
 
-def wrapped(output: bytes, request_id: str) -> bytes:
+def _wrapped(output: bytes, request_id: str) -> bytes:
     """The answer of ``/call``: the output, given as JSON, and under which id the audit log has the call."""
     return b'{"request_id":"%b","result":"ok","output":%b}' % (request_id.encode("ascii"), output)
 
 
-def request_of(value: Any) -> tuple[str, Any, float | None]:
+def _request_of(value: Any) -> tuple[str, Any, float | None]:
     """(operation, input, timeout in seconds) of what ``/call`` takes; raises `CallError`."""
     if not isinstance(value, dict):
         raise CallError("INVALID_INPUT", 'the body should be an object: {"operation": "namespace/name", "input": {}}')
@@ -292,7 +293,7 @@ def request_of(value: Any) -> tuple[str, Any, float | None]:
     return name.removeprefix("/"), value.get("input"), None if timeout_ms is None else timeout_ms / 1000
 
 
-def fields_of(exchange: Exchange) -> dict[str, Any]:
+def _fields_of(exchange: Exchange) -> dict[str, Any]:
     """The query string of a route whose fields are all text or numbers."""
     fields: dict[str, Any] = {}
     for name, text in exchange.query():

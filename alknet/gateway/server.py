@@ -82,7 +82,8 @@ class GatewayHandler:
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._config.load()
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # what strangers send wrong fills no log
+        # What strangers send wrong fills no log, and what fails in a route the gateway itself has logged.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         idempotency = Idempotency(replies, dispatcher.gate.clock.wall)
         self._routes = Routes(doors, self._calls, self._events, self._tickets, idempotency, lambda: self.settings)
         self._documents = Documents(dispatcher)

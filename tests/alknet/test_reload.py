@@ -50,7 +50,8 @@ class Node:
             clock=self.clock,
         )
 
-    def load_registry(self, modules: tuple[str, ...]) -> Registry:
+    def load_registry(self, settings: Settings) -> Registry:
+        modules = settings.services.modules
         self.loaded.append(modules)
         for name in modules:
             if name not in self.operations:

@@ -273,12 +273,12 @@ def test_ping_over_nothing_exits_with_5(node: NodeProcess) -> None:
 def test_status_shows_tcp_and_quic_on_each_address(node: NodeProcess) -> None:
     addresses = (f"127.0.0.1:{node.port}", f"[::1]:{node.port}")
     assert node.json("status")["listeners"] == [
-        *({"address": address, "transport": "tcp", "serves": ["ssh", "tls"]} for address in addresses),
+        *({"address": address, "transport": "tcp", "serves": ["ssh", "tls", "http"]} for address in addresses),
         *({"address": address, "transport": "quic", "serves": ["alknet/ssh", "alknet/call"]} for address in addresses),
     ]
     lines = node.alknet("status").stdout.splitlines()
     for address in addresses:
-        assert f"listening  {address} tcp (ssh, tls)" in lines
+        assert f"listening  {address} tcp (ssh, tls, http)" in lines
         assert f"listening  {address} quic (alknet/ssh, alknet/call)" in lines
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import jsonschema
 import pytest
 from mcp.shared.exceptions import MCPError
+
+from alknet.gateway.mcp.app import McpSettings
 from testkit import services
 from testkit.bench import Bench
 from testkit.mcp_bench import MODES, McpBench, serve_mcp
-from testkit.polling import until
+from testkit.polling import eventually
 from testkit.services import seen_marks
-
-from alknet.gateway.mcp.app import McpSettings
 
 pytestmark = [pytest.mark.interop, pytest.mark.parametrize("mode", MODES)]
 
@@ -141,7 +141,7 @@ async def test_a_subscription_is_progress_and_one_result(mode: str, served: McpB
     async with served.client(mode) as client:
         result = await client.call_tool("test.numbers", {"to": 4}, progress_callback=on_progress)
         assert result.structured_content == {"items": [0, 1, 2, 3], "truncated": False}
-        await until(lambda: len(told) == 4)
+        await eventually(lambda: len(told) == 4, "every item is told")
         assert told == [(number + 1.0, str(number)) for number in range(4)]
         quiet = await client.call_tool("test.numbers", {"to": 4})
         assert quiet.structured_content == result.structured_content
@@ -154,7 +154,7 @@ async def test_a_subscription_that_has_too_much_is_ended_and_says_so(mode: str, 
         assert result.structured_content["truncated"]
         large = await client.call_tool("test.count", {"to": 900, "size": 2000})
         assert large.structured_content["truncated"]
-        assert 400 < len(large.structured_content["items"]) < 600
+        assert 100 < len(large.structured_content["items"]) < 150
     assert seen_marks[f"long-{mode}"]["how"] == "GeneratorExit"
 
 
@@ -177,27 +177,31 @@ async def test_a_call_that_is_cancelled_ends_its_handler(
     async with served.client(mode) as client:
         progress = {"progress_callback": on_progress} if options else {}
         calling = asyncio.create_task(client.call_tool(name, arguments, **progress))  # noqa: TID251
-        await until(lambda: mark in seen_marks)
+        await eventually(lambda: mark in seen_marks, "it begins")
         began = time.monotonic()
         calling.cancel()
-        await until(lambda: seen_marks[mark]["ended"] is not None)
+        await eventually(lambda: seen_marks[mark]["ended"] is not None, "it ends")
         assert seen_marks[mark]["ended"] - began < END_S
         assert seen_marks[mark]["how"] in ("CancelledError", "GeneratorExit")
         assert (await client.call_tool("test.thread", {"value": 1})).content[0].text  # and the connection goes on
-    await until(lambda: not served.calls.running)
+    await eventually(lambda: not served.calls.running, "nothing runs")
     assert served.bench.unmatched() == {}
 
 
-async def test_a_client_that_goes_away_ends_its_handlers(mode: str, served: McpBench) -> None:
-    marks = [f"gone-{mode}-{n}" for n in range(3)]
-    async with served.client(mode) as client, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(client.call_tool("test.endless", {"mark": mark})) for mark in marks[:2]]
-        tasks.append(group.create_task(client.call_tool("test.wait", {"mark": marks[2]})))
-        await until(lambda: all(mark in seen_marks for mark in marks))
-        for task in tasks:
-            task.cancel()
-    await until(lambda: all(seen_marks[mark]["ended"] is not None for mark in marks))
-    await until(lambda: not served.calls.running)
+@pytest.mark.parametrize("name", ["test.wait", "test.endless"])
+async def test_a_client_that_hangs_up_ends_its_handler(mode: str, name: str, served: McpBench) -> None:
+    mark = f"gone-{mode}-{name}"
+    async with served.raw(mode) as raw:
+        request = raw.request("tools/call", {"name": name, "arguments": {"mark": mark}})
+        calling = asyncio.create_task(raw.http.request(**request))  # noqa: TID251
+        await eventually(lambda: mark in seen_marks, "it begins")
+        began = time.monotonic()
+        calling.cancel()  # which closes the connection
+        await eventually(lambda: seen_marks[mark]["ended"] is not None, "it ends")
+        assert seen_marks[mark]["ended"] - began < END_S
+        assert (await raw.message("tools/call", {"name": "test.thread", "arguments": {"value": 1}}))["result"]
+    await eventually(lambda: not served.calls.running, "nothing runs")
+    assert served.bench.unmatched() == {}
 
 
 async def test_access_that_is_taken_away_ends_a_call_with_the_denial(mode: str, served: McpBench) -> None:
@@ -206,7 +210,7 @@ async def test_access_that_is_taken_away_ends_a_call_with_the_denial(mode: str, 
         for name in ("test.wait", "test.endless"):
             mark = f"revoked-{mode}-{name}"
             calling = asyncio.create_task(client.call_tool(name, {"mark": mark}))  # noqa: TID251
-            await until(lambda mark=mark: mark in seen_marks)
+            await eventually(lambda mark=mark: mark in seen_marks, "it begins")
             served.change(peers=PEERS)
             error = (await calling).structured_content
             assert error["code"] == "FORBIDDEN"
@@ -248,7 +252,7 @@ async def test_the_general_tools(mode: str, served: McpBench) -> None:
         called = await client.call_tool("call", {"operation": "test/echo", "input": {"value": 7}})
         assert called.structured_content == {"result": 7}
         items = await client.call_tool("call", {"operation": "matrix/item"})
-        assert items.structured_content == {"items": ["one item"] and ["item"], "truncated": False}
+        assert items.structured_content == {"items": ["item"], "truncated": False}
 
 
 async def test_many_operations_are_reached_by_the_general_tools(mode: str, served: McpBench) -> None:
@@ -287,9 +291,9 @@ async def test_a_changed_list_is_told(mode: str, served: McpBench) -> None:
     if mode == "legacy":
         async with served.client(mode, "bob", message_handler=on_message) as client:
             await client.list_tools()
-            await until(lambda: served.app.streams == 1)
+            await eventually(lambda: served.app.in_flight == 1, "the client listens")
             await changed_now()
-            await until(lambda: "tools/list_changed" in str([getattr(one, "method", one) for one in told]))
+            await eventually(lambda: any("list_changed" in str(one) for one in told), "it is told")
     else:
         async with served.client(mode, "bob") as client, client.listen(tools_list_changed=True) as events:
             await changed_now()

@@ -75,7 +75,12 @@ export class InputForm {
     const examples = operation.requestBody?.content?.["application/json"]?.examples;
     const first = examples && Object.values(examples)[0];
     if (first) return first.value;
-    return this.controls.length || !this.isOpen ? {} : sample(this.schema, this.document);
+    if (!this.controls.length && this.isOpen) return sample(this.schema, this.document);
+    // Structures that must be there: something to begin with. What is simple is left to whoever fills it in.
+    const structures = fields(this.schema, this.document)
+      .map((field) => [field.name, field.required ? sample(field.schema, this.document) : null])
+      .filter(([, value]) => value !== null && typeof value === "object");
+    return Object.fromEntries(structures);
   }
 
   #control(field) {

@@ -243,7 +243,7 @@ function answers(operation, document) {
       el("span", { className: "type" }, words(schema, document))),
     rows.length ? table(["Field", "Type", "Meaning"], rows.map((row) => [
       el("code", {}, row.name), el("span", { className: "type" }, words(row.schema, document)),
-      resolve(row.schema, document).description ?? "",
+      row.schema.description ?? "",
     ])) : null,
     declared.length ? el("h2", {}, "Its errors") : null,
     declared.length ? table(["Status", "Code", "Meaning"], declared) : null);
@@ -259,6 +259,8 @@ function errors(status, response, document) {
 }
 
 function table(headings, rows) {
+  const last = headings.length - 1;
+  if (rows.every((row) => row[last] === "")) return table(headings.slice(0, last), rows.map((row) => row.slice(0, last)));
   return el("div", { className: "scroll", tabIndex: 0, role: "group", "aria-label": headings.join(", ") },
     el("table", {},
       el("thead", {}, el("tr", {}, headings.map((text) => el("th", { scope: "col" }, text)))),

@@ -49,7 +49,7 @@ function word(schema, document, depth) {
     return `list of ${words(schema.items, document, depth + 1)}`;
   }
   if (schema.type === "object" || schema.properties) {
-    if (schema["x-name"] && !schema["x-name"].endsWith(".Input")) return schema["x-name"].replace(/\.(In|Out)put$/, "");
+    if (schema["x-name"]) return schema["x-name"].replace(/\.(Input|Output|Item)$/, "");
     const values = schema.additionalProperties;
     return values && typeof values === "object" ? `map of ${words(values, document, depth + 1)}` : "object";
   }
@@ -66,9 +66,9 @@ export function bounds(schema) {
   say("exclusiveMaximum", "less than");
   say("multipleOf", "a multiple of");
   if (schema.minLength > 0) said.push(`${schema.minLength} or more characters`);
-  say("maxLength", "characters: at most");
+  if (schema.maxLength !== undefined) said.push(`at most ${schema.maxLength} characters`);
   if (schema.minItems > 0) said.push(`${schema.minItems} or more items`);
-  say("maxItems", "items: at most");
+  if (schema.maxItems !== undefined) said.push(`at most ${schema.maxItems} items`);
   if (schema.pattern !== undefined) said.push(`matches ${schema.pattern}`);
   return said.join(", ");
 }

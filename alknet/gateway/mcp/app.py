@@ -84,6 +84,11 @@ class McpApp:
         self._stopping = asyncio.Event()
         self._served = self._version_served()
 
+    @property
+    def in_flight(self) -> int:
+        """Requests that the SDK has, open streams among them."""
+        return len(self._live)
+
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -216,8 +221,16 @@ class McpApp:
             self._sessions.opened(session, _text(headers.get(_SESSION_ID)) if status == 200 else None)
 
         turn.session = session
+        watched = Watched(send, begun)
+        serving = self._tasks.start(self._serve(scope, receive, watched, session), name="open")
         try:
-            await self._serve(scope, receive, Watched(send, begun), session)
+            # Who has the answer may hang up before the SDK has come to its end; the session is to stay.
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            if not watched.is_over:
+                serving.cancel()
+            await asyncio.wait({serving})
+            raise
         finally:
             if session.id is None:
                 self._sessions.opened(session, None)

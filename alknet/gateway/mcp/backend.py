@@ -32,8 +32,8 @@ class Backend(Protocol):
     async def tools(self) -> Sequence[Tool]:
         """What the caller may call, by the tools' operations' names; raises `CallError` where it cannot be known."""
 
-    def find(self, name: str) -> Tool | None:
-        """The tool with this name, whether the caller may call it or not."""
+    async def find(self, name: str) -> Tool | None:
+        """The tool with this name, where the caller may not call it, too, if it is known; raises `CallError`."""
 
     async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> Run:
         """Everything up to the handler; raises `CallError`. `streaming`: as in `Dispatcher.prepare`."""

@@ -35,7 +35,10 @@ async def call_tool(
         return await _run(backend, operation, value, wraps=name == general.CALL, progress=progress)
     if name == general.BATCH:
         return await general.batch(backend, arguments)
-    tool = backend.find(name)
+    try:
+        tool = await backend.find(name)
+    except CallError as exc:
+        return failed(exc)
     if tool is None:  # the dispatcher says so, to strangers in the same words as of what they may not call
         return await _run(backend, name.replace(".", "/"), arguments, wraps=True, progress=progress)
     return await _run(backend, tool.operation, arguments, wraps=tool.wraps(revision), progress=progress)

@@ -62,7 +62,7 @@ class Watched:
     def __init__(self, send: Send, begun: Callable[[int, dict[bytes, bytes]], None] | None = None) -> None:
         self._send = send
         self._begun = begun
-        self._is_over = False
+        self.is_over = False
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
@@ -71,12 +71,12 @@ class Watched:
             if self._begun is not None:
                 self._begun(message["status"], dict(message["headers"]))
         elif message["type"] == "http.response.body":
-            self._is_over = not message.get("more_body", False)
+            self.is_over = not message.get("more_body", False)
         await self._send(message)
 
     async def finish(self) -> None:
         """End an answer that was cut short."""
-        if self.status is not None and not self._is_over:
+        if self.status is not None and not self.is_over:
             await self({"type": "http.response.body", "body": b""})
 
 

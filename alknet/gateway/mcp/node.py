@@ -131,7 +131,7 @@ class NodeBackend:
     async def tools(self) -> Sequence[Tool]:
         return self._directory.visible(self.caller.identity)
 
-    def find(self, name: str) -> Tool | None:
+    async def find(self, name: str) -> Tool | None:
         return self._directory.find(name)
 
     async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> NodeRun:

@@ -17,8 +17,9 @@ MAX_RESULT_BYTES: Final = 4 * 1024 * 1024
 """Of an output as JSON. It is sent twice, as a value and as text."""
 MAX_ITEMS: Final = 1000
 """Of a subscription, in its final result; it is ended there."""
-MAX_ITEMS_BYTES: Final = 1024 * 1024
-"""Of these items together, as JSON."""
+MAX_ITEMS_BYTES: Final = 256 * 1024
+"""Of these items together, as JSON. Sent as a value and as text with its quotes escaped that stays below 1 MiB, which
+is the most that the official client takes as one event of a stream."""
 
 
 @dataclass(frozen=True, slots=True)

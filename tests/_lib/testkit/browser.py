@@ -203,9 +203,7 @@ class Page:
         )
         assert spot["hit"], f"{selector} is hidden behind something"
         for kind in ("mousePressed", "mouseReleased"):
-            self.send(
-                "Input.dispatchMouseEvent", type=kind, x=spot["x"], y=spot["y"], button="left", clickCount=1
-            )
+            self.send("Input.dispatchMouseEvent", type=kind, x=spot["x"], y=spot["y"], button="left", clickCount=1)
 
     def type(self, selector: str, text: str) -> None:
         """Replace what stands in a field."""

@@ -4,6 +4,7 @@ Who calls is what the bearer token says: each peer's token is its name.
 """
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,16 +14,77 @@ import httpx2
 import uvicorn
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from testkit.bench import Bench
 
 from alknet.call.context import Caller
 from alknet.gateway.calls import Calls
 from alknet.gateway.mcp.app import CALLER, TRACEPARENT, McpApp, McpSettings
+from testkit.bench import Bench
 
-__all__ = ["MODES", "McpBench", "serve_mcp"]
+__all__ = ["MODES", "McpBench", "RawMcp", "message_of", "serve_mcp"]
 
+NEW, OLD = "2026-07-28", "2025-11-25"
 MODES = ("legacy", "2026-07-28")
 """What the official client calls the two revisions."""
+
+
+class RawMcp:
+    """Single messages over HTTP, in either revision."""
+
+    def __init__(self, http: httpx2.AsyncClient, url: str, mode: str) -> None:
+        self.http = http
+        self.url = url
+        self.is_new = mode != "legacy"
+        self.session: str | None = None
+        self.meta: dict[str, Any] = {
+            "io.modelcontextprotocol/protocolVersion": NEW,
+            "io.modelcontextprotocol/clientCapabilities": {},
+            "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
+        }
+
+    async def open(self) -> None:
+        """Begin a session, where there are sessions."""
+        if not self.is_new:
+            hello = {"protocolVersion": OLD, "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+            answer = await self.post("initialize", hello)
+            assert answer.status_code == 200, answer.text
+            self.session = answer.headers["mcp-session-id"]
+            assert (await self.post("notifications/initialized", id=None)).status_code == 202
+
+    def request(
+        self, method: str, params: dict[str, Any] | None = None, *, id: Any = 1, **headers: str
+    ) -> dict[str, Any]:
+        """What httpx is to send. `headers` have ``_`` for ``-``."""
+        body: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
+        fields = {"accept": "application/json, text/event-stream", "content-type": "application/json"}
+        if id is not None:
+            body["id"] = id
+        if self.is_new:
+            fields |= {"mcp-protocol-version": NEW, "mcp-method": method}
+            if "name" in (params or {}):
+                fields["mcp-name"] = str((params or {})["name"])
+            params = {"_meta": self.meta, **(params or {})}
+        elif self.session is not None:
+            fields |= {"mcp-protocol-version": OLD, "mcp-session-id": self.session}
+        if params is not None:
+            body["params"] = params
+        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+        return {"method": "POST", "url": self.url, "json": body, "headers": fields}
+
+    async def post(
+        self, method: str, params: dict[str, Any] | None = None, *, id: Any = 1, **headers: str
+    ) -> httpx2.Response:
+        return await self.http.request(**self.request(method, params, id=id, **headers))
+
+    async def message(self, method: str, params: dict[str, Any] | None = None, **how: Any) -> Any:
+        """The last message of the answer, whether it came as JSON or as an event."""
+        return message_of(await self.post(method, params, **how))
+
+
+def message_of(answer: httpx2.Response) -> Any:
+    """The last JSON-RPC message in an answer."""
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        return json.loads(answer.text.rpartition("data: ")[2])
+    return answer.json()
 
 
 class McpBench:
@@ -50,6 +112,14 @@ class McpBench:
         headers = {} if peer is None else {"authorization": f"Bearer {peer}"}
         async with httpx2.AsyncClient(headers=headers, timeout=20) as http:
             yield http
+
+    @asynccontextmanager
+    async def raw(self, mode: str, peer: str | None = "alice") -> AsyncIterator[RawMcp]:
+        """Single messages as this peer, in a session where there are sessions."""
+        async with self.http(peer) as http:
+            raw = RawMcp(http, self.url, mode)
+            await raw.open()
+            yield raw
 
     @asynccontextmanager
     async def client(self, mode: str, peer: str | None = "alice", *, path: str = "", **options: Any) -> Any:
@@ -98,17 +168,25 @@ async def serve_mcp(
 
 async def _until_gone(app: Any, scope: Any, receive: Any, send: Any) -> None:
     """As the gateway's HTTP protocol does: who is gone needs no answer, and the request's task is cancelled."""
-    gone: asyncio.Queue[Any] = asyncio.Queue()
+    messages: asyncio.Queue[Any] = asyncio.Queue()
+    is_answered = False
 
     async def read() -> None:
         while True:
             message = await receive()
-            gone.put_nowait(message)
+            if not is_answered:
+                messages.put_nowait(message)
             if message["type"] == "http.disconnect":
-                serving.cancel()
+                if not is_answered:
+                    serving.cancel()
                 return
 
-    serving = asyncio.create_task(app(scope, gone.get, send))  # noqa: TID251
+    async def write(message: Any) -> None:
+        nonlocal is_answered
+        is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    serving = asyncio.create_task(app(scope, messages.get, write))  # noqa: TID251
     reading = asyncio.create_task(read())  # noqa: TID251
     try:
         await asyncio.wait({serving})
