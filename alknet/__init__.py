@@ -36,8 +36,10 @@ if TYPE_CHECKING:
     from alknet.call.context import OperationContext
     from alknet.call.errors import CallError
     from alknet.call.operations import ErrorSpec, OperationError, operation
+    from alknet.call.routes import route
     from alknet.call.schema import Bytes
     from alknet.client import Peer, connect
+    from alknet.gateway.custom import RouteContext
     from alknet.node import Node
 
 __all__ = [
@@ -48,9 +50,11 @@ __all__ = [
     "OperationContext",
     "OperationError",
     "Peer",
+    "RouteContext",
     "__version__",
     "connect",
     "operation",
+    "route",
 ]
 
 _MODULES = {
@@ -61,8 +65,10 @@ _MODULES = {
     "OperationContext": "alknet.call.context",
     "OperationError": "alknet.call.operations",
     "Peer": "alknet.client",
+    "RouteContext": "alknet.gateway.custom",
     "connect": "alknet.client",
     "operation": "alknet.call.operations",
+    "route": "alknet.call.routes",
 }
 
 

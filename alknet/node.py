@@ -27,7 +27,7 @@ from alknet.call.dispatch import Dispatcher, Stats
 from alknet.call.doorkeeper import Doorkeeper, DoorLimits
 from alknet.call.errors import CallError
 from alknet.call.handler import CallHandler, CallSettings
-from alknet.call.operations import operations_of
+from alknet.call.operations import operations_of, served_by
 from alknet.call.registry import Registry, load_entry_points, load_modules
 from alknet.clock import Clock, SystemClock
 from alknet.config.addresses import ListenAddress
@@ -344,10 +344,13 @@ class Node:
         return {token.prefix: token for token in self._state.all()}
 
     def _registry_for(self, settings: Settings) -> Registry:
-        """Every operation of this node: its own, those of installed packages, and those of configured modules."""
+        """Every operation and route of this node: its own, those of installed packages, those of `settings`."""
         built_in = operations_of((NodeService(self), Discovery(self._dispatcher), self._machine.of(settings)))
-        own = operations_of(self._own_operations)
-        return Registry((*built_in, *load_entry_points(), *load_modules(settings.services.modules), *own))
+        own = served_by(self._own_operations)
+        registry = Registry((*built_in, *load_entry_points(), *load_modules(settings.services.modules), *own))
+        if self._gateway is not None:
+            self._gateway.check(registry)
+        return registry
 
     # --- what the operations need of the node -----------------------------------------------------------------------
 

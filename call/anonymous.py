@@ -51,8 +51,7 @@ class Anonymous:
         """Give the place back."""
         self._connections[host] -= 1
         if self._connections[host] <= 0:
-            del self._connections[host]
-            self._left.pop(host, None)
+            del self._connections[host]  # its calls stay counted: to come again must not be worth anything
 
     def called(self, host: str, now: float) -> None:
         """Count a call at `now` (seconds that only grow); raises `CallError` for one too many."""

@@ -94,8 +94,8 @@ class OperationContext:
         ctx.call_caller("ui/confirm", question="Sure?")``.
 
         Offering it is the grant, so no authority is needed; this operation's `calls` must have it as ``caller:NAME``.
-        Cancelling it cancels it there. Raises `CallError`: UNAVAILABLE where a call has no way back (a plain HTTP
-        request, MCP, ``ssh NODE op``, a call that another operation made), NOT_FOUND for what the caller does not offer.
+        Cancelling it cancels it there. Raises `CallError`: NOT_FOUND for what the caller does not offer, UNAVAILABLE
+        where a call has no way back (a plain HTTP request, MCP, ``ssh NODE op``, a call that an operation made).
         """
         return self._composer.call_caller(name, input_of(name, value, inputs))
 

@@ -18,7 +18,7 @@ from alknet.call.signatures import Style, style_of
 from alknet.call.specs import MAX_NAME_CHARS, ErrorSpec, Kind, OperationError, Visibility, is_name
 from alknet.errors import UsageError
 
-__all__ = ["DECLARED", "Declaration", "located", "operation", "where_defined"]
+__all__ = ["DECLARED", "Declaration", "access_of", "located", "operation", "where_defined"]
 
 DECLARED: Final = "__alknet_operation__"
 """The attribute of a function that holds its `Declaration`."""
@@ -118,7 +118,7 @@ def operation(
                 style=style,
                 visibility=_member(Visibility, visibility, "visibility"),
                 version=version,
-                access=_access(name, scopes, any_scopes, public, resource, resource_action, resource_id, rules),
+                access=access_of(name, scopes, any_scopes, public, resource, resource_action, resource_id, rules),
                 resource_id_path=resource_id,
                 errors=_errors(errors),
                 summary=first if summary is None else summary,
@@ -194,16 +194,17 @@ def _texts(values: Iterable[str], what: str, form: re.Pattern[str] | None = None
     return texts
 
 
-def _access(
+def access_of(
     name: str,
     scopes: Iterable[str] | None,
     any_scopes: Iterable[str] | None,
     public: bool,
-    resource: str | None,
-    action: str | None,
-    path: str | None,
-    rules: str | None,
+    resource: str | None = None,
+    action: str | None = None,
+    path: str | None = None,
+    rules: str | None = None,
 ) -> Access:
+    """What a declaration asks of callers; `UsageError` for what makes no sense."""
     if public:
         _check(
             all(one is None for one in (scopes, any_scopes, resource, action, path, rules)),

@@ -65,9 +65,7 @@ class Doorkeeper:
         limits = self.limits
         if identity is None:
             try:
-                self._anonymous.enter(
-                    host_of(connection) or "-", total=limits.half_open, per_address=limits.connections_per_address
-                )
+                self.sit(connection)
             except CallError:
                 act.done("limits")
                 raise
@@ -97,6 +95,14 @@ class Doorkeeper:
                 via=via,
                 connection=connection.id,
             )
+        )
+
+    def sit(self, connection: Connection) -> None:
+        """Take a place for somebody who is nobody, to be given back with `leave`; raises `CallError` when there is
+        none. HTTP decides on each request, so that its connections need no more than this."""
+        limits = self.limits
+        self._anonymous.enter(
+            host_of(connection) or "-", total=limits.half_open, per_address=limits.connections_per_address
         )
 
     def leave(self, connection: Connection) -> None:

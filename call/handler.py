@@ -96,19 +96,22 @@ class CallHandler:
     async def serve_stream(self, stream: Stream, identity: Identity | None, carried: ChannelConnection) -> int:
         """Serve calls to somebody whom another door has let in already, or lets be nobody: the hello only agrees on
         codec and limits. What a program that is told of a refusal exits with; 0 after a session."""
-        channel = await Channel.on(stream)
+        has_agreed = False
         try:
+            channel = await Channel.on(stream)
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = ListenerHello(alpn=ALPN, binding=None)
                 start = hello.started(await channel.next_body())
                 hello.to_sign(node=self._name, key=self._key.public_key, limits=self._limits())
                 channel.send(hello.challenge(None))
                 channel.send(hello.accepted(None if identity is None else identity.id))
+            has_agreed = True
         except (TimeoutError, HelloError, FrameError) as exc:
             await self._reject(channel, CallError("INVALID_INPUT", str(exc) or "the hello took too long"))
-            if identity is None:
-                self.doors.leave(carried)
             return CallError("INVALID_INPUT", "").exit_code
+        finally:
+            if identity is None and not has_agreed:
+                self.doors.leave(carried)
         await self._serve(carried, channel, identity, start.codec, start.features)
         return 0
 

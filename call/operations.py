@@ -12,13 +12,14 @@ schemas that follow from the annotations, and only then loads pydantic.
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
 from alknet.access import Authority
 from alknet.call.declarations import DECLARED, Declaration, located, operation
 from alknet.call.errors import CallError
+from alknet.call.routes import ROUTED, HttpRoute
 from alknet.call.signatures import Style, read_signature, style_of
 from alknet.call.specs import MAX_NAME_CHARS, ErrorSpec, Kind, OperationError, OperationSpec, Visibility
 from alknet.errors import UsageError
@@ -34,6 +35,7 @@ __all__ = [
     "Visibility",
     "operation",
     "operations_of",
+    "served_by",
 ]
 
 SERVED: Final = "__operations__"
@@ -75,6 +77,11 @@ def operations_of(source: Any) -> tuple[Operation, ...]:
     that it imports from elsewhere to call them itself; or what its ``__operations__`` holds, and nothing else.
     `UsageError` for what can have no operations, and for one whose annotations do not tell what it takes and answers.
     """
+    return tuple(one for one in served_by(source) if isinstance(one, Operation))
+
+
+def served_by(source: Any) -> tuple[Operation | HttpRoute, ...]:
+    """The operations of a source, as `operations_of` finds them, and the HTTP routes that stand beside them."""
     return tuple(_collect(source))
 
 
@@ -85,8 +92,8 @@ def _parts(path: str) -> list[str]:
 # --- finding them -------------------------------------------------------------------------------------------------
 
 
-def _collect(source: Any) -> Iterator[Operation]:
-    if isinstance(source, Operation):
+def _collect(source: Any) -> Iterator[Operation | HttpRoute]:
+    if isinstance(source, Operation | HttpRoute):
         yield source
     elif isinstance(source, ModuleType):
         yield from _of_module(source)
@@ -94,9 +101,11 @@ def _collect(source: Any) -> Iterator[Operation]:
         raise UsageError(f"{source.__qualname__} is a class", hint=f"give an object: {source.__qualname__}(…)")
     elif isinstance(getattr(source, DECLARED, None), Declaration):
         yield _build(source)
+    elif isinstance(declared := getattr(source, ROUTED, None), HttpRoute):
+        yield replace(declared, handler=source)
     elif methods := _methods(source):
         for name in methods:
-            yield _build(getattr(source, name))
+            yield from _collect(getattr(source, name))
     elif isinstance(source, Iterable) and not isinstance(source, str | bytes):
         for part in source:
             yield from _collect(part)
@@ -106,17 +115,17 @@ def _collect(source: Any) -> Iterator[Operation]:
         )
 
 
-def _of_module(module: ModuleType) -> Iterator[Operation]:
+def _of_module(module: ModuleType) -> Iterator[Operation | HttpRoute]:
     if SERVED in vars(module):
         yield from _collect(getattr(module, SERVED))
         return
     seen = set()
     for value in list(vars(module).values()):
-        if not isinstance(value, FunctionType) or DECLARED not in vars(value) or value in seen:
+        if not isinstance(value, FunctionType) or not _is_decorated(value) or value in seen:
             continue
         if value.__module__ == module.__name__ or value.__module__.startswith(module.__name__ + "."):
             seen.add(value)
-            yield _build(value)
+            yield from _collect(value)
 
 
 def _methods(source: Any) -> list[str]:
@@ -129,7 +138,7 @@ def _is_decorated(attribute: Any) -> bool:
     function = (
         getattr(attribute, "__func__", attribute) if isinstance(attribute, staticmethod | classmethod) else attribute
     )
-    return isinstance(function, FunctionType) and DECLARED in vars(function)
+    return isinstance(function, FunctionType) and not vars(function).keys().isdisjoint((DECLARED, ROUTED))
 
 
 # --- making them --------------------------------------------------------------------------------------------------

@@ -58,6 +58,8 @@ class Prepared:
         self.has_begun = False
         self._expired = False
         self._is_revoked = False
+        self._revocation: dict[str, Any] = {}
+        """What the audit log has of it, for whoever looks for the denial id that the caller was told."""
         self._refusal: CallError | None = None
         """Why the handler was not begun."""
         self._loop = asyncio.get_running_loop()
@@ -97,6 +99,7 @@ class Prepared:
             return None
         self._is_revoked = True
         self.ended_because = "revoked"
+        self._revocation = {"decision": "deny", "denial_id": decision.denial_id, "rule": decision.rule}
         return CallError("FORBIDDEN", f"access was taken away: {decision.words}", denial_id=decision.denial_id)
 
     async def call(self) -> Any:
@@ -298,6 +301,8 @@ class Prepared:
         return unexpected(spec.name, exc)
 
     def _done(self, outcome: str, **facts: Any) -> None:
+        if outcome == "revoked":
+            facts |= self._revocation
         self.act.done(outcome, **facts)
         self.dispatcher.count(
             self.operation.spec.name, self._loop.time() - self._began, failed=outcome.startswith(("error", "failed"))

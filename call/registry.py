@@ -1,4 +1,4 @@
-"""The operations that a node serves, by name, and where they are loaded from.
+"""The operations that a node serves, by name, its HTTP routes, and where both are loaded from.
 
 A :class:`Registry` never changes; a reload makes another one and swaps it whole.
 """
@@ -12,7 +12,8 @@ from types import FunctionType, MappingProxyType, MethodType
 from typing import Any, Final
 
 from alknet.call.declarations import DECLARED, where_defined
-from alknet.call.operations import Operation, operations_of
+from alknet.call.operations import Operation, served_by
+from alknet.call.routes import ROUTED, HttpRoute
 from alknet.errors import AlknetError, ConfigError, UsageError
 
 __all__ = ["ENTRY_POINTS", "Registry", "load_entry_points", "load_modules"]
@@ -22,13 +23,18 @@ ENTRY_POINTS: Final = "alknet.services"
 
 
 class Registry:
-    """Operations by name, in the order of their names. `UsageError` if two have the same one."""
+    """Operations by name, in the order of their names, and HTTP routes. `UsageError` if two have the same name, or the
+    same path and method."""
 
-    __slots__ = ("get", "operations")
+    __slots__ = ("get", "operations", "routes")
 
-    def __init__(self, operations: Iterable[Operation] = ()) -> None:
+    def __init__(self, served: Iterable[Operation | HttpRoute] = ()) -> None:
         found: dict[str, Operation] = {}
-        for one in operations:
+        routes: dict[tuple[str, str], HttpRoute] = {}
+        for one in served:
+            if isinstance(one, HttpRoute):
+                _add_route(routes, one)
+                continue
             other = found.setdefault(one.spec.name, one)
             if other.handler != one.handler:  # a package may pass on what a module below it has
                 raise UsageError(
@@ -39,6 +45,8 @@ class Registry:
         self.operations: Final[Mapping[str, Operation]] = MappingProxyType(dict(sorted(found.items())))
         self.get: Final = self.operations.get
         """The operation with this name, or None."""
+        self.routes: Final = tuple(sorted(dict.fromkeys(routes.values()), key=lambda route: route.order))
+        """Where two fit a path, the one that comes first gets it."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.operations)
@@ -50,24 +58,35 @@ class Registry:
         return name in self.operations
 
 
-def load_modules(names: Sequence[str]) -> tuple[Operation, ...]:
-    """Import these modules and collect their operations; `ConfigError` says which one cannot be, and why.
+def _add_route(routes: dict[tuple[str, str], HttpRoute], one: HttpRoute) -> None:
+    for method in one.methods:
+        other = routes.setdefault((one.shape, method), one)
+        if other.handler != one.handler:
+            raise UsageError(
+                f"two routes serve {method} {one.path}: {where_defined(other.handler)} ({other.path})"
+                f" and {where_defined(one.handler)}",
+                hint="give one of them another path",
+            )
+
+
+def load_modules(names: Sequence[str]) -> tuple[Operation | HttpRoute, ...]:
+    """Import these modules and collect their operations and routes; `ConfigError` says which one cannot be, and why.
 
     A module that was imported before is not read again.
     """
-    found: list[Operation] = []
+    found: list[Operation | HttpRoute] = []
     for name in names:
         found += _load(f"[services] modules: {name!r}", partial(importlib.import_module, name))
     return tuple(found)
 
 
-def load_entry_points() -> tuple[Operation, ...]:
-    """The operations of every installed distribution that has an entry point ``alknet.services``.
+def load_entry_points() -> tuple[Operation | HttpRoute, ...]:
+    """The operations and routes of every installed distribution that has an entry point ``alknet.services``.
 
     It names a module, a decorated function, an object with decorated methods, or what makes one of these when it is
     called. `ConfigError` says which one cannot be loaded, and why.
     """
-    found: list[Operation] = []
+    found: list[Operation | HttpRoute] = []
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda point: (point.name, point.value)):
         found += _load(f"entry point {ENTRY_POINTS}: {point.name} = {point.value!r}", partial(_made, point))
     return tuple(found)
@@ -75,13 +94,14 @@ def load_entry_points() -> tuple[Operation, ...]:
 
 def _made(point: EntryPoint) -> Any:
     source = point.load()
-    is_maker = isinstance(source, type | FunctionType | MethodType) and not hasattr(source, DECLARED)
+    is_declared = hasattr(source, DECLARED) or hasattr(source, ROUTED)
+    is_maker = isinstance(source, type | FunctionType | MethodType) and not is_declared
     return source() if is_maker else source
 
 
-def _load(what: str, source: Callable[[], Any]) -> tuple[Operation, ...]:
+def _load(what: str, source: Callable[[], Any]) -> tuple[Operation | HttpRoute, ...]:
     try:
-        found = operations_of(source())
+        found = served_by(source())
     except AlknetError as exc:
         raise ConfigError(f"{what}: {exc}", hint=exc.hint) from exc
     except ModuleNotFoundError as exc:

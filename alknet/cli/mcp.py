@@ -12,7 +12,7 @@ import click
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, call_options, open_peer, run_async
 from alknet.cli.values import to_json
-from alknet.errors import AlknetError, UsageError
+from alknet.errors import AlknetError
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -113,7 +113,8 @@ def mcp(
 
 
 def _print_config(invocation: Invocation, peer: str, client: str, *, gateway: bool) -> None:
-    stdio = {"command": _command(), "args": _arguments(invocation, peer, gateway=gateway)}
+    command = [*_command(), *_arguments(invocation, peer, gateway=gateway)]
+    stdio = {"command": command[0], "args": command[1:]}
     http = {"url": _url(invocation, peer) + ("/gateway" if gateway else ""), "headers": _headers()}
     chosen = list(CLIENTS) if client == "all" else [client]
     made = {name: CLIENTS[name][2](stdio, http) for name in chosen}
@@ -137,12 +138,11 @@ def _print_config(invocation: Invocation, peer: str, client: str, *, gateway: bo
     click.echo("#   alknet token create --peer NAME --scope 'fs:read' --description 'an agent'")
 
 
-def _command() -> str:
-    """The program as a client finds it, which may have another PATH."""
-    found = shutil.which(sys.argv[0]) or shutil.which("alknet")
-    if found is None:
-        raise UsageError("the command 'alknet' is not on the PATH", hint="install it, or give the full path")
-    return str(Path(found).absolute())
+def _command() -> list[str]:
+    """This program, as it is found by a client that has another PATH."""
+    beside = Path(sys.executable).with_name("alknet")
+    found = str(beside) if beside.exists() else shutil.which("alknet")
+    return [str(Path(found).absolute())] if found is not None else [sys.executable, "-m", "alknet"]
 
 
 def _arguments(invocation: Invocation, peer: str, *, gateway: bool) -> list[str]:

@@ -7,12 +7,15 @@ its input is looked at.
 import asyncio
 import ipaddress
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.utils import ClientDisconnected
 
+from alknet.call.anonymous import LIFETIME_S
 from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.errors import CallError
 from alknet.gateway.exchange import Exchange
@@ -22,18 +25,19 @@ from alknet.gateway.settings import GatewaySettings
 from alknet.gateway.traces import continue_trace
 from alknet.logs import event
 
-__all__ = ["Gateway", "Route", "bearer_of", "is_loopback", "method_not_allowed"]
+__all__ = ["WEBSOCKET", "Gateway", "Route", "bearer_of", "is_loopback", "method_not_allowed"]
 
 log = logging.getLogger("alknet.gateway")
 
 Route = Callable[[Exchange], Awaitable[None]]
 
 BEARER: Final = "bearer"
+WEBSOCKET: Final = "/alknet/call"
 SAFE: Final = ("GET", "HEAD")
 OPEN_PATHS: Final = ("/healthz", "/readyz", "/docs")
 """Where nobody has to be anybody: what stands there tells nothing. Credentials are not looked at."""
 CORS_HEADERS: Final = b"authorization, content-type, idempotency-key, last-event-id, traceparent, mcp-protocol-version,"
-CORS_METHODS: Final = b"GET, POST, DELETE"
+CORS_METHODS: Final = b"GET, POST, PUT, PATCH, DELETE"
 CORS_MAX_AGE: Final = b"600"
 
 
@@ -67,7 +71,9 @@ class Gateway:
         except CallError as exc:
             await self._fail(exchange, exc)
         except asyncio.CancelledError:
-            return  # the client is gone, and nobody waits for an answer; the task ends here
+            exchange.visit.cut()  # if the client is not gone already; nobody waits for this task
+        except ClientDisconnected:
+            return
         except Exception:
             log.exception(event("request failed", method=exchange.method, route=_known(exchange.path, self.paths)))
             await self._fail(exchange, HttpError(500, "INTERNAL", "the request failed; see the node's log"))
@@ -77,11 +83,14 @@ class Gateway:
             await exchange.fail(error)
         else:
             log.warning(event("answer cut short", reason=error))
-            exchange.visit.connection.close()
+            exchange.visit.cut()
 
     async def _serve(self, exchange: Exchange) -> None:
         exchange.traceparent = continue_trace(exchange.header(b"traceparent"))
         exchange.more_headers.append((b"traceparent", exchange.traceparent.encode("ascii")))
+        connection = exchange.visit.connection
+        if connection.identity is None and time.time() - connection.since > LIFETIME_S:
+            exchange.more_headers.append((b"connection", b"close"))
         if exchange.visit.is_outside:
             return await self._answer_outside(exchange)
         if self._check_browser(exchange) and exchange.method == "OPTIONS":
@@ -91,7 +100,22 @@ class Gateway:
             raise HttpError(503, "UNAVAILABLE", "the node is shutting down", headers=[(b"connection", b"close")])
         if exchange.path not in OPEN_PATHS and not exchange.path.startswith("/docs/"):
             self._authenticate(exchange)
+        self._seat(exchange)
         return await route(exchange)
+
+    def _seat(self, exchange: Exchange) -> None:
+        """Who is nobody needs one of the few places for those, and gives it back by saying who they are. (A WebSocket
+        sees to its own.) Raises `CallError` when there is none."""
+        visit = exchange.visit
+        if visit.connection.identity is not None:
+            if visit.is_guest:
+                visit.is_guest = False
+                self._doors.leave(visit.connection)
+        elif not visit.is_guest and not exchange.is_websocket:
+            exchange.more_headers.append((b"connection", b"close"))
+            self._doors.sit(visit.connection)
+            exchange.more_headers.pop()
+            visit.is_guest = True
 
     def _check_browser(self, exchange: Exchange) -> bool:
         """Host and Origin; whether a listed origin asks, so that CORS headers go with the answer."""
@@ -122,6 +146,8 @@ class Gateway:
 
     def _route(self, exchange: Exchange) -> Route:
         path, method = exchange.path, exchange.method
+        if exchange.is_websocket and path != WEBSOCKET:
+            raise HttpError(404, "NOT_FOUND", "there is no WebSocket here")
         methods = self._exact.get(path)
         if methods is None:
             return next((route for prefix, route in self._below if path.startswith(prefix)), self.fallback)

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol, TypeVar
 
 from alknet.call.anonymous import ANONYMOUS_LIMITS
 from alknet.call.context import Caller
@@ -12,18 +12,29 @@ from alknet.call.dispatch import Dispatcher
 from alknet.call.errors import CallError
 from alknet.call.prepared import Prepared
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "Revocable"]
+
+T = TypeVar("T")
 
 SHUTTING_DOWN: Final = "the node is shutting down"
 SLOWEST_END_S: Final = 2.0
 """What handlers may take to clean up after the drain deadline."""
 
 
-class _Running:
-    __slots__ = ("prepared", "refusal", "task")
+class Revocable(Protocol):
+    """What runs for a caller."""
 
-    def __init__(self, prepared: Prepared, task: "asyncio.Task[Any]") -> None:
-        self.prepared = prepared
+    caller: Caller
+
+    def revoked(self) -> CallError | None:
+        """The refusal, when the current policy forbids what it allowed before."""
+
+
+class _Running:
+    __slots__ = ("refusal", "task", "what")
+
+    def __init__(self, what: Revocable, task: "asyncio.Task[Any]") -> None:
+        self.what = what
         self.task = task
         self.refusal: CallError | None = None
 
@@ -57,11 +68,7 @@ class Calls:
         soon: bool = False,
     ) -> Prepared:
         """As `Dispatcher.prepare`; refuses what would be too many calls of one caller at the same time."""
-        if self.is_draining:
-            raise CallError("UNAVAILABLE", SHUTTING_DOWN)
-        limit = self.max_in_flight if caller.identity is not None else ANONYMOUS_LIMITS.in_flight
-        if self._in_flight[_who(caller)] >= limit:
-            raise CallError("RESOURCE_EXHAUSTED", f"{limit} calls are running already; wait for one of them")
+        self.check_room(caller)
         return self.dispatcher.prepare(
             name,
             value,
@@ -73,16 +80,28 @@ class Calls:
             soon=soon,
         )
 
+    def check_room(self, caller: Caller) -> None:
+        """Raise `CallError` where nothing more may begin for this caller."""
+        if self.is_draining:
+            raise CallError("UNAVAILABLE", SHUTTING_DOWN)
+        limit = self.max_in_flight if caller.identity is not None else ANONYMOUS_LIMITS.in_flight
+        if self._in_flight[_who(caller)] >= limit:
+            raise CallError("RESOURCE_EXHAUSTED", f"{limit} calls are running already; wait for one of them")
+
     async def call(self, prepared: Prepared) -> Any:
         """The output; raises `CallError`, also when access is taken away meanwhile."""
-        with self._noted(prepared) as running:
+        return await self.run(prepared, prepared.call)
+
+    async def run(self, what: Revocable, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` gives, while that is allowed to `what`."""
+        with self._noted(what) as running:
             try:
-                return await prepared.call()
+                return await work()
             except asyncio.CancelledError:
                 _raise_refusal(running)
                 raise
 
-    async def stream(self, prepared: Prepared) -> AsyncIterator[Any]:
+    async def stream(self, prepared: Prepared) -> AsyncGenerator[Any, None]:
         """The items; raises `CallError`, also when access is taken away meanwhile."""
         with self._noted(prepared) as running:
             try:
@@ -97,10 +116,10 @@ class Calls:
                 raise
 
     @contextmanager
-    def _noted(self, prepared: Prepared) -> Iterator[_Running]:
+    def _noted(self, what: Revocable) -> Iterator[_Running]:
         task = asyncio.current_task()
         assert task is not None
-        running, who = _Running(prepared, task), _who(prepared.caller)
+        running, who = _Running(what, task), _who(what.caller)
         self._running.add(running)
         self._in_flight[who] += 1
         self._idle.clear()
@@ -117,7 +136,7 @@ class Calls:
     def recheck(self) -> None:
         """End what the current policy forbids, each with the refusal."""
         for running in tuple(self._running):
-            refusal = running.prepared.revoked()
+            refusal = running.what.revoked()
             if refusal is not None:
                 _end(running, refusal)
 

@@ -8,6 +8,7 @@ from blake3 import blake3
 from alknet.access import Access, Identity
 from alknet.call.codecs import JSON
 from alknet.call.dispatch import Dispatcher
+from alknet.call.errors import CallError
 from alknet.gateway.exchange import Exchange
 from alknet.gateway.openapi import document
 
@@ -39,6 +40,8 @@ class Documents:
             connection=caller.connection,
             remote=caller.remote,
         )
+        if not act.decision:  # it could not be recorded
+            raise CallError("FORBIDDEN", act.decision.words, denial_id=act.decision.denial_id)
         body, tag = self._document(exchange.identity)
         headers = [(b"etag", tag), (b"vary", b"Authorization")]
         is_known = exchange.headers.get(b"if-none-match") == tag

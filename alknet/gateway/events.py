@@ -5,7 +5,8 @@ with the problem document; a stream that ends without either was lost.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Final
 
 from alknet.call.codecs import JSON, EncodeError
@@ -58,7 +59,9 @@ class EventStreams:
         while True:
             await asyncio.sleep(KEEP_ALIVE_S)
             for stream in tuple(self._open):
-                await stream.keep_alive()
+                if stream.is_quiet():
+                    # A task for each: a client that reads nothing holds up no other.
+                    self._tasks.start(stream.keep_alive(), name="keep-alive")
 
 
 class _EventStream:
@@ -68,13 +71,16 @@ class _EventStream:
         self._next_id = _after(exchange.header(b"last-event-id"))
         self._is_idle = True
         self._is_over = False
+        self._turn = asyncio.Lock()
+        """Of what is sent: it may have to wait for the client, and comes from more than one task."""
 
-    async def send_all(self, items: AsyncIterator[Any]) -> None:
+    async def send_all(self, items: AsyncGenerator[Any, None]) -> None:
         try:
-            async for item in items:
-                self._is_idle = False
-                await self._event(b"id: %d\ndata: " % self._next_id, _encoded(item))
-                self._next_id += 1
+            async with aclosing(items):
+                async for item in items:
+                    self._is_idle = False
+                    await self._event(b"id: %d\ndata: " % self._next_id, _encoded(item))
+                    self._next_id += 1
             await self._event(b"event: completed\ndata: ", b"{}")
         except CallError as exc:
             if not self._exchange.has_begun:
@@ -90,6 +96,10 @@ class _EventStream:
 
     async def begin(self) -> None:
         """Say that the subscription runs."""
+        async with self._turn:
+            await self._begin()
+
+    async def _begin(self) -> None:
         exchange = self._exchange
         if exchange.has_begun or self._is_over:
             return
@@ -99,19 +109,27 @@ class _EventStream:
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
+    def is_quiet(self) -> bool:
+        """Whether nothing was sent since the last time that this was asked, and nothing waits to be."""
+        was_idle, self._is_idle = self._is_idle, True
+        return was_idle and self._exchange.has_begun and not self._is_over and not self._turn.locked()
+
     async def keep_alive(self) -> None:
-        """Send a comment if nothing was sent since the last time."""
-        if self._is_idle and self._exchange.has_begun and not self._is_over:
-            await self._exchange.send({"type": "http.response.body", "body": COMMENT, "more_body": True})
-        self._is_idle = True
+        """Send a comment."""
+        async with self._turn:
+            if not self._is_over:
+                await self._exchange.send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
     async def _event(self, head: bytes, data: bytes) -> None:
-        await self.begin()
-        await self._exchange.send({"type": "http.response.body", "body": b"%b%b\n\n" % (head, data), "more_body": True})
+        async with self._turn:
+            await self._begin()
+            body = b"%b%b\n\n" % (head, data)
+            await self._exchange.send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def _end(self) -> None:
-        self._is_over = True
-        await self._exchange.send({"type": "http.response.body", "body": b""})
+        async with self._turn:
+            self._is_over = True
+            await self._exchange.send({"type": "http.response.body", "body": b""})
 
 
 def _encoded(item: Any) -> bytes:

@@ -1,12 +1,12 @@
 """One HTTP request and its answer, as the gateway's routes see them."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from alknet.access import Identity
 from alknet.alpn.streams import Connection
@@ -15,7 +15,7 @@ from alknet.call.context import Caller
 from alknet.call.errors import CallError, FrameError
 from alknet.gateway.problems import PROBLEM, HttpError, problem_of, status_of
 
-__all__ = ["JSON_TYPE", "Exchange", "Visit"]
+__all__ = ["JSON_TYPE", "Exchange", "Visit", "too_large"]
 
 JSON_TYPE: Final = b"application/json"
 MAX_QUERY_FIELDS: Final = 100
@@ -35,6 +35,10 @@ class Visit:
     known: set[str] = field(default_factory=set)
     refused: int = 0
     """Credentials that it has shown in vain."""
+    is_guest: bool = False
+    """It has one of the places for those who are nobody."""
+    cut: Callable[[], None] = lambda: None
+    """Ends the connection at once, in the middle of an answer."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the connection has ended, as HTTP or as a WebSocket."""
 
@@ -94,22 +98,28 @@ class Exchange:
         """The whole body; raises `HttpError` for one above `limit` bytes."""
         length = self.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
-            raise _too_large(limit)
-        message = await self.receive()
+            raise too_large(limit)
+        message = await self._receive_body()
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):
             if len(body) > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
             return body
         parts, size = [body], len(body)
         while message.get("more_body", False):
-            message = await self.receive()
+            message = await self._receive_body()
             body = message.get("body", b"")
             parts.append(body)
             size += len(body)
             if size > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
         return b"".join(parts)
+
+    async def _receive_body(self) -> Message:
+        message = await self.receive()
+        if message["type"] != "http.request":  # what has arrived must not pass for the whole
+            raise HttpError(400, "INVALID_INPUT", "the body was cut short")
+        return message
 
     async def json(self, limit: int) -> Any:
         """The body as a JSON value, None if there is none; raises `HttpError`."""
@@ -177,7 +187,7 @@ class Exchange:
         await self.send({"type": "websocket.http.response.body", "body": body})
 
 
-def _too_large(limit: int) -> HttpError:
+def too_large(limit: int) -> HttpError:
     """The body is more than is taken; the connection ends, for the rest of it is not read."""
     return HttpError(
         413,

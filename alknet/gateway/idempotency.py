@@ -4,19 +4,23 @@ Access is decided before the look-up, so a kept answer is as well guarded as the
 credential and operation; with another input it is refused, for that is a mistake of the client's.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from blake3 import blake3
 
 from alknet.access import Identity
-from alknet.call.codecs import JSON
+from alknet.call.codecs import JSON, EncodeError
 from alknet.call.prepared import Prepared
 from alknet.errors import UnavailableError
 from alknet.gateway.problems import HttpError
+from alknet.logs import event
 from alknet.replies import Remembered, Replies
 
 __all__ = ["Idempotency", "Kept"]
+
+log = logging.getLogger("alknet.gateway")
 
 MAX_KEY_CHARS: Final = 255
 MAX_BODY_BYTES: Final = 256 * 1024
@@ -35,18 +39,24 @@ class Kept:
 
     def finish(self, status: int, body: bytes) -> None:
         """It is done, and was answered so."""
-        if len(body) <= MAX_BODY_BYTES:
-            self._replies.finish(self._key, status, body)
-        else:
-            self._replies.finish(self._key, TOO_LARGE_STATUS, b"")
+        if len(body) > MAX_BODY_BYTES:
+            status, body = TOO_LARGE_STATUS, b""
+        self._note(lambda: self._replies.finish(self._key, status, body))
 
     def lose(self) -> None:
         """It was cut short, and nobody knows what it did."""
-        self._replies.finish(self._key, LOST_STATUS, b"")
+        self._note(lambda: self._replies.finish(self._key, LOST_STATUS, b""))
 
     def forget(self) -> None:
         """It was not done, or may be tried again."""
-        self._replies.forget(self._key)
+        self._note(lambda: self._replies.forget(self._key))
+
+    def _note(self, write: Callable[[], None]) -> None:
+        """Whoever waits for the answer gets it also where it cannot be kept; a second request is then refused."""
+        try:
+            write()
+        except UnavailableError as exc:
+            log.error(event("an answer cannot be kept", reason=exc))
 
 
 class Idempotency:
@@ -66,7 +76,10 @@ class Idempotency:
             raise HttpError(422, "INVALID_INPUT", words)
         name = prepared.operation.spec.name
         key = _digest(identity.id, identity.via, name, text)
-        digest = blake3(JSON.encode({} if value is None else value)).digest()
+        try:
+            digest = blake3(JSON.encode({} if value is None else value)).digest()
+        except EncodeError as exc:  # a number beyond all bounds, which was read as an infinity
+            raise HttpError(422, "INVALID_INPUT", f"the input {exc}") from exc
         try:
             known = self._replies.begin(key, identity.id, digest, self._wall())
         except UnavailableError as exc:

@@ -6,16 +6,14 @@ input fits into a URL is also ``GET``. Pure: values in, a JSON value out, in the
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from alknet.call.binary import to_base64
 from alknet.call.specs import Kind, Visibility, check_code, is_name
 from alknet.errors import UsageError
 from alknet.gateway import openapi_errors
 from alknet.gateway.openapi_query import QueryParameter, query_parameters
-from alknet.gateway.openapi_schemas import Schemas
+from alknet.gateway.openapi_schemas import Schemas, plain
 
 __all__ = ["CONTRACT_VERSION", "document", "encode", "operation_id"]
 
@@ -25,7 +23,6 @@ clients that were made for it no longer work."""
 OPENAPI_VERSION: Final = "3.1.0"
 JSON_TYPE: Final = "application/json"
 MAX_KEY_CHARS: Final = 255
-MAX_EXAMPLE_DEPTH: Final = 64
 
 _DESCRIPTION: Final = """\
 The operations that the caller may call, and no others. Send `Authorization: Bearer TOKEN`; without it only what is \
@@ -112,12 +109,9 @@ def _is_operation(one: Any) -> bool:
         isinstance(one, Mapping)
         and isinstance(one.get("name"), str)
         and is_name(one["name"])
-        and one.get("kind") in _KINDS
+        and one.get("kind") in tuple(Kind)
         and one.get("visibility") != Visibility.INTERNAL
     )
-
-
-_KINDS: Final = frozenset(map(str, Kind))
 
 
 def _path_item(operation: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
@@ -218,10 +212,12 @@ def _declared(operation: Mapping[str, Any], schemas: Schemas) -> dict[int, list[
     found: dict[int, list[tuple[str, dict[str, Any]]]] = {}
     seen = set()
     for error in operation.get("errors") or ():
-        code, status = (error.get("code"), error.get("http_status")) if isinstance(error, Mapping) else (None, None)
+        if not isinstance(error, Mapping):
+            continue
+        code, status = _text(error, "code"), error.get("http_status")
         status = openapi_errors.DOMAIN_STATUS if status is None else status
         try:
-            check_code(code, status)  # type: ignore[arg-type]
+            check_code(code, status)
         except UsageError:
             continue
         if code in seen:
@@ -247,22 +243,7 @@ def _query(one: QueryParameter, operation: Mapping[str, Any], schemas: Schemas) 
 
 def _examples(operation: Mapping[str, Any], side: str) -> dict[str, Any]:
     found = [one for one in operation.get("examples") or () if isinstance(one, Mapping) and side in one]
-    return {f"example{number}": {"value": _plain(one[side])} for number, one in enumerate(found, 1)}
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """As JSON has it: bytes as base64, and null for the numbers that it has not."""
-    if depth > MAX_EXAMPLE_DEPTH:
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item, depth + 1) for item in value]
-    if isinstance(value, bytes):
-        return to_base64(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return {f"example{number}": {"value": plain(one[side])} for number, one in enumerate(found, 1)}
 
 
 # --- what may come from another node ------------------------------------------------------------------------------

@@ -127,7 +127,8 @@ def _parameter(name: Any, schema: Any, root: Any, *, is_required: bool) -> Query
 
 def _options(schema: Any, root: Any) -> list[dict[str, Any]] | None:
     """The schemas of which one must fit, references followed; None for what is more than that."""
-    waiting, found = [schema], []
+    waiting: list[Any] = [schema]
+    found: list[dict[str, Any]] = []
     for _ in range(MAX_PARAMETERS):
         if not waiting:
             return found

@@ -7,6 +7,7 @@ invalid is left out: what is unclear in a schema then admits more, never less.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,16 @@ from itertools import chain, count
 from typing import Any, Final
 from urllib.parse import unquote
 
-__all__ = ["Schemas", "resolve"]
+from alknet.call.binary import to_base64
+
+__all__ = ["Schemas", "plain", "resolve"]
 
 MAX_NAME_CHARS: Final = 100
 """Of a component's name, before it is told apart from others."""
+MAX_VALUE_DEPTH: Final = 64
+"""Of an example or a default."""
+MAX_REFERENCES: Final = 20
+"""Of which one leads to the next."""
 COMPONENT: Final = "#/components/schemas/"
 
 _ONE: Final = frozenset(
@@ -26,12 +33,11 @@ _ONE: Final = frozenset(
 )  # fmt: skip
 _SEVERAL: Final = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 _NAMED: Final = frozenset(("properties", "patternProperties", "dependentSchemas"))
-_DROPPED: Final = frozenset(
-    # Moves what references are relative to, holds what is hoisted, or means something else in OpenAPI.
-    ("$id", "$schema", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef", "$vocabulary",
-     "$comment", "$defs", "definitions", "id", "nullable", "xml", "externalDocs")
-)  # fmt: skip
 _TYPES: Final = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
+
+
+def _is_anything(value: Any) -> bool:
+    return True
 
 
 def _is_text(value: Any) -> bool:
@@ -43,7 +49,7 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -78,6 +84,7 @@ _FORMS: Final[dict[str, Callable[[Any], bool]]] = {
     "multipleOf": lambda value: _is_number(value) and value > 0,
     "dependentRequired": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
     "pattern": _is_pattern,
+    **dict.fromkeys(("const", "default"), _is_anything),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_number),
     **dict.fromkeys(("title", "description", "format", "contentEncoding", "contentMediaType"), _is_text),
     **dict.fromkeys(("deprecated", "readOnly", "writeOnly", "uniqueItems"), _is_flag),
@@ -89,7 +96,8 @@ _FORMS: Final[dict[str, Callable[[Any], bool]]] = {
         _is_count,
     ),
 }
-"""What each keyword's value must be (JSON Schema 2020-12, validation vocabulary); another one is left out."""
+"""What the value of each keyword that holds no schema must be (JSON Schema 2020-12); what is not here is left out: it
+moves what references are relative to (``$id``), is another dialect's, or means nothing."""
 
 
 def resolve(reference: Any, root: Any) -> tuple[str, Any] | None:
@@ -107,6 +115,21 @@ def resolve(reference: Any, root: Any) -> tuple[str, Any] | None:
         else:
             return None
     return (pointer, found) if isinstance(found, dict) else None
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """A value as JSON has it: bytes as base64, and null for the numbers that it has not."""
+    if depth > MAX_VALUE_DEPTH:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, depth + 1) for item in value]
+    if isinstance(value, bytes):
+        return to_base64(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 @dataclass(slots=True)
@@ -140,6 +163,8 @@ class Schemas:
         """Components with names of their own."""
         self._targets: dict[str, _Target] = {}
         """By the text that is equal for equal schemas."""
+        self._texts: dict[tuple[int, str], tuple[Any, str]] = {}
+        """Those texts by place: (the root, which is kept so that no other one gets its number; the text)."""
 
     def add(self, schema: Any, operation: str, role: str) -> dict[str, Any]:
         """What stands for a whole schema: a reference if it has a structure worth a name, else the schema itself."""
@@ -148,12 +173,9 @@ class Schemas:
         if schema.get("type") == "null":
             return {"const": None}  # the same, which generators know what to do with
         title = _name(schema.get("title"))
-        if "$ref" in schema or not (_has_fields(schema) or ("enum" in schema and title)):
+        if "$ref" in schema or not (_has_fields(schema) or (title and _FORMS["enum"](schema.get("enum")))):
             return self.part(schema, schema, operation, role)
-        text = _closure(schema, schema) if title else f"{operation} {role}"
-        return self._refer(
-            {}, text, _Target(title or role, operation, role, is_fixed=not title), lambda: (schema, schema)
-        )
+        return self._refer({}, "$ref", *_whole(schema, operation, role), lambda: (schema, schema))
 
     def part(self, schema: Any, root: Any, operation: str, role: str) -> dict[str, Any]:
         """A copy of a schema in `root`, in which references point to components."""
@@ -214,8 +236,8 @@ class Schemas:
             elif key == "discriminator":
                 if (found := self._discriminator(value, root, operation, role)) is not None:
                     copy[key] = found
-            elif isinstance(key, str) and key not in _DROPPED and _FORMS.get(key, _is_anything)(value):
-                copy[key] = value
+            elif key in _FORMS and _FORMS[key](value):
+                copy[key] = plain(value)
         return copy
 
     def _discriminator(self, value: Any, root: Any, operation: str, role: str) -> dict[str, Any] | None:
@@ -232,25 +254,27 @@ class Schemas:
     def _refer_to(self, holder: dict[str, Any], key: str, reference: Any, root: Any, operation: str, role: str) -> None:
         """Have ``holder[key]`` name the component of what `reference` means in `root`; nothing if it means nothing."""
         found = resolve(reference, root)
-        if found is None:
+        if found is None or _is_endless(found[1], root):
             return
         pointer, schema = found
-        base = _name(pointer.rpartition("/")[2] if pointer else schema.get("title")) or role
-        self._refer(holder, _closure(schema, root), _Target(base, operation, role), lambda: (schema, root), key)
+        if pointer:
+            base = _name(pointer.rpartition("/")[2]) or role
+            place = id(root), pointer
+            if place not in self._texts:
+                self._texts[place] = root, _closure(schema, root)
+            known = self._texts[place][1], _Target(base, operation, role)
+        else:
+            known = _whole(schema, operation, role)
+        self._refer(holder, key, *known, lambda: (schema, root))
 
     def _refer(
-        self,
-        holder: dict[str, Any],
-        text: str,
-        new: _Target,
-        source: Callable[[], tuple[Any, Any]],
-        key: str = "$ref",
+        self, holder: dict[str, Any], key: str, text: str, new: _Target, source: Callable[[], tuple[Any, Any]]
     ) -> dict[str, Any]:
         target = self._targets.get(text)
         if target is None:
             # Known before its body is made, which may refer to it.
             target = self._targets[text] = new
-            target.body.update(self._copy(*source(), target.operation, target.role))
+            target.body = self._copy(*source(), target.operation, target.role)
             target.body.pop("title", None)  # some generators would take it for the type's name
         return self._slot(holder, target, key)
 
@@ -261,7 +285,20 @@ class Schemas:
         return holder
 
 
-def _is_anything(value: Any) -> bool:
+def _whole(schema: dict[str, Any], operation: str, role: str) -> tuple[str, _Target]:
+    """A schema that stands alone: one that has a title may be the same elsewhere, any other is its operation's."""
+    title = _name(schema.get("title"))
+    text = _closure(schema, schema) if title else f"{operation} {role}"
+    return text, _Target(title or role, operation, role, is_fixed=not title)
+
+
+def _is_endless(schema: Any, root: Any) -> bool:
+    """Whether a schema is nothing but a reference, and so on until it comes back to itself."""
+    for _ in range(MAX_REFERENCES):
+        found = resolve(schema.get("$ref"), root) if isinstance(schema, dict) else None
+        if found is None:
+            return False
+        schema = found[1]
     return True
 
 

@@ -8,15 +8,18 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import Frame
 
 from alknet.gateway.exchange import NO_STORE, Visit
 from alknet.gateway.problems import PROBLEM, HttpError, problem_of
 from alknet.gateway.settings import (
+    MAX_FRAGMENTS,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     MAX_URL_BYTES,
     REQUEST_OVERHEAD_BYTES,
     STALLED_WRITE_S,
+    WEBSOCKET_CLOSE_S,
     GatewaySettings,
 )
 
@@ -24,11 +27,19 @@ __all__ = ["HttpProtocol", "WebSocketProtocol"]
 
 HEADERS: Final = "headers"
 BODY: Final = "body"
+VERSIONS: Final = ("1.0", "1.1")
+POLICY_VIOLATION: Final = 1008
+UNSUPPORTED_DATA: Final = 1003
 TOO_MANY_HEADERS: Final = f"more than {MAX_HEADERS} headers, or {MAX_HEADER_BYTES} bytes of them"
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One connection. `settings` tells the current ones."""
+    """One connection. `settings` tells the current ones.
+
+    It takes one request at a time. A client that sends the next one before it has its answer gets that answer, the
+    connection ends, and nothing after it was looked at (RFC 9112 section 9.3.2 has such a client send it again): so
+    nobody can have requests pile up here, and reading goes on, which is how it is noticed that a client is gone.
+    """
 
     def __init__(
         self,
@@ -48,9 +59,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._refusal: HttpError | None = None
         """Why the parser was stopped."""
         self._timer: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
         self._is_over = False
+        self._is_last = False
+        """The request that is being answered is the last one; what else arrives is dropped."""
+        self._unsent = 0
+        self._unsent_since = 0.0
         self.is_websocket = False
 
     # --- the connection ---------------------------------------------------------------------------------------------
@@ -61,6 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
         remote, local = self.visit.connection.remote, self.visit.connection.local
         self.client = None if remote is None else (remote.host, remote.port)
         self.server = None if local is None else (local.host, local.port)
+        self.visit.cut = self.cut
         self._start_timer(self._settings().header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -68,21 +83,19 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_over = True
         self._unset_keepalive_if_required()
         self._stop_timer()
-        self.resume_writing()
         if self._running is not None and not self._running.done():
             self._running.cancel()  # nobody waits for the answer any more
         self.visit.over.set()
 
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._stalled is None:
-            self._stalled = self.loop.call_later(STALLED_WRITE_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
+    def look_at_writing(self, now: float) -> None:
+        """Cut off a client that for `STALLED_WRITE_S` has taken nothing of what waits for it. To be called now and
+        then with the event loop's time, as long as the connection lives, whatever is spoken on it: closing alone would
+        wait for such a client for ever."""
+        unsent = self.transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent, self._unsent_since = unsent, now
+        elif unsent and now - self._unsent_since >= STALLED_WRITE_S:
+            self.transport.abort()
 
     def shutdown(self) -> None:
         """End the connection when its request is answered; a WebSocket is ended by what runs on it."""
@@ -91,14 +104,28 @@ class HttpProtocol(HttpToolsProtocol):
 
     def end(self) -> None:
         """End the connection, whatever runs on it."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
         self.transport.close()
         if self._running is not None:
             self._running.cancel()
 
+    def cut(self) -> None:
+        """End the connection at once, so that nothing that was sent looks complete."""
+        if not self._is_over:
+            if self.cycle is not None:
+                self.cycle.disconnected = True
+            self.transport.abort()
+
+    @property
+    def running(self) -> "asyncio.Task[None] | None":
+        """The task of the request that is being answered."""
+        return None if self._running is None or self._running.done() else self._running
+
     # --- reading requests within bounds -----------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._is_over or self.transport.is_closing():
+        if self._is_over or self._is_last or self.transport.is_closing():
             return
         self._bytes += len(data)
         if self._reading is BODY and self._bytes > self._settings().max_body + REQUEST_OVERHEAD_BYTES:
@@ -107,8 +134,18 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431, TOO_MANY_HEADERS)
         else:
             super().data_received(data)
+            if self._is_idle and self._timer is None and self.timeout_keep_alive_task is None:
+                # Empty lines, which may stand before a request, have ended the wait for one.
+                self._start_timer(self._settings().header_timeout)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request is read, and none is answered."""
+        return self._reading is None and (self.cycle is None or self.cycle.response_complete) and not self.is_websocket
 
     def on_message_begin(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop(400, "one request at a time")
         super().on_message_begin()
         self._reading, self._bytes, self._header_bytes = HEADERS, 0, 0
         self._start_timer(self._settings().header_timeout)
@@ -129,6 +166,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if not self.url.startswith(b"/"):
             self._stop(400, "the request's target should be a path")
+        if self.parser.get_http_version() not in VERSIONS:
+            self._stop(505, "this node speaks HTTP/1.1")
         self._reading, self._bytes = BODY, 0
         self._start_timer(self._settings().body_timeout)
         super().on_headers_complete()
@@ -146,16 +185,25 @@ class HttpProtocol(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._stop_timer()
         self._unset_keepalive_if_required()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.send_400_response("a WebSocket cannot be opened before the request before it is answered")
-            return
         self.is_websocket = True
         super().handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        assert isinstance(protocol, WebSocketProtocol)
+        if not protocol.handshake_initiated:  # it waits for a request that it would take
+            self._refuse(400, "this request opens no WebSocket: it is no GET, or has a line of more than 8192 bytes")
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The client asks for a protocol that is not spoken here: it is answered in HTTP, and the parser, which waits
+        for the other protocol, takes no further request."""
+        self._end_after_answer()
 
     # --- refusals before there is a request -------------------------------------------------------------------------
 
     def send_400_response(self, msg: str) -> None:
         """The parser has given up."""
+        if self._reading is not BODY and self.cycle is not None and not self.cycle.response_complete:
+            self._end_after_answer()  # of the request before
+            return
         refusal = self._refusal
         if refusal is not None:
             self._refuse(refusal.status, str(refusal))
@@ -167,17 +215,31 @@ class HttpProtocol(HttpToolsProtocol):
         self._refusal = HttpError(status, "INVALID_INPUT", message)
         raise self._refusal
 
+    def _end_after_answer(self) -> None:
+        self._is_last = True
+        self._stop_timer()
+        if self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
     def _too_slow(self) -> None:
         self._timer = None
+        if self.transport.is_closing():
+            return
         if self._reading is None:
             self.transport.close()  # it never began
         else:
             self._refuse(408, f"the request's {self._reading} did not arrive in time")
 
     def _refuse(self, status: int, message: str) -> None:
-        """Answer, unless an answer is under way, and end the connection."""
+        """Answer, unless this request has its answer, or a part of it, and end the connection."""
         self._stop_timer()
-        if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
+        is_answered = False
+        if self._reading is BODY and not self.is_websocket:
+            is_answered = self.cycle.response_started
+            self.cycle.disconnected = True  # what its handler has to say comes too late
+        if not is_answered:
             body, _, _ = problem_of(HttpError(status, "INVALID_INPUT", message), status, None)
             head = b"HTTP/1.1 %d \r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n"
             fields = b"".join(b"%b: %b\r\n" % field for field in (*NO_STORE, *self.server_state.default_headers))
@@ -200,7 +262,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.visit: Visit = app_state["visit"]
-        self._running: asyncio.Task[None] | None = None
+        self.close_timeout = WEBSOCKET_CLOSE_S
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -209,3 +271,24 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.visit.over.set()
+
+    def handle_text(self, event: Frame) -> None:
+        self._fail(UNSUPPORTED_DATA, "one envelope per binary message; this one is text")
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) >= MAX_FRAGMENTS:  # empty ones never make a message too large
+            self._fail(POLICY_VIOLATION, f"a message has more than {MAX_FRAGMENTS} fragments")
+        else:
+            super().handle_cont(event)
+
+    def handle_ping(self) -> None:
+        """Answer, but not one who takes no answers: pongs would pile up (RFC 6455 section 5.5.3 lets some be left
+        out)."""
+        output = b"".join(self.conn.data_to_send())
+        if self.writable.is_set():
+            self.transport.write(output)
+
+    def _fail(self, code: int, reason: str) -> None:
+        self.frames = []
+        self.conn.fail(code, reason)
+        self.handle_parser_exception()

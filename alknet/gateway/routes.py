@@ -8,7 +8,8 @@ from typing import Any, Final
 from alknet.call.codecs import JSON, EncodeError
 from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.errors import CallError
-from alknet.call.operations import Kind, Operation
+from alknet.call.frames import HELLO_MAX_FRAME
+from alknet.call.operations import MAX_NAME_CHARS, Kind, Operation
 from alknet.call.prepared import Prepared
 from alknet.gateway.app import method_not_allowed
 from alknet.gateway.calls import Calls
@@ -100,6 +101,8 @@ class Routes:
         await self._wrapped(exchange, name, value, timeout_s)
 
     async def batch(self, exchange: Exchange) -> None:
+        if b"idempotency-key" in exchange.headers:
+            raise HttpError(422, "INVALID_INPUT", "an Idempotency-Key stands for one call; send /call or /ops for each")
         requests = await self._json(exchange)
         if not isinstance(requests, list) or len(requests) > MAX_BATCH:
             raise HttpError(422, "INVALID_INPUT", f"a batch is a list of at most {MAX_BATCH} calls")
@@ -139,17 +142,18 @@ class Routes:
 
     def _query(self, exchange: Exchange, name: str) -> Any:
         """The input in a query string. Who may not call it learns that from the dispatcher, and nothing else."""
+        pairs = exchange.query()
         dispatcher = self._calls.dispatcher
         found = dispatcher.registry.get(name)
-        if found is None or not dispatcher.may(exchange.identity, found):
+        if found is None:
             return {}
         known, parameters = self._parameters.get(name, (None, None))
         if known is not found:
             parameters = query_parameters(found.spec.describe())
             self._parameters[name] = found, parameters
-        if parameters is None:
+        if parameters is None and dispatcher.may(exchange.identity, found):
             raise method_not_allowed(exchange.method, "POST")
-        return query_input(parameters, exchange.query())
+        return query_input(parameters or (), pairs)  # also of a refused call: it tells of which resource
 
     async def ticket(self, exchange: Exchange) -> None:
         """A ticket for one WebSocket, for the page of whoever asks."""
@@ -163,7 +167,10 @@ class Routes:
     # --- how ----------------------------------------------------------------------------------------------------------
 
     async def _json(self, exchange: Exchange) -> Any:
-        return await exchange.json(self._settings().max_body)
+        limit = self._settings().max_body
+        if exchange.identity is None:
+            limit = min(limit, HELLO_MAX_FRAME)  # as over the call protocol
+        return await exchange.json(limit)
 
     def _prepare(self, exchange: Exchange, name: str, value: Any, **how: Any) -> Prepared:
         if exchange.identity is None:
@@ -188,7 +195,7 @@ class Routes:
         if key is not None and prepared.operation.spec.kind is Kind.MUTATION:
             try:
                 known = self._idempotency.begin(key, value, prepared)
-            except CallError:
+            except BaseException:
                 prepared.drop()
                 raise
             if isinstance(known, Kept):
@@ -286,7 +293,7 @@ def _request_of(value: Any) -> tuple[str, Any, float | None]:
         words = f"unknown field {sorted(unknown)[0][:100]!r}; there are operation, input and timeout_ms"
         raise CallError("INVALID_INPUT", words)
     name, timeout_ms = value.get("operation"), value.get("timeout_ms")
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS + 1:
         raise CallError("INVALID_INPUT", "operation should be the name of one, such as services/list")
     if timeout_ms is not None and not (type(timeout_ms) is int and 0 < timeout_ms <= MAX_TIMEOUT_MS):
         raise CallError("INVALID_INPUT", f"timeout_ms should be an integer from 1 to {MAX_TIMEOUT_MS}")

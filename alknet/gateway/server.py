@@ -1,6 +1,7 @@
 """The door for HTTP: serves the ALPN ``http/1.1``, and plaintext, on the node's port with uvicorn's protocols."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
@@ -19,8 +20,10 @@ from alknet.call.dispatch import Dispatcher
 from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.errors import CallError
 from alknet.call.frames import HELLO_MAX_FRAME
-from alknet.gateway.app import Gateway, is_loopback
+from alknet.call.registry import Registry
+from alknet.gateway.app import WEBSOCKET, Gateway, is_loopback
 from alknet.gateway.calls import Calls
+from alknet.gateway.custom import CustomRoutes
 from alknet.gateway.documents import Documents
 from alknet.gateway.events import EventStreams
 from alknet.gateway.exchange import Exchange, Visit
@@ -39,6 +42,9 @@ from alknet.tasks import Tasks
 __all__ = ["GatewayHandler", "ServeCalls"]
 
 DATE_EVERY_S: Final = 1.0
+WATCH_EVERY_S: Final = 5.0
+LAST_WORDS_S: Final = 0.5
+"""What sending an answer may take after the call has ended, when the node stops."""
 DOCS: Final = "/docs"
 ServeCalls = Callable[[WebSocketStream, Identity | None, ChannelConnection], Awaitable[int]]
 """Serves the call protocol to somebody who was let in already."""
@@ -114,14 +120,20 @@ class GatewayHandler:
         app.add("POST", "/batch", routes.batch)
         app.add("POST", "/subscribe", routes.subscribe)
         app.add("POST", "/ticket", routes.ticket)
-        app.add("GET", "/alknet/call", self._websocket)
+        app.add("GET", WEBSOCKET, self._websocket)
         app.add_below(OPS, routes.operation)
-        app.add("GET", "/openapi.json", self._documents.serve)
+        app.add("GET", "/openapi.json", self._openapi)
         app.add("GET", DOCS, self._page)
         app.add_below(DOCS + "/", self._page)
         if self._mcp is not None:
             for path in PATHS:
                 app.add_below(path, self._serve_mcp)
+        self._custom = CustomRoutes(self._doors, self._calls, lambda: self.settings, reserved=app.paths)
+        app.fallback = self._custom.serve
+
+    def check(self, registry: Registry) -> None:
+        """`UsageError` if it has routes that cannot be served here."""
+        self._custom.check(registry)
 
     # --- the door ---------------------------------------------------------------------------------------------------
 
@@ -131,6 +143,7 @@ class GatewayHandler:
         if self._mcp is not None:
             await self._mcp.start()
         self._tasks.start(self._tell_date(), name="date")
+        self._tasks.start(self._watch_writing(), name="writing")
 
     async def handle(self, connection: Connection) -> None:
         is_tls = connection.transport != "tcp"
@@ -147,6 +160,8 @@ class GatewayHandler:
             await visit.over.wait()
         finally:
             self._protocols.discard(protocol)
+            if visit.is_guest:
+                self._doors.leave(connection)
 
     def recheck(self) -> None:
         self._calls.recheck()
@@ -165,11 +180,31 @@ class GatewayHandler:
         await self._calls.drain(deadline)
         if self._mcp is not None:
             await self._mcp.aclose(deadline)
+        await self._answered(deadline)
         for protocol in tuple(self._protocols):
             protocol.end()
         await self._events.aclose()
         await self._tasks.aclose()
         await self._routes.aclose()
+
+    async def _answered(self, deadline: float) -> None:
+        """Wait until what was worked out is sent, and until what serves the WebSockets has ended them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                for protocol in tuple(self._protocols):
+                    if protocol.is_websocket:
+                        await protocol.visit.over.wait()
+        last = [task for protocol in self._protocols if (task := protocol.running) is not None]
+        if last:
+            await asyncio.wait(last, timeout=LAST_WORDS_S)
+
+    async def _watch_writing(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            now = loop.time()
+            for protocol in tuple(self._protocols):
+                protocol.look_at_writing(now)
 
     async def _tell_date(self) -> None:
         while True:
@@ -185,6 +220,10 @@ class GatewayHandler:
             raise HttpError(404, "NOT_FOUND", "there is nothing here")
         kind, body = found
         await exchange.reply(200, body, kind.encode("ascii"), PAGE_HEADERS)
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        self._admit(exchange.caller())
+        await self._documents.serve(exchange)
 
     async def _serve_mcp(self, exchange: Exchange) -> None:
         assert self._mcp is not None
@@ -222,8 +261,13 @@ class GatewayHandler:
         if identity is None:
             self._doors.enter(visit.connection, None, surface=visit.surface)
         exchange.has_begun = True
-        await exchange.receive()  # websocket.connect
-        await exchange.send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+        try:
+            await exchange.receive()  # websocket.connect
+            await exchange.send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+        except BaseException:
+            if identity is None:
+                self._doors.leave(visit.connection)
+            raise
         size = HELLO_MAX_FRAME if identity is None else self.settings.max_message
         stream = WebSocketStream(exchange.receive, exchange.send, max_message=size)
         carried = ChannelConnection(visit.connection, stream, transport="websocket")

@@ -5,11 +5,13 @@ from typing import Final
 
 __all__ = [
     "KEEP_ALIVE_S",
+    "MAX_FRAGMENTS",
     "MAX_HEADERS",
     "MAX_HEADER_BYTES",
     "MAX_URL_BYTES",
     "REQUEST_OVERHEAD_BYTES",
     "STALLED_WRITE_S",
+    "WEBSOCKET_CLOSE_S",
     "GatewaySettings",
 ]
 
@@ -24,6 +26,10 @@ KEEP_ALIVE_S: Final = 75
 """How long a connection may stay open between two requests."""
 STALLED_WRITE_S: Final = 60.0
 """A client that reads nothing of an answer for so long is cut off."""
+MAX_FRAGMENTS: Final = 4096
+"""Of one message on a WebSocket."""
+WEBSOCKET_CLOSE_S: Final = 2.0
+"""How long the other side of a WebSocket may take to say goodbye as well."""
 
 
 @dataclass(frozen=True, slots=True)

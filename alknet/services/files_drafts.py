@@ -178,8 +178,12 @@ class Uploads:
         try:
             yield upload
         finally:
-            upload.touched_at = self._clock.monotonic()
-            upload.is_busy = False
+            with self._lock:
+                upload.touched_at = self._clock.monotonic()
+                upload.is_busy = False
+                is_over = id not in self._uploads
+            if is_over:
+                upload.draft.close()
 
     def add(self, upload: Upload, data: bytes, *, offset: int) -> None:
         """Append to an upload in use; raises `Conflict`, `TooLarge` and `OSError`, and then it may be gone."""

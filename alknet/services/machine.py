@@ -1,4 +1,4 @@
-"""The services that give callers hands on this machine, where the configuration turns them on: ``fs/*``, ``exec/run``."""
+"""What gives callers hands on this machine, where the configuration turns it on: ``fs/*`` and ``exec/run``."""
 
 import os
 import pwd

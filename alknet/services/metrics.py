@@ -14,7 +14,7 @@ __all__ = ["exposition"]
 def exposition(status: Mapping[str, Any], stats: Mapping[str, Stats]) -> str:
     """`status` as `node/status` answers, and what each operation has done."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(status, stats))  # type: ignore[arg-type]
+    registry.register(_Collector(status, stats))
     return generate_latest(registry).decode("utf-8")
 
 

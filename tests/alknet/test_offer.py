@@ -189,3 +189,99 @@ async def test_an_abort_crosses_to_what_was_offered(tmp_path: Path) -> None:
         call.cancel()
         await asyncio.wait_for(ended.wait(), 5)
     await door.aclose()
+
+
+# --- operations that only their own caller brings ---------------------------------------------------------------------
+
+
+@operation("node/ask", public=True, calls=["caller:lab/*"])
+async def ask(name: str, value: Any = None, *, ctx: OperationContext) -> Any:
+    """What whoever calls this has offered."""
+    return await ctx.call_caller(name, value)
+
+
+@operation("node/through", public=True, calls=["node/ask"])
+async def through(*, ctx: OperationContext) -> Any:
+    return await ctx.call("node/ask", name="lab/any")
+
+
+@operation("node/every", public=True, calls=["*:*", "*"], authority=["*"])
+async def every(*, ctx: OperationContext) -> Any:
+    return await ctx.call_caller("lab/any")
+
+
+async def code_of(call: Any) -> tuple[str, str]:
+    with pytest.raises(CallError) as caught:
+        await call
+    return caught.value.details["code"], caught.value.details["message"]
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+async def test_a_handler_calls_what_its_own_caller_brings(tmp_path: Path, anonymous: bool) -> None:
+    door = CallDoor(tmp_path, [ask])
+    offer, other = Offer(OFFERED), Offer([any_of])
+    async with (
+        door.session(server_of=offer.server_of, anonymous=anonymous) as link,
+        door.session(server_of=other.server_of, anonymous=anonymous) as another,
+        door.session() as bare,
+    ):
+        assert await link.session.call("node/ask", {"name": "lab/shelf", "value": {"shelf": "a"}}) == "a"
+        seen = await link.session.call("node/ask", {"name": "lab/who"}, timeout_s=5.0)
+        assert (seen["identity"], seen["forwarded_for"], seen["surface"]) == ("test-node", None, "offer")
+        assert 3 < seen["left_s"] < 5.1, "no more time than the call around it"
+        # Each reaches its own, and a peer's other connections are not looked at.
+        assert (await code_of(another.session.call("node/ask", {"name": "lab/who"})))[0] == "NOT_FOUND"
+        assert (await code_of(bare.session.call("node/ask", {"name": "lab/any"})))[0] == "NOT_FOUND"
+    await door.aclose()
+
+
+async def test_what_a_caller_brings_needs_a_word_in_calls_and_is_on_record(tmp_path: Path) -> None:
+    door = CallDoor(tmp_path, [ask, every])
+    async with door.session(server_of=Offer(OFFERED).server_of) as link:
+        assert await link.session.call("node/ask", {"name": "lab/any"}) == "any"
+        assert (await code_of(link.session.call("node/ask", {"name": "node/any"})))[0] == "NOT_FOUND"
+        assert (await code_of(link.session.call("node/every")))[0] == "NOT_FOUND"
+    await door.aclose()
+    asked = next(r for r in door.audit.records if r["action"] == "node/ask")
+    begun, done = [r for r in door.audit.records if r["action"] == "caller/call"]
+    assert (begun["resource"], begun["peer"], begun["origin"], begun["surface"]) == (
+        "lab/any", "operation:node/ask", "alice", "composed",
+    )  # fmt: skip
+    assert (begun["parent"], begun["connection"]) == (asked["request_id"], asked["connection"])
+    assert (done["phase"], done["outcome"]) == ("outcome", "ok")
+
+
+async def test_a_composed_call_has_no_way_back_to_a_caller(tmp_path: Path) -> None:
+    door = CallDoor(tmp_path, [ask, through])
+    async with door.session(server_of=Offer(OFFERED).server_of) as link:
+        code, words = await code_of(link.session.call("node/through"))
+        assert (code, "node/ask failed with UNAVAILABLE" in words) == ("INTERNAL", True)
+    await door.aclose()
+
+
+@pytest.mark.parametrize("how", ["cancelled", "in time"])
+async def test_the_end_of_a_call_ends_what_it_had_asked_of_its_caller(tmp_path: Path, how: str) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    @operation("lab/wait")
+    async def wait() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+
+    door = CallDoor(tmp_path, [ask])
+    async with door.session(server_of=Offer([wait]).server_of) as link:
+        timeout_s = 0.2 if how == "in time" else None
+        asking = link.session.call("node/ask", {"name": "lab/wait"}, timeout_s=timeout_s)
+        call = asyncio.ensure_future(asking)  # noqa: TID251
+        await asyncio.wait_for(begun.wait(), 5)
+        if how == "cancelled":
+            call.cancel()
+        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait([call], timeout=5)
+    await door.aclose()
+    outcomes = [r["outcome"] for r in door.audit.records if r["action"] == "caller/call" and "outcome" in r]
+    assert outcomes in (["aborted"], ["error TIMEOUT"])

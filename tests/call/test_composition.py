@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from alknet.access import Authority
 from alknet.call import composition
-from alknet.call.composition import COMPOSED, may_reach
+from alknet.call.composition import COMPOSED, may_reach, may_reach_caller
 from alknet.call.context import OperationContext
 from alknet.call.errors import CallError
 from alknet.call.operations import OperationError, operation
@@ -41,10 +41,29 @@ from testkit.polling import eventually
         (("*:fs/*",), "fs/read", "lab", True),
         (("l?b:fs/*",), "fs/read", "lab", True),
         ((":fs/*",), "fs/read", "lab", False),
+        (("caller:fs/*",), "fs/read", "caller", False),
+        (("caller:fs/*",), "fs/read", None, False),
     ],
 )
 def test_what_is_in_reach(calls: tuple[str, ...], name: str, peer: str | None, reached: bool) -> None:
     assert may_reach(calls, name, peer=peer) is reached
+
+
+@pytest.mark.parametrize(
+    ("calls", "reached"),
+    [
+        (("caller:ui/confirm",), True),
+        (("fs/*", "caller:ui/*"), True),
+        (("caller:*",), True),
+        (("caller:fs/*",), False),
+        (("*:*",), False),
+        (("calle?:*",), False),
+        (("*", "ui/confirm"), False),
+        ((), False),
+    ],
+)
+def test_what_a_caller_brings_is_in_reach_by_its_own_word_only(calls: tuple[str, ...], reached: bool) -> None:
+    assert may_reach_caller(calls, "ui/confirm") is reached
 
 
 # --- whose rights count -------------------------------------------------------------------------------------------
@@ -505,7 +524,9 @@ async def test_nothing_new_begins_when_the_handler_has_ended() -> None:
         context = service.context
         assert context is not None
         count = len(bench.audit.records)
-        for late in (context.call("re/child"), context.call_peer("lab", "re/child")):
+        for late in (
+            context.call("re/child"), context.call_peer("lab", "re/child"), context.call_caller("re/child"),
+        ):  # fmt: skip
             with pytest.raises(CallError, match="re/parent has ended") as caught:
                 await late
             assert caught.value.code == "UNAVAILABLE"

@@ -20,6 +20,9 @@ class Recorder:
     async def call_peer(self, peer: str, name: str, value: Any) -> Any:
         return peer, name, value
 
+    async def call_caller(self, name: str, value: Any) -> Any:
+        return "caller", name, value
+
 
 def context(**facts: Any) -> OperationContext:
     given = {"operation": "a/b", "request_id": "req_1", "_composer": Recorder(), "_clock": lambda: 100.0}
@@ -40,6 +43,8 @@ async def test_an_input_is_given_whole_or_field_by_field() -> None:
     assert await ctx.call("x/y", {}, continue_running=True) == ("x/y", {}, True)
     assert await ctx.call_peer("lab", "x/y", path="a", peer="b") == ("lab", "x/y", {"path": "a", "peer": "b"})
     assert await ctx.call_peer("lab", "x/y", {"path": "a"}) == ("lab", "x/y", {"path": "a"})
+    assert await ctx.call_caller("x/y", name="a") == ("caller", "x/y", {"name": "a"})
+    assert await ctx.call_caller("x/y") == ("caller", "x/y", {})
 
 
 def test_an_input_is_not_given_in_both_ways() -> None:

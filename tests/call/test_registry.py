@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from alknet.call.operations import Operation, operation, operations_of
+from alknet.call.operations import Operation, operation, operations_of, served_by
 from alknet.call.registry import Registry, load_entry_points, load_modules
+from alknet.call.routes import HttpRoute, route
 from alknet.errors import ConfigError, UsageError
 
 Write = Callable[[str, str], None]
@@ -25,8 +27,8 @@ def one() -> int: ...
 def other_one() -> int: ...
 
 
-def names(found: tuple[Operation, ...]) -> list[str]:
-    return [operation.spec.name for operation in found]
+def names(found: tuple[Operation | HttpRoute, ...]) -> list[str]:
+    return [one.spec.name if isinstance(one, Operation) else one.path for one in found]
 
 
 @pytest.fixture
@@ -83,6 +85,40 @@ def test_the_same_function_twice_is_one_operation() -> None:
     assert len(Registry([*operations_of(one), *operations_of(one)])) == 1
 
 
+# --- routes -------------------------------------------------------------------------------------------------------
+
+
+@route("/v1/{name}", public=True)
+async def page(request: Any, ctx: Any) -> Any: ...
+
+
+@route("/v1/{other}", methods=["POST", "GET"], public=True)
+async def other_page(request: Any, ctx: Any) -> Any: ...
+
+
+@route("/v1/{other}", methods=["POST"], public=True)
+async def form(request: Any, ctx: Any) -> Any: ...
+
+
+@route("/v1/one", public=True)
+async def first_page(request: Any, ctx: Any) -> Any: ...
+
+
+def test_routes_stand_beside_operations_the_one_that_fits_best_first() -> None:
+    registry = Registry(served_by([page, one, form, first_page, page]))
+    assert [found.handler for found in registry.routes] == [first_page, page, form]
+    assert list(registry) == ["a/one"]
+
+
+def test_two_routes_for_the_same_are_both_named() -> None:
+    with pytest.raises(UsageError) as caught:
+        Registry(served_by([page, other_page]))
+    for handler in (page, other_page):
+        assert f"{__name__}.{handler.__name__} ({__file__}:{handler.__code__.co_firstlineno})" in str(caught.value)
+    assert "two routes serve GET /v1/{other}" in str(caught.value)
+    assert caught.value.hint
+
+
 # --- modules ------------------------------------------------------------------------------------------------------
 
 SERVICE = """
@@ -103,8 +139,15 @@ def test_modules_are_imported_and_their_operations_collected(write: Write) -> No
     write("services/second.py", SERVICE.format(name="second/run"))
     found = load_modules(["services.second", "first_service"])
     assert names(found) == ["second/run", "first/run"]
-    assert [one.context_parameter for one in found] == ["ctx", "ctx"]
+    assert [one.context_parameter for one in found if isinstance(one, Operation)] == ["ctx", "ctx"]
     assert load_modules([]) == ()
+
+
+def test_a_module_may_bring_routes_and_nothing_else(write: Write) -> None:
+    write("pages.py", "from alknet import route\n@route('/p', public=True)\nasync def page(request, ctx): ...\n")
+    assert names(load_modules(["pages"])) == ["/p"]
+    distribution(write, "example = pages:page")
+    assert names(load_entry_points()) == ["/p"]
 
 
 def test_a_package_and_its_module_serve_a_function_once(write: Write) -> None:

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import alknet
 from alknet import CallError, Peer
 from alknet.errors import AlknetError, UsageError
 from testkit.as_user import Launcher
+from testkit.http_doors import Answer, Ask, Door, http_doors
 from testkit.node import NodeProcess, wait_until
 from testkit.service_nodes import service_node
 
@@ -33,6 +34,7 @@ TABLE: dict[tuple[str, str], tuple[str, str, str, str]] = {
     ("services/schema", '{"name": "services/list"}'): ANYBODY,
     ("services/schema", '{"name": "matrix/inside"}'): (MISSING, MISSING, MISSING, MISSING),
     ("services/stats", "{}"): READ,
+    ("node/metrics", "{}"): READ,
     ("node/status", "{}"): READ,
     ("node/sessions", "{}"): READ,
     ("node/can", '{"peer": "with", "action": "test/echo"}'): READ,
@@ -54,14 +56,19 @@ TABLE: dict[tuple[str, str], tuple[str, str, str, str]] = {
     ("matrix/none", "{}"): (UNKNOWN, MISSING, MISSING, MISSING),
 }  # fmt: skip
 COLUMNS = ("anonymous", "without", "with", "narrowed")
-CHANGING = {"node/status", "node/sessions", "services/stats", "test/identity"}
+IN_PART = {
+    # peer: (the operation of those of "with" that it may not call, what becomes of others)
+    "fewer": ("matrix/read", {}),
+    "owner": ("", {("matrix/read", '{"shelf": "a"}'): "resource:shelf"}),
+}
+"""Peers between two columns."""
+NOWHERE = {"matrix/inside", "matrix/none"}
+"""Operations that nobody can call."""
+CHANGING = {"node/status", "node/sessions", "node/metrics", "services/stats", "test/identity"}
 """What answers differently each time, or at each door."""
-SCOPES = ["node:*", "test:*", "matrix:read", "matrix:item", "matrix:two"]
+SCOPES = ["node:*", "test:*", "matrix:item", "matrix:two", "matrix:read"]
 ENDED_S = 2.0
 """Within so much time a right that is taken away ends what depends on it."""
-
-Door = Callable[[str, str], Awaitable[tuple[str, str, str | None, Any]]]
-"""Calls an operation with a JSON input: (ok or the error's code, its message, its denial id, output)."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iter
     """A node with the peers of the table."""
     with service_node(tmp_path_factory.mktemp("matrix"), launcher) as node:
         node.write_peer("with", f'scopes = {json.dumps(SCOPES)}\nresources = {{ shelf = ["read:a"] }}')
+        node.write_peer("fewer", f'scopes = {json.dumps(SCOPES[:-1])}\nresources = {{ shelf = ["read:a"] }}')
         node.write_peer("without", "scopes = []")
         node.write_peer("disabled", 'scopes = ["*"]\nenabled = false')
         node.key("stranger")
@@ -79,8 +87,8 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iter
 # --- doors -------------------------------------------------------------------------------------------------------
 
 
-def peer_door(peer: Peer, token: str | None = None) -> Door:
-    async def call(name: str, text: str) -> tuple[str, str, str | None, Any]:
+def asks_peer(peer: Peer, token: str | None = None) -> Ask:
+    async def ask(name: str, text: str) -> Answer:
         value = json.loads(text)
         try:
             if token is not None:
@@ -91,14 +99,14 @@ def peer_door(peer: Peer, token: str | None = None) -> Door:
         except CallError as exc:
             return exc.code, str(exc), exc.denial_id, None
 
-    return call
+    return ask
 
 
-def command_door(node: NodeProcess, key: str, control: Path) -> Door:
+def asks_command(node: NodeProcess, key: str, control: Path) -> Ask:
     """``ssh node op NAME JSON``."""
     options = ("-o", "ControlMaster=auto", "-o", "ControlPersist=yes", "-o", f"ControlPath={control}")
 
-    async def call(name: str, text: str) -> tuple[str, str, str | None, Any]:
+    async def ask(name: str, text: str) -> Answer:
         command = node.ssh_command("op", name, text, key=key, options=options)
         result = await asyncio.to_thread(
             subprocess.run, command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30
@@ -112,39 +120,41 @@ def command_door(node: NodeProcess, key: str, control: Path) -> Door:
         assert result.returncode == CallError(said[1], "").exit_code
         return said[1], said[2], said[3], None
 
-    return call
+    return ask
 
 
 @asynccontextmanager
-async def doors(node: NodeProcess, who: str, token: str, directory: Path) -> AsyncIterator[dict[str, Door]]:
-    """Every way in that there is for `who`. SSH lets nobody in without a key, and has no place for a token at login."""
+async def doors(node: NodeProcess, who: str, token: str | None, directory: Path) -> AsyncIterator[dict[str, Door]]:
+    """Every way in that there is for `who`, whose the token is. SSH lets nobody in without a key, and has no place for
+    a token at login; HTTP has none for a key."""
     async with AsyncExitStack() as stack:
 
         async def connect(peer: str = ".", **how: Any) -> Peer:
             return await stack.enter_async_context(alknet.connect(peer, home=node.home, **how))
 
+        identity = node.home / "keys" / "owner" if who == "owner" else node.keys / who
         found: dict[str, Door] = {}
         for carrier in ("quic", "tls"):
             if who == "anonymous":
-                found[carrier] = peer_door(await connect(carrier=carrier, anonymous=True))
+                found[carrier] = Door(asks_peer(await connect(carrier=carrier, anonymous=True)), carrier)
             elif who == "narrowed":
-                found[carrier] = peer_door(await connect(carrier=carrier, token=token))
+                found[carrier] = Door(asks_peer(await connect(carrier=carrier, token=token)), carrier)
                 nobody = await connect(carrier=carrier, anonymous=True)
-                found[f"{carrier}, token in the call"] = peer_door(nobody, token)
+                found[f"{carrier}, token in the call"] = Door(asks_peer(nobody, token), carrier)
             else:
-                found[carrier] = peer_door(await connect(carrier=carrier, identity=node.keys / who))
+                found[carrier] = Door(asks_peer(await connect(carrier=carrier, identity=identity)), carrier)
         if who == "narrowed":
             full = await connect("with@.", carrier="ssh", identity=node.keys / "with")
-            found["ssh, token in the call"] = peer_door(full, token)
+            found["ssh, token in the call"] = Door(asks_peer(full, token), "ssh")
         elif who != "anonymous":
-            found["ssh"] = peer_door(await connect(f"{who}@.", carrier="ssh", identity=node.keys / who))
+            found["ssh"] = Door(asks_peer(await connect(f"{who}@.", carrier="ssh", identity=identity)), "ssh")
             control = directory / "control"
-            found["ssh op"] = command_door(node, who, control)
+            found["ssh op"] = Door(asks_command(node, who, control), "ssh")
             stack.callback(
                 subprocess.run, ["ssh", "-F", "none", "-O", "exit", "-o", f"ControlPath={control}", "x"],
                 capture_output=True,
             )  # fmt: skip
-        yield found
+        yield found | await stack.enter_async_context(http_doors(node, token))
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -156,23 +166,46 @@ def test_every_operation_that_a_node_has_is_in_the_table(matrix: NodeProcess) ->
     assert built_in - {name for name, _ in TABLE} == set()
 
 
-@pytest.mark.parametrize("who", COLUMNS)
+def expected_of(who: str, name: str, text: str) -> str:
+    """What the table says of this call by `who`."""
+    row = TABLE[name, text]
+    if who not in IN_PART:
+        return row[COLUMNS.index(who)]
+    lacks, others = IN_PART[who]
+    return others.get((name, text), row[COLUMNS.index("without" if name == lacks else "with")])
+
+
+async def ask_everywhere(ways: dict[str, Door], name: str, text: str, expected: str) -> dict[str, Answer]:
+    """What the doors answer where the operation can be asked for; at the others, that this is all that is wrong."""
+    answers = {}
+    is_allowed = expected.isupper() or expected == OK
+    for way, door in ways.items():
+        answer = await door.ask(name, text)
+        if answer is None:
+            continue
+        if is_allowed and name not in NOWHERE and not door.takes(name):
+            wrong = {"INVALID_OPERATION_TYPE", "INVALID_INPUT" if expected == "INVALID_INPUT" else ""}
+            assert answer[0] in wrong, (way, name, text, answer)
+        else:
+            answers[way] = (*answer[:3], None) if name in CHANGING else answer
+    return answers
+
+
+@pytest.mark.parametrize("who", [*COLUMNS, *IN_PART])
 async def test_the_same_answer_and_the_same_denial_at_every_door(
     matrix: NodeProcess, who: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    token = matrix.json("token", "create", "--peer", "with", "--scope", "test:echo")["token"]
+    rights = ("with", "test:echo") if who == "narrowed" else (who, "*")
+    create = ("token", "create", "--peer", rights[0], "--scope", rights[1])
+    token = None if who == "anonymous" else matrix.json(*create)["token"]
     seen = len(matrix.audit())
-    directory = tmp_path_factory.mktemp("c")
-    refusals: dict[str, tuple[str, str, str | None, str, int]] = {}  # by their ids
-    async with doors(matrix, who, token, directory) as ways:
-        for (name, text), row in TABLE.items():
-            expected = row[COLUMNS.index(who)]
-            answers = {way: await call(name, text) for way, call in ways.items()}
+    refusals: dict[str, tuple[str, str, str | None, int]] = {}  # by their ids
+    async with doors(matrix, who, token, tmp_path_factory.mktemp("c")) as ways:
+        for name, text in TABLE:
+            expected = expected_of(who, name, text)
+            answers = await ask_everywhere(ways, name, text, expected)
             first = next(iter(answers.values()))
-            if name in CHANGING:
-                answers = {way: (*answer[:3], None) for way, answer in answers.items()}
-                first = (*first[:3], None)
-            assert {way: answer for way, answer in answers.items() if answer != first} == {}, (name, text)
+            assert {way: answer for way, answer in answers.items() if answer != first} == {}, (name, text, first)
             code, message, denial_id, _ = first
             if expected == OK or expected.isupper():
                 assert (code, denial_id) == (expected, None), (name, text, message)
@@ -183,28 +216,28 @@ async def test_the_same_answer_and_the_same_denial_at_every_door(
                 assert message.startswith("authentication required")
             resource = json.loads(text).get("shelf") if name == "matrix/read" and who != "anonymous" else None
             count = 0 if expected == UNKNOWN and who != "anonymous" else len(answers)
-            _, _, _, _, before = refusals.get(denial_id, ("", "", None, "", 0))
+            _, _, _, before = refusals.get(denial_id, ("", "", None, 0))
             resource = resource if isinstance(resource, str) else None
             rule = "anonymous" if who == "anonymous" else expected
-            refusals[denial_id] = (name, rule, resource, who, before + count)
-        names = set(ways)
+            refusals[denial_id] = (name, rule, resource, before + count)
+        surfaces = {door.surface for door in ways.values()}
     peer = {"anonymous": None, "narrowed": "with"}.get(who, who)
-    noted = {id: facts for id, facts in refusals.items() if facts[4]}
+    noted = {id: facts for id, facts in refusals.items() if facts[3]}
 
     def lines() -> list[dict[str, Any]]:
         return [line for line in matrix.audit()[seen:] if line.get("denial_id") in refusals]
 
-    wait_until(lambda: len(lines()) >= sum(facts[4] for facts in noted.values()), "every refusal is in the audit log")
+    wait_until(lambda: len(lines()) >= sum(facts[3] for facts in noted.values()), "every refusal is in the audit log")
     found: dict[str, list[dict[str, Any]]] = {}
     for line in lines():
         found.setdefault(line["denial_id"], []).append(line)
-    for id, (name, rule, resource, _, count) in noted.items():
+    for id, (name, rule, resource, count) in noted.items():
         assert len(found[id]) == count
         for line in found[id]:
             assert (line["action"], line.get("peer"), line["rule"], line["decision"]) == (name, peer, rule, "deny")
             assert (line["phase"], line["outcome"]) == ("outcome", "denied")
             assert line.get("resource") == resource
-        assert {line["surface"] for line in found[id]} == {way.split(",")[0].split()[0] for way in names}
+        assert {line["surface"] for line in found[id]} == surfaces
     assert set(found) == set(noted)
 
 
@@ -232,13 +265,13 @@ async def test_a_token_is_no_way_around_a_disabled_peer(matrix: NodeProcess) -> 
             pass
     assert (caught.value.code, caught.value.denial_id is not None) == ("FORBIDDEN", True)
     async with alknet.connect(home=matrix.home, anonymous=True) as peer:
-        code, _, denial_id, _ = await peer_door(peer, token)("test/echo", '{"value": 1}')
+        code, _, denial_id, _ = await asks_peer(peer, token)("test/echo", '{"value": 1}')
         assert (code, denial_id is not None) == ("FORBIDDEN", True)
-        code, message, denial_id, _ = await peer_door(peer, "alk_abcdefgh_nonsense")("test/echo", "{}")
+        code, message, denial_id, _ = await asks_peer(peer, "alk_abcdefgh_nonsense")("test/echo", "{}")
         assert (code, message) == ("FORBIDDEN", "the token is not valid")
         assert [x["action"] for x in matrix.audit() if x.get("denial_id") == denial_id][-1:] == ["call/connect"]
     async with alknet.connect(home=matrix.home, identity=matrix.keys / "with") as peer:
-        code, message, denial_id, _ = await peer_door(peer, token)("test/echo", "{}")
+        code, message, denial_id, _ = await asks_peer(peer, token)("test/echo", "{}")
         assert (code, message) == ("FORBIDDEN", "the token belongs to another peer than the key")
         assert denial_id is not None
 

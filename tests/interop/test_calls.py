@@ -386,6 +386,36 @@ async def test_an_abort_and_a_deadline_cross_the_node(place: Place, mark: str) -
         assert (last["how"], last["ended"] - asked < 0.3 + STOPPED_S) == ("CancelledError", True)
 
 
+async def test_what_a_caller_brings_is_called_over_its_own_connection_only(place: Place, mark: str) -> None:
+    async with place.connect(operations=[services]) as peer, place.connect() as bare:
+
+        async def asked(name: str, /, through: bool = False, **value: Any) -> Any:
+            return await peer.call("test/back", name=name, value=value, through=through)
+
+        for value in VALUES:
+            assert await asked("test/echo", value=value) == value
+        assert (await asked("test/identity"))["surface"] == "offer"
+        error = await refused(asked("test/echo", through=True))
+        assert (error.code, error.details["code"]) == ("INTERNAL", "INTERNAL")
+        error = await refused(bare.call("test/back", name="test/echo", value={}))
+        assert (error.code, error.details["code"]) == ("INTERNAL", "NOT_FOUND")
+        call = asyncio.ensure_future(asked("test/wait", mark=mark))  # noqa: TID251
+        async with asyncio.timeout(10):
+            while mark not in services.seen_marks:
+                await asyncio.sleep(0.002)
+        stopped = time.monotonic()
+        call.cancel()
+        async with asyncio.timeout(10):
+            while (end := services.seen_marks[mark])["how"] is None:
+                await asyncio.sleep(0.002)
+        assert (end["how"], end["ended"] - stopped < STOPPED_S) == ("CancelledError", True)
+
+
+def test_a_stock_ssh_command_has_no_way_back(shared_node: NodeProcess) -> None:
+    done = shared_node.ssh("op", "test/back", '{"name":"test/echo","value":{}}')
+    assert (done.returncode, b"failed with UNAVAILABLE" in done.stderr) == (1, True)
+
+
 # --- processes that die, stop and end -------------------------------------------------------------------------------
 
 

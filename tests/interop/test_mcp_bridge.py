@@ -106,7 +106,7 @@ async def test_many_operations_are_reached_by_four_tools(node: NodeProcess) -> N
 
 
 async def test_it_outlives_the_node(tmp_path: Path, launcher: Launcher) -> None:
-    with service_node(tmp_path, launcher) as node:
+    with NodeProcess(tmp_path, launcher=launcher) as node:
         node.edit_config('"127.0.0.1:0"', f'"127.0.0.1:{node.port}"')
         async with client(node, "auto") as owner:
             assert (await owner.call_tool("services.list", {})).structured_content["operations"]
@@ -132,7 +132,7 @@ def test_config_is_ready_to_paste(node: NodeProcess) -> None:
     assert found["claude-desktop"]["http"] is None
     server = node.json("mcp", "--config", "claude-code", "--gateway")
     assert server["http"]["mcpServers"]["alknet"]["url"] == url + "/gateway"
-    assert server["stdio"]["mcpServers"]["alknet"]["args"] == ["--home", str(node.home), "mcp", "--gateway"]
+    assert server["stdio"]["mcpServers"]["alknet"]["args"][-4:] == ["--home", str(node.home), "mcp", "--gateway"]
     text = node.alknet("mcp", "--config", "cursor").stdout
     blocks = re.findall(r"^\{.*?^\}", text, re.MULTILINE | re.DOTALL)
     assert [next(iter(json.loads(block))) for block in blocks] == ["mcpServers", "mcpServers"]

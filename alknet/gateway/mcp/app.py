@@ -7,6 +7,7 @@ what ends them are here; messages are the SDK's, but for those that `brief.py` a
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -26,7 +27,7 @@ from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief
 from alknet.gateway.mcp.messages import MAX_BODY_BYTES, Watched, answer, dropped, nothing, read_body, refuse, replayed
 from alknet.gateway.mcp.node import Directory, NodeBackend
 from alknet.gateway.mcp.server import Ctx, ToolServer, Turn
-from alknet.gateway.mcp.sessions import OwnedSession, Sessions
+from alknet.gateway.mcp.sessions import OwnedSession, Sessions, owner_of
 from alknet.tasks import Tasks
 
 __all__ = ["CALLER", "PATHS", "TRACEPARENT", "McpApp", "McpSettings"]
@@ -38,12 +39,16 @@ TRACEPARENT: Final = "alknet.traceparent"
 """Under these names the scope has who calls (`Caller`) and the trace that it belongs to (text, or None)."""
 SWEEP_S: Final = 15.0
 """How often idle sessions are looked for."""
+MAX_LISTENING: Final = 8
+"""Streams of one caller, or of all strangers, that tell of changed lists."""
 NOTIFY_TIMEOUT_S: Final = 5.0
 """What it may take to tell one session that its list has changed."""
 
 _SESSION_ID: Final = MCP_SESSION_ID_HEADER.encode()
 _VERSION: Final = b"mcp-protocol-version"
-BRIEF: Final = ("tools/call", "tools/list")
+CALL: Final = "tools/call"
+LISTEN: Final = "subscriptions/listen"
+BRIEF: Final = (CALL, "tools/list")
 _TURN: Final = "alknet.mcp"
 _LIVE: Final = Access(public=True)
 
@@ -93,6 +98,8 @@ class McpApp:
 
     async def start(self) -> None:
         """Begin to serve."""
+        # It warns of what clients do wrong, in their words and as often as they like.
+        logging.getLogger("mcp").setLevel(logging.ERROR)
         ready = asyncio.Event()
         self._tasks.start(self._run(ready), name="sessions")
         self._tasks.start(self._sweep(), name="sweep")
@@ -100,10 +107,10 @@ class McpApp:
 
     def recheck(self) -> None:
         """End the sessions and streams of callers who may not go on, and tell the others if their lists may have
-        changed. Calls are ended by `Calls.recheck`."""
+        changed. Calls are ended by `Calls.recheck`, before this."""
         for session in self._sessions.all():
             if not self._is_live(session.identity):
-                self._sessions.close(session)
+                self._sessions.close(session, is_refused=True)
         for turn, task in tuple(self._live.items()):
             if not turn.running and not turn.is_over and not self._is_live(turn.identity):
                 turn.is_over = True
@@ -116,10 +123,10 @@ class McpApp:
                     self._tasks.start(_notify(session.changed()), name="changed")
 
     async def aclose(self, deadline: float) -> None:
-        """End all sessions and streams, once the calls in them have ended, or at `deadline` (event-loop time)."""
-        running = {task for turn in self._live for task in turn.running}
-        if running:
-            await asyncio.wait(running, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        """End all sessions and streams, once the calls in them are answered, or at `deadline` (event-loop time)."""
+        calling = {task for turn, task in self._live.items() if turn.is_call}
+        if calling:
+            await asyncio.wait(calling, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
         for session in self._sessions.all():
             self._sessions.close(session)
         await self._server.aclose()
@@ -198,6 +205,12 @@ class McpApp:
         turn.session = session
         method = message.get("method") if isinstance(message, dict) else None
         is_new = _headers(scope)[0].get(_VERSION) not in OLD_VERSIONS
+        turn.is_call = method == CALL
+        if method == LISTEN:
+            turn.is_listening = True
+            same = [one for one in self._live if one.is_listening and owner_of(one.identity) == owner_of(turn.identity)]
+            if len(same) >= MAX_LISTENING:
+                return await refuse(send, 503, INTERNAL_ERROR, f"this caller has {MAX_LISTENING} such streams already")
         if method == "initialize" and session is None and not is_new:
             return await self._open(scope, receive, send)
         if session is not None and method == "notifications/cancelled":

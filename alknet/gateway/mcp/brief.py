@@ -170,6 +170,7 @@ async def _within(session: OwnedSession, id: int | str, call: Coroutine[Any, Any
 
     key = str(id)
     session.brief[key] = cancel
+    session.in_flight += 1
     try:
         return (await call).json()
     except asyncio.CancelledError:
@@ -177,6 +178,7 @@ async def _within(session: OwnedSession, id: int | str, call: Coroutine[Any, Any
             raise
         return _CANCELLED
     finally:
+        session.in_flight -= 1
         if session.brief.get(key) is cancel:
             del session.brief[key]
 

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from alknet.call.errors import CallError
+from alknet.call.specs import MAX_NAME_CHARS
 from alknet.gateway.mcp import general
 from alknet.gateway.mcp.backend import Backend, Run
 from alknet.gateway.mcp.results import Items, Result, failed, succeeded
@@ -40,7 +41,7 @@ async def call_tool(
     except CallError as exc:
         return failed(exc)
     if tool is None:  # the dispatcher says so, to strangers in the same words as of what they may not call
-        return await _run(backend, name.replace(".", "/"), arguments, wraps=True, progress=progress)
+        return await _run(backend, name[:MAX_NAME_CHARS].replace(".", "/"), arguments, wraps=True, progress=progress)
     return await _run(backend, tool.operation, arguments, wraps=tool.wraps(revision), progress=progress)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from alknet.call.codecs import JSON, EncodeError
 from alknet.call.errors import CallError
+from alknet.call.specs import MAX_NAME_CHARS
 from alknet.gateway.mcp.backend import Backend
 from alknet.gateway.mcp.results import MAX_RESULT_BYTES, Result, encoded, failed
 from alknet.gateway.problems import error_fields
@@ -179,6 +180,8 @@ def _call(call: Any, place: str) -> tuple[str, Any]:
     operation = call.get("operation") if isinstance(call, dict) else None
     if not isinstance(operation, str) or not set(call) <= {"operation", "input"}:
         raise _invalid(f"{place}: should be an object with 'operation', a name, and 'input'")
+    if len(operation) > MAX_NAME_CHARS + 1:
+        raise _invalid(f"{place}.operation: should have at most {MAX_NAME_CHARS} characters")
     return operation.removeprefix("/"), call.get("input", {})
 
 

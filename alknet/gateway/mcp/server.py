@@ -55,6 +55,10 @@ class Turn:
     """Only the four general tools are shown."""
     identity: Any = None
     session: "Session | None" = None
+    is_call: bool = False
+    """It has called a tool, and is to be answered."""
+    is_listening: bool = False
+    """It waits to be told of changed lists."""
     is_over: bool = False
     """It is being ended, because its caller may not go on."""
     running: set["asyncio.Task[Any]"] = field(default_factory=set)

@@ -104,10 +104,11 @@ class Sessions:
         if id is not None:
             self._by_id[id] = session
 
-    def close(self, session: OwnedSession) -> None:
-        """End a session, and what runs in it; from now on it is not there."""
+    def close(self, session: OwnedSession, *, is_refused: bool = False) -> None:
+        """End a session, and what runs in it; from now on it is not there. Where it `is_refused`, its calls are ended
+        already, and their answers say why."""
         if session.id is not None and self._by_id.pop(session.id, None) is not None:
-            for cancel in tuple(session.brief.values()):
+            for cancel in () if is_refused else tuple(session.brief.values()):
                 cancel()
             self._end(session)
 

@@ -11,7 +11,7 @@ from alknet.audit import MemoryAudit
 from alknet.call.context import Caller
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import DEFAULT_TIMEOUT_S, Dispatcher
-from alknet.call.operations import operations_of
+from alknet.call.operations import served_by
 from alknet.call.prepared import Prepared
 from alknet.call.registry import Registry
 from alknet.clock import SystemClock
@@ -58,7 +58,7 @@ class Bench:
 
     def serve(self, *operations: Any) -> None:
         """Swap the registry for one with these operations and `services/*`."""
-        self.dispatcher.registry = Registry(operations_of((Discovery(self.dispatcher), operations)))
+        self.dispatcher.registry = Registry(served_by((Discovery(self.dispatcher), operations)))
 
     def caller(self, peer: str | None = "alice", **facts: Any) -> Caller:
         policy = self.gate.policy
@@ -97,7 +97,7 @@ class Bench:
         """Requests that have not exactly one outcome, and one intent if they were allowed: (intents, outcomes)."""
         intents = Counter(r["request_id"] for r in self.audit.records if r.get("phase") == "intent")
         outcomes = Counter(r["request_id"] for r in self.audit.records if r.get("phase") == "outcome")
-        denied = {r["request_id"] for r in self.audit.records if r.get("decision") == "deny"}
+        denied = {r["request_id"] for r in self.audit.records if r.get("outcome") == "denied"}
         return {
             request: (intents[request], outcomes[request])
             for request in intents.keys() | outcomes.keys()

@@ -148,7 +148,8 @@ async def serve_mcp(
         scope[CALLER], scope[TRACEPARENT] = Caller(identity, "http", "c1", "127.0.0.1"), None
         await _until_gone(app, scope, receive, send)
 
-    with socket.socket() as listener:
+    # With the protocol named, asyncio sets TCP_NODELAY on what is accepted.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         config = uvicorn.Config(outer, log_level="error", lifespan="off", access_log=False)
         server = uvicorn.Server(config)

@@ -17,6 +17,7 @@ from alknet import Bytes, OperationContext, OperationError, operation
 __all__ = [
     "SoldOut",
     "absent",
+    "back",
     "blob",
     "compose",
     "count",
@@ -174,6 +175,14 @@ async def paced(mark: str) -> AsyncIterator[int]:
 async def relay(peer: str, name: str, value: dict[str, Any], *, ctx: OperationContext) -> Any:
     """What the operation of a connected peer answers."""
     return await ctx.call_peer(peer, name, value)
+
+
+@operation("test/back", kind="query", calls=["caller:test/*", "test/back"], authority=["test:*"])
+async def back(name: str, value: dict[str, Any], through: bool = False, *, ctx: OperationContext) -> Any:
+    """What an operation answers that the caller brings; with `through` it is asked for by a composed call."""
+    if through:
+        return await ctx.call("test/back", name=name, value=value)
+    return await ctx.call_caller(name, value)
 
 
 @operation("test/compose", kind="query", calls=["test/wait"], authority=["test:*"])

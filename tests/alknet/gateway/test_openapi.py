@@ -56,7 +56,7 @@ def component(reference: str, made: dict[str, Any] = DOCUMENT) -> Any:
     return made["components"]["schemas"][reference.removeprefix(COMPONENT)]
 
 
-# --- the whole --------------------------------------------------------------------------------------------------------
+# --- the whole ------------------------------------------------------------------------------------------------------
 
 
 def test_the_document_of_every_operation_of_the_tests_is_valid() -> None:
@@ -99,7 +99,7 @@ def test_a_thousand_operations_are_one_document() -> None:
     assert json.loads(encode(made))["paths"].keys() == made["paths"].keys()
 
 
-# --- one operation ----------------------------------------------------------------------------------------------------
+# --- one operation --------------------------------------------------------------------------------------------------
 
 
 def test_an_operation_is_described_as_it_describes_itself() -> None:
@@ -197,7 +197,7 @@ def test_examples_are_as_json_has_them() -> None:
     check(made)
 
 
-# --- what comes from elsewhere ----------------------------------------------------------------------------------------
+# --- what comes from elsewhere --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_whatever_another_node_says_the_document_is_valid(
     check(made)
 
 
-# --- whatever types there are -----------------------------------------------------------------------------------------
+# --- whatever types there are ---------------------------------------------------------------------------------------
 
 SCALARS: list[Any] = [str, int, float, bool, None, Bytes, date, datetime, UUID, Decimal, Any, Literal["a", 1]]
 NAMES = st.sampled_from(("Item", "Item2", "Problem", "item"))

@@ -103,7 +103,7 @@ def test_null_among_values_and_types_is_left_out_too() -> None:
     assert (one.schema, two.schema) == ({"enum": ["x"]}, {"type": "integer"})
 
 
-# --- what the text means -----------------------------------------------------------------------------------------------
+# --- what the text means --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
