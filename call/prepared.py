@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -63,7 +64,7 @@ class Prepared:
         self._refusal: CallError | None = None
         """Why the handler was not begun."""
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
+        self._began = time.monotonic()  # the loop's own clock stands still in each of its rounds
         self.ended_because = "aborted"
         """What a cancellation means, for the audit log."""
 
@@ -305,7 +306,7 @@ class Prepared:
             facts |= self._revocation
         self.act.done(outcome, **facts)
         self.dispatcher.count(
-            self.operation.spec.name, self._loop.time() - self._began, failed=outcome.startswith(("error", "failed"))
+            self.operation.spec.name, time.monotonic() - self._began, failed=outcome.startswith(("error", "failed"))
         )
 
 

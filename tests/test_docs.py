@@ -38,8 +38,10 @@ from alknet.call.operations import operations_of
 from alknet.call.subscription import Subscription
 from alknet.cli.app import COMMANDS, EPILOG
 from alknet.cli.escape import SHOWN
+from alknet.clock import SystemClock
 from alknet.config.model import Settings
 from alknet.known_nodes import ROLES, KnownNodes
+from alknet.services.machine import MachineServices
 from alknet.services.node import NodeService
 from alknet.tokens import make_token
 from testkit.calls import CallDoor
@@ -139,6 +141,16 @@ def test_every_operation_of_a_node_is_explained_with_what_it_asks_for() -> None:
             "public" if one.spec.access.public else ", ".join(one.spec.access.required_scopes),
         )
         for one in operations
+    }
+
+
+def test_every_operation_on_the_machine_is_explained_with_what_it_asks_for() -> None:
+    table = first_column("explanation/access.md", "Operations on the machine")
+    settings = Settings.model_validate({"fs": {"roots": {"a": "/"}}, "exec": {"enabled": True}})
+    gate: Any = None  # nobody calls them here
+    specs = [one.spec for one in operations_of(MachineServices(gate, SystemClock(), Path("/")).of(settings))]
+    assert {name: (cells[0], cells[1].strip("`")) for name, cells in table.items()} == {
+        spec.name: (spec.kind, ", ".join(spec.access.required_scopes)) for spec in specs
     }
 
 

@@ -142,8 +142,6 @@ class CustomRoutes:
     async def serve(self, exchange: Exchange) -> None:
         """Answer a request for a path that is none of the node's own."""
         route, parameters = self._current().find(exchange.path, exchange.method)
-        if exchange.is_websocket:
-            raise HttpError(400, "INVALID_INPUT", "this path speaks HTTP, no WebSocket")
         caller = exchange.caller()
         if caller.identity is None:
             self._doors.anonymous_called(caller.remote)
@@ -235,7 +233,7 @@ class CustomRoutes:
     def _headers(exchange: Exchange, headers: Any, act: Act) -> list[tuple[bytes, bytes]]:
         own = {name.lower() for name, _ in headers}
         added = [*NO_STORE, *exchange.more_headers, (b"alknet-request-id", act.request_id.encode("ascii"))]
-        return [*headers, *((name, value) for name, value in added if name not in own)]
+        return [*headers, *((name, value) for name, value in added if name == b"vary" or name not in own)]
 
 
 class _Run:

@@ -13,6 +13,7 @@ from websockets.frames import Frame
 from alknet.gateway.exchange import NO_STORE, Visit
 from alknet.gateway.problems import PROBLEM, HttpError, problem_of
 from alknet.gateway.settings import (
+    LINGER_S,
     MAX_FRAGMENTS,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
@@ -76,6 +77,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.client = None if remote is None else (remote.host, remote.port)
         self.server = None if local is None else (local.host, local.port)
         self.visit.cut = self.cut
+        self._sink = _Sink(transport.write, transport.is_closing, self._finish)
         self._start_timer(self._settings().header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -91,6 +93,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Cut off a client that for `STALLED_WRITE_S` has taken nothing of what waits for it. To be called now and
         then with the event loop's time, as long as the connection lives, whatever is spoken on it: closing alone would
         wait for such a client for ever."""
+        if self.transport is None:
+            return  # it has not begun
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self._unsent_since = unsent, now
@@ -99,14 +103,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """End the connection when its request is answered; a WebSocket is ended by what runs on it."""
-        if not self.is_websocket:
+        if not self.is_websocket and self.transport is not None:
             super().shutdown()
 
     def end(self) -> None:
         """End the connection, whatever runs on it."""
         if self.cycle is not None:
             self.cycle.disconnected = True
-        self.transport.close()
+        if self.transport is not None:
+            self.transport.close()
         if self._running is not None:
             self._running.cancel()
 
@@ -171,6 +176,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._reading, self._bytes = BODY, 0
         self._start_timer(self._settings().body_timeout)
         super().on_headers_complete()
+        if self.cycle is not None:
+            self.cycle.transport = self._sink  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._reading = None
@@ -219,7 +226,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._is_last = True
         self._stop_timer()
         if self.cycle.response_complete:
-            self.transport.close()
+            self._linger()
         else:
             self.cycle.keep_alive = False
 
@@ -244,7 +251,27 @@ class HttpProtocol(HttpToolsProtocol):
             head = b"HTTP/1.1 %d \r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n"
             fields = b"".join(b"%b: %b\r\n" % field for field in (*NO_STORE, *self.server_state.default_headers))
             self.transport.write(head % (status, PROBLEM, len(body)) + fields + b"\r\n" + body)
-        self.transport.close()
+        self._linger()
+
+    def _finish(self) -> None:
+        """The last answer is sent."""
+        if self._reading is BODY or self._is_last:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """End the connection so that the answer is read: the system takes back what it has not delivered yet when a
+        socket is closed on which something waits to be read. So what still comes is read and dropped for a moment."""
+        self._stop_timer()
+        self._is_last = True
+        self._reading = None
+        if self.is_websocket or self.transport.is_closing():
+            self.transport.close()
+            return
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._timer = self.loop.call_later(LINGER_S, self.transport.close)
 
     def _start_timer(self, seconds: float) -> None:
         self._stop_timer()
@@ -254,6 +281,19 @@ class HttpProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Sink:
+    """What uvicorn's request has of the transport, with another way to end it."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(
+        self, write: Callable[[bytes], None], is_closing: Callable[[], bool], close: Callable[[], None]
+    ) -> None:
+        self.write = write
+        self.is_closing = is_closing
+        self.close = close
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):

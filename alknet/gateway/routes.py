@@ -5,6 +5,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final
 
+from alknet.call.anonymous import LIFETIME_S
 from alknet.call.codecs import JSON, EncodeError
 from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.errors import CallError
@@ -127,7 +128,7 @@ class Routes:
 
     async def operation(self, exchange: Exchange) -> None:
         """``/ops/{name}``: the operation itself, with nothing around its input and output."""
-        name = exchange.path.removeprefix(OPS)
+        name = exchange.path.removeprefix(OPS)[: MAX_NAME_CHARS + 1]  # longer is no more unknown, and fills a log
         if exchange.method == "POST":
             value = await self._json(exchange)
         elif exchange.method in ("GET", "HEAD"):
@@ -172,14 +173,18 @@ class Routes:
             limit = min(limit, HELLO_MAX_FRAME)  # as over the call protocol
         return await exchange.json(limit)
 
-    def _prepare(self, exchange: Exchange, name: str, value: Any, **how: Any) -> Prepared:
+    def _prepare(
+        self, exchange: Exchange, name: str, value: Any, *, timeout_s: float | None = None, **how: Any
+    ) -> Prepared:
         if exchange.identity is None:
             self._doors.anonymous_called(exchange.caller().remote)
+            timeout_s = LIFETIME_S if timeout_s is None else min(timeout_s, LIFETIME_S)
         last = exchange.header(b"last-event-id")
         return self._calls.prepare(
             name,
             value,
             exchange.caller(),
+            timeout_s=timeout_s,
             traceparent=exchange.traceparent,
             metadata=None if last is None else {"last_event_id": last[:MAX_LAST_EVENT_ID_CHARS]},
             **how,
@@ -257,8 +262,12 @@ class Routes:
             return _wrapped(_encoded(await self._calls.call(prepared)), request_id)
         except CallError as exc:
             request_id = request_id or exc.request_id
-            failed = {"request_id": request_id, "result": "error", "error": error_fields(exc, request_id)}
-            return _encoded(failed)
+            fields = error_fields(exc, request_id)
+            try:
+                return JSON.encode({"request_id": request_id, "result": "error", "error": fields})
+            except EncodeError:  # details that a handler made up
+                fields.pop("details", None)
+                return _encoded({"request_id": request_id, "result": "error", "error": fields})
 
 
 def _problem_answer(error: CallError, prepared: Prepared) -> Answer:

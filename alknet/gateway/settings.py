@@ -5,6 +5,7 @@ from typing import Final
 
 __all__ = [
     "KEEP_ALIVE_S",
+    "LINGER_S",
     "MAX_FRAGMENTS",
     "MAX_HEADERS",
     "MAX_HEADER_BYTES",
@@ -26,6 +27,8 @@ KEEP_ALIVE_S: Final = 75
 """How long a connection may stay open between two requests."""
 STALLED_WRITE_S: Final = 60.0
 """A client that reads nothing of an answer for so long is cut off."""
+LINGER_S: Final = 2.0
+"""How long what a refused client still sends is taken, so that it gets to read why."""
 MAX_FRAGMENTS: Final = 4096
 """Of one message on a WebSocket."""
 WEBSOCKET_CLOSE_S: Final = 2.0

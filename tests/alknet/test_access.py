@@ -232,6 +232,24 @@ def test_an_operations_access_is_asked_for_even_when_it_is_called_as_an_action_i
     ).rule == ("scope:no:such")
 
 
+def test_an_operation_may_have_the_rules_of_an_action_besides_its_own() -> None:
+    access = Access(required_scopes=("a:one",), rules="ssh/exec")
+    peer = replace(ALICE, scopes={"a:one": "own"}, ssh=SshRights(user="alice-os", commands=("id",)))
+    assert operate(access, resource="id", peer=peer)
+    assert operate(access, resource="ls", peer=peer).rule == "ssh.commands"
+    assert operate(access, resource="id", peer=replace(peer, ssh=SshRights())).rule == "ssh.user"
+    assert operate(access, resource="id", peer=replace(peer, scopes={"ssh:exec": "own"})).rule == "scope:a:one"
+
+
+def test_what_runs_programs_is_for_peers_whatever_an_operation_was_granted() -> None:
+    context = Context(policy(), NOW)
+    access = Access(required_scopes=("a:one",), rules="ssh/exec")
+    denied = authorize(Authority("x", frozenset({"*"})), "a/one", "id", context, access=access)
+    assert (denied.allowed, denied.rule) == (False, "peer:needed")
+    no_rules = Access(required_scopes=("a:one",), rules="call/connect")
+    assert authorize(Authority("x", frozenset({"*"})), "a/one", None, context, access=no_rules)
+
+
 def test_every_required_scope_is_required() -> None:
     peer = replace(ALICE, scopes={"a:one": "own", "b:*": "own"})
     assert operate(Access(required_scopes=("a:one", "b:two")), peer=peer).rule == "scope:b:*"

@@ -18,7 +18,14 @@ ALICE = Peer("alice", {"ssh:exec": "own", "ssh:shell": "role dev"}, keys=("SHA25
 BOB = Peer("bob", {"*": "own"}, keys=("SHA256:b",), ssh=SshRights(user="bob-os"))
 
 
-def policy(peer: Peer, *, daemon: DaemonUser = ROOT, exec_enabled: bool = True, shell_enabled: bool = True) -> Policy:
+def policy(
+    peer: Peer,
+    *,
+    daemon: DaemonUser = ROOT,
+    exec_enabled: bool = True,
+    shell_enabled: bool = True,
+    run_enabled: bool = True,
+) -> Policy:
     return Policy(
         peers={peer.id: peer},
         revision="r1",
@@ -26,6 +33,7 @@ def policy(peer: Peer, *, daemon: DaemonUser = ROOT, exec_enabled: bool = True, 
         daemon=daemon,
         exec_enabled=exec_enabled,
         shell_enabled=shell_enabled,
+        run_enabled=run_enabled,
     )
 
 
@@ -40,6 +48,7 @@ def decide(action: str, resource: str | None = None, *, peer: Peer = ALICE, unde
 SCOPE_OF = {
     "ssh/exec": "ssh:exec",
     "ssh/shell": "ssh:shell",
+    "exec/run": "exec:run",
 }
 
 
@@ -90,9 +99,12 @@ def test_the_nodes_switches_turn_off_exec_and_shell_each_for_everybody() -> None
     assert decide("ssh/exec", "id", peer=BOB, under=no_shell)
     assert decide("ssh/shell", peer=BOB, under=no_shell).rule == "ssh.shell"
     assert decide("ssh/shell", peer=BOB, under=no_exec)
+    assert decide("exec/run", "id", peer=BOB, under=no_exec)
+    assert decide("exec/run", "id", peer=BOB, under=policy(BOB, run_enabled=False)).rule == "exec.enabled"
+    assert Policy({}, "r1", b"k", ROOT).run_enabled is False
 
 
-@pytest.mark.parametrize("action", ["ssh/exec", "ssh/shell"])
+@pytest.mark.parametrize("action", ["ssh/exec", "ssh/shell", "exec/run"])
 @pytest.mark.parametrize(
     ("daemon", "rights", "rule"),
     [
@@ -107,14 +119,16 @@ def test_the_nodes_switches_turn_off_exec_and_shell_each_for_everybody() -> None
     ],
 )
 def test_who_runs_things(action: str, daemon: DaemonUser, rights: SshRights, rule: str | None) -> None:
-    peer = replace(ALICE, ssh=rights)
-    decision = decide(action, "id" if action == "ssh/exec" else None, peer=peer, under=policy(peer, daemon=daemon))
+    peer = replace(ALICE, scopes={"*": "own"}, ssh=rights)
+    decision = decide(action, None if action == "ssh/shell" else "id", peer=peer, under=policy(peer, daemon=daemon))
     assert (None if decision else decision.rule) == rule
 
 
 def test_a_list_of_commands_allows_those_and_rules_out_a_shell() -> None:
-    peer = replace(ALICE, ssh=SshRights(user="alice-os", commands=("uptime", "git status *")))
+    peer = replace(ALICE, scopes={"*": "own"}, ssh=SshRights(user="alice-os", commands=("uptime", "git status *")))
     assert decide("ssh/exec", "uptime", peer=peer)
+    assert decide("exec/run", "uptime", peer=peer)
+    assert decide("exec/run", "git push", peer=peer).rule == "ssh.commands"
     assert decide("ssh/exec", "git status -s", peer=peer)
     denied = decide("ssh/exec", "git push", peer=peer)
     assert denied.rule == "ssh.commands"

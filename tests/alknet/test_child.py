@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
-from alknet.child import Child, ChildPipes, start_child
+from alknet.child import Child, ChildPipes, signal_name, start_child
 from alknet.cli.daemon import _reset_signals
 from alknet.runas import run_as
 
@@ -70,6 +70,21 @@ async def test_a_signal_reaches_the_whole_group() -> None:
             await asyncio.sleep(0.01)
     started.child.reap()
     started.close()
+
+
+async def test_another_signal_can_come_first() -> None:
+    started = _start("/bin/sh", "-c", "trap 'exit 3' TERM; echo ready; while :; do sleep 0.01; done")
+    assert await _read(started.pipes.stdout) == b"ready\n"
+    started.child.hang_up(grace_s=10, number=signal.SIGTERM)
+    async with asyncio.timeout(5):
+        assert os.WEXITSTATUS(await started.status) == 3
+    started.child.kill()
+    started.close()
+
+
+@pytest.mark.parametrize(("number", "name"), [(15, "TERM"), (9, "KILL"), (34, "34"), (64, "RTMAX")])
+def test_a_signal_has_the_name_that_ssh_gives_it(number: int, name: str) -> None:
+    assert signal_name(number) in (name, "RTMIN")
 
 
 async def test_hanging_up_kills_who_ignores_it_after_the_grace() -> None:

@@ -9,7 +9,7 @@ import pytest
 from alknet.access import Access, Authority, DaemonUser, Identity, Peer, Policy, Token
 from alknet.audit import NOTHING, MemoryAudit
 from alknet.clock import ManualClock
-from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
+from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, RULE_PROTECTED, Gate
 
 ALICE = Peer("alice", {"node:read": "own"}, ("SHA256:a",))
 WHO = Identity("alice", frozenset({"node:read"}), "key:SHA256:a")
@@ -299,6 +299,14 @@ def test_what_is_remembered_is_of_one_caller_one_action_and_one_demand(gate: Gat
     assert not gate.still(WHO, "a/b")
     assert not gate.still(None, "a/b", access=READ)
     assert not gate.still(Authority("a/b"), "a/b", access=READ)
+
+
+def test_what_only_the_act_can_see_is_denied_with_an_id_of_its_own(gate: Gate) -> None:
+    denial = gate.beyond(WHO, "fs/read", "root/home", RULE_PROTECTED, "it is out of reach")
+    assert (denial.allowed, denial.rule, denial.words) == (False, RULE_PROTECTED, "it is out of reach [fs.protected]")
+    assert denial == gate.beyond(WHO, "fs/read", "root/home", RULE_PROTECTED, "it is out of reach")
+    for other in (("fs/write", "root/home", RULE_PROTECTED), ("fs/read", "root/x", RULE_PROTECTED)):
+        assert gate.beyond(WHO, *other, "it is out of reach").denial_id != denial.denial_id
 
 
 def test_what_is_remembered_of_a_resource_is_nothing(gate: Gate) -> None:

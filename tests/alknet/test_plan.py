@@ -61,6 +61,19 @@ def test_any_change_of_the_rights_that_matters_changes_the_plan() -> None:
     assert len(set(plans)) == len(plans)
 
 
+@pytest.mark.parametrize(
+    ("request_", "rights", "argv"),
+    [
+        (Request(Kind.EXEC, "id; id"), SshRights(), ["/bin/x", "-c", "id; id"]),
+        (Request(Kind.EXEC, "id 'a b'"), SshRights(commands=("id *",)), ["id", "a b"]),
+        (Request(Kind.EXEC, "id"), SshRights(force_command="date"), ["/bin/x", "-c", "date"]),
+        (Request(Kind.SHELL), SshRights(), ["/bin/x", "-l"]),
+    ],
+)
+def test_what_is_run_in_the_end(request_: Request, rights: SshRights, argv: list[str]) -> None:
+    assert make_plan(request_, rights).argv("/bin/x") == argv
+
+
 # --- commands that the node itself carries out ----------------------------------------------------------------------
 
 COMMANDS = ("op",)

@@ -95,4 +95,7 @@ def test_root_gets_the_administrators_path() -> None:
     root = RunAs("root", 0, 0, (0,), "/root", "/bin/sh", True)
     env = environment(root, peer="p", connection="c", remote=None, local=None, from_client={})
     assert env["PATH"] == ROOT_PATH
+    assert env["ALKNET_CONNECTION"] == "c"
+    nowhere = environment(root, peer="p", connection=None, remote=None, local=None, from_client={})
+    assert "ALKNET_CONNECTION" not in nowhere
     assert "SSH_CONNECTION" not in env

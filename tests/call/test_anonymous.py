@@ -11,8 +11,8 @@ from alknet.alpn.streams import Address
 from alknet.call import anonymous, handler
 from alknet.call.anonymous import BURST, CALLS_PER_S, Anonymous
 from alknet.call.client import over_connection
-from alknet.call.errors import CallError
 from alknet.call.doorkeeper import DoorLimits
+from alknet.call.errors import CallError
 from testkit.calls import CallDoor
 from testkit.polling import eventually
 

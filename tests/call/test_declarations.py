@@ -140,6 +140,15 @@ def test_a_resource_is_named_by_a_path(path: str) -> None:
     assert declared(resource="repo", resource_id=path).resource_id_path == path
 
 
+def test_a_path_alone_says_what_is_recorded_and_asks_for_nothing() -> None:
+    found = declared(resource_id="$.path")
+    assert (found.access, found.resource_id_path) == (Access(required_scopes=("fs:read",)), "$.path")
+
+
+def test_the_rules_of_an_action_can_be_asked_for() -> None:
+    assert declared(rules="exec/run").access == Access(required_scopes=("fs:read",), rules="exec/run")
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 
@@ -171,7 +180,9 @@ def test_a_resource_is_named_by_a_path(path: str) -> None:
         ({"secret_inputs": [""]}, "secret_inputs has '' in it"),
         ({"calls": "fs/*"}, "calls is the text"),
         ({"resource_action": "read"}, "it has no resource"),
-        ({"resource_id": "$.path"}, "it has no resource"),
+        ({"resource_id": "path"}, "resource_id is 'path'"),
+        ({"rules": "fs/read"}, "rules is 'fs/read'"),
+        ({"rules": "exec/run", "public": True}, "public and asks for scopes"),
         ({"resource": "a b"}, "resource is 'a b'"),
         ({"resource": "repo", "resource_action": ""}, "resource_action is ''"),
         ({"resource": "repo", "resource_id": "path"}, "resource_id is 'path'"),

@@ -17,9 +17,9 @@ from alknet.alpn.memory import MemoryConnection, MemoryStream, memory_pair
 from alknet.alpn.streams import Address
 from alknet.call import handler
 from alknet.call.client import over_stream
+from alknet.call.doorkeeper import DoorLimits
 from alknet.call.errors import CallError
 from alknet.call.frames import frame
-from alknet.call.doorkeeper import DoorLimits
 from alknet.call.handler import CallSettings
 from alknet.call.hello import DIALER_NAMESPACE, DialerHello
 from alknet.call.operations import operation

@@ -50,6 +50,7 @@ RAISED: dict[str, Callable[[], BaseException]] = {
     "invalid": lambda: InvalidInputError("not so", hint="so"),
     "missing": lambda: NotFoundError("no such file"),
     "denied": lambda: DeniedError("not you", denial_id="den_2"),
+    "denied by a rule": lambda: DeniedError("not you", denial_id="den_3", rule="fs.protected"),
     "unavailable": lambda: UnavailableError("later"),
     "broken": lambda: BrokenError("x-secret"),
     "cancelled": asyncio.CancelledError,
@@ -132,6 +133,19 @@ async def test_an_unexpected_end_is_internal_and_the_log_has_it_under_its_id(
             assert record.exc_info is not None
             assert "in fail" in caplog.text or how == "cancelled"
         assert bench.dispatcher.stats[name].errors == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_a_denial_that_only_the_handler_can_decide_is_in_the_audit_log(name: str) -> None:
+    async with Bench(*FAILING) as bench:
+        error = await failed(bench, name, "denied by a rule")
+        assert (error.code, error.denial_id) == ("FORBIDDEN", "den_3")
+        intent, outcome = bench.audit.records[-2:]
+        assert (intent["decision"], intent["rule"]) == ("allow", "public")
+        found = {key: outcome[key] for key in ("decision", "rule", "denial_id", "outcome")}
+        assert found == {
+            "decision": "deny", "rule": "fs.protected", "denial_id": "den_3", "outcome": "error FORBIDDEN",
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -28,6 +28,7 @@ def test_the_snapshot_carries_revision_key_daemon_and_switches() -> None:
     assert (snapshot.denial_key, snapshot.daemon) == (b"k" * 32, DAEMON)
     assert (snapshot.exec_enabled, snapshot.shell_enabled) == (False, True)
     assert policy(ssh={"shell": False}).shell_enabled is False
+    assert (policy().run_enabled, policy(exec={"enabled": True}).run_enabled) == (False, True)
 
 
 def test_scopes_know_whether_they_are_the_peers_own_or_come_from_a_role() -> None:

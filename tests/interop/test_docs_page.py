@@ -119,6 +119,7 @@ def test_a_token_that_is_none_is_told_and_nothing_is_listed(page: Page) -> None:
 def test_words_are_looked_for_in_names_and_summaries(page: Page, token: str) -> None:
     sign_in(page, token)
     page.wait("document.querySelectorAll('nav a').length > 20", "all are listed")
+    page.evaluate("document.activeElement.blur()")
     page.press("/")
     page.send("Input.insertText", text="left ITEM")
     shown = "[...document.querySelectorAll('nav li:not([hidden]) a')].map(a => a.getAttribute('href'))"
@@ -186,8 +187,8 @@ def test_a_mistake_in_the_form_is_told_before_anything_is_sent(page: Page, node:
     show(page, node, "types.find")
     page.type("#input-ratio", "much")
     page.click(SUBMIT)
-    page.wait("!document.querySelector('form .mistake').hidden", "it is told")
-    assert "ratio should be a number" in page.text("form .mistake")
+    page.wait("!document.querySelector('.panel .mistake').hidden", "it is told")
+    assert "ratio should be a number" in page.text(".panel .mistake")
     assert page.evaluate("document.activeElement.id") == "input-ratio"
     assert not any("/ops/" in one for one in page.requests)
 

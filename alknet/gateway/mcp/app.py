@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from mcp.server.streamable_http import MCP_SESSION_ID_HEADER
@@ -170,7 +170,8 @@ class McpApp:
         if is_general is None or not self.settings.enabled:
             return await refuse(send, 404, INVALID_REQUEST, "there is nothing here")
         headers, repeated = _headers(scope)
-        caller: Caller = replace(scope[CALLER], surface="mcp")
+        who: Caller = scope[CALLER]
+        caller = Caller(who.identity, "mcp", who.connection, who.remote, who.forwarded_for)
         backend = NodeBackend(self._directory, self._calls, caller, scope.get(TRACEPARENT), self._admit)
         turn = Turn(backend, self.settings.max_tools, is_general, caller.identity)
         session = None

@@ -31,6 +31,8 @@ __all__ = ["OLD_VERSIONS", "Brief", "Envelopes"]
 MAX_ENVELOPES: Final = 1000
 """That are known to be good; then all are judged again."""
 MAX_ENVELOPE_BYTES: Final = 2048
+MAX_ALIKE: Final = 20
+"""Of clients with the same name; others with it are judged each time."""
 REQUEST_KEYS: Final = frozenset({"jsonrpc", "id", "method", "params"})
 CALL_KEYS: Final = frozenset({"name", "arguments", "_meta"})
 LIST_KEYS: Final = frozenset({"cursor", "_meta"})
@@ -52,19 +54,26 @@ class Envelopes:
     """What clients say of themselves, as far as the SDK has found it good."""
 
     def __init__(self) -> None:
-        self._known: set[bytes] = set()
+        self._known: dict[str, list[dict[str, Any]]] = {}
+        """By the clients' names, which tell nearly all of them apart."""
+        self._count = 0
 
     def __contains__(self, meta: Any) -> bool:
-        key = _key(meta)
-        return key is not None and key in self._known
+        found = _judged(meta)
+        return found is not None and found in self._known.get(_name(found), ())
 
     def judged_good(self, meta: Any) -> None:
         """The SDK has served a request with it."""
-        key = _key(meta)
-        if key is not None:
-            if len(self._known) >= MAX_ENVELOPES:
-                self._known.clear()
-            self._known.add(key)
+        found = _judged(meta)
+        if found is None or found in self or len(JSON.encode(found)) > MAX_ENVELOPE_BYTES:
+            return
+        if self._count >= MAX_ENVELOPES:
+            self._known.clear()
+            self._count = 0
+        alike = self._known.setdefault(_name(found), [])
+        if len(alike) < MAX_ALIKE:
+            alike.append(found)
+            self._count += 1
 
 
 class Brief:
@@ -99,10 +108,11 @@ class Brief:
             return None
         if result is None:
             return None
+        shown = b"%d" % id if type(id) is int else JSON.encode(id)
         if result is _CANCELLED:
-            return b'{"jsonrpc":"2.0","id":%b,%b}' % (JSON.encode(id), result)
+            return b'{"jsonrpc":"2.0","id":%b,%b}' % (shown, result)
         tail = self._tail if revision is Revision.NEW else b""
-        return b'{"jsonrpc":"2.0","id":%b,"result":{%b%b}}' % (JSON.encode(id), result, tail)
+        return b'{"jsonrpc":"2.0","id":%b,"result":{%b%b}}' % (shown, result, tail)
 
     def _revision(
         self, method: Any, params: dict[str, Any], headers: Headers, session: OwnedSession | None
@@ -183,14 +193,21 @@ async def _within(session: OwnedSession, id: int | str, call: Coroutine[Any, Any
             del session.brief[key]
 
 
-def _key(meta: Any) -> bytes | None:
-    """What an envelope is known by; None for one that is judged each time."""
-    if type(meta) is not dict or not all(
-        key in ENVELOPE_KEYS or (key in TRACE_KEYS and type(value) is str) for key, value in meta.items()
-    ):
+def _judged(meta: Any) -> dict[str, Any] | None:
+    """What is judged of an envelope; None for one with more than that in it, which is the SDK's each time."""
+    if type(meta) is not dict:
         return None
-    key = JSON.encode({name: value for name, value in meta.items() if name in ENVELOPE_KEYS})
-    return key if len(key) <= MAX_ENVELOPE_BYTES else None
+    if meta.keys() <= ENVELOPE_KEYS:
+        return meta
+    if not meta.keys() <= ENVELOPE_KEYS | TRACE_KEYS or any(type(meta.get(key, "")) is not str for key in TRACE_KEYS):
+        return None
+    return {key: value for key, value in meta.items() if key in ENVELOPE_KEYS}
+
+
+def _name(meta: dict[str, Any]) -> str:
+    client = meta.get(CLIENT_INFO_META_KEY)
+    name = client.get("name") if type(client) is dict else None
+    return name if type(name) is str else ""
 
 
 @lru_cache(64)

@@ -63,6 +63,7 @@ class Browser:
         page = self._pages[session] = Page(self, session, target)
         for domain in ("Page", "Runtime", "Network", "Log"):
             page.send(f"{domain}.enable")
+        page.send("Emulation.setFocusEmulationEnabled", enabled=True)  # keys go to it whichever tab is in front
         page.resize(*size)
         return page
 
@@ -160,9 +161,9 @@ class Page:
             raise AssertionError(details.get("exception", {}).get("description") or details["text"])
         return answer["result"].get("value")
 
-    def wait(self, script: str, what: str) -> Any:
-        """Poll an expression until it is true, and return its value."""
-        return wait_until(lambda: self.evaluate(script), what)
+    def wait(self, script: str, what: str) -> None:
+        """Poll an expression until it is true."""
+        wait_until(lambda: self.evaluate(f"!!({script})"), what)
 
     def text(self, selector: str) -> str:
         """What somebody reads there; empty where there is nothing."""
@@ -173,7 +174,7 @@ class Page:
     def overflow(self) -> int:
         """By how many pixels the page is wider than the window."""
         found: int = self.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        return found
+        return max(0, found)
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
         data = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
@@ -195,7 +196,7 @@ class Page:
     def click(self, selector: str) -> None:
         """Click with the mouse on the middle of the first element that matches, which must be there to be hit."""
         found = json.dumps(selector)
-        self.wait(f"!!document.querySelector({found})", f"{selector} is there")
+        self.wait(f"document.querySelector({found})", f"{selector} is there")
         spot = self.evaluate(
             f"(() => {{ const e = document.querySelector({found}); e.scrollIntoView({{block: 'center'}});"
             " const r = e.getBoundingClientRect(); const x = r.x + r.width / 2, y = r.y + r.height / 2;"

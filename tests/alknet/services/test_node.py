@@ -207,6 +207,8 @@ EQUAL = "equal to owner: it runs as 'sam', the user that the node runs as (as_da
     [
         (FORCED, False, "ssh/exec", RUNS_DATE),
         (FORCED, True, "ssh/exec", RUNS_DATE),
+        (FORCED, False, "exec/run", RUNS_DATE),
+        (AS_DAEMON, False, "exec/run", EQUAL),
         (FORCED, False, "ssh/shell", None),
         (FORCED, False, "ssh/login", None),
         (AS_DAEMON, False, "ssh/exec", EQUAL),
@@ -220,7 +222,8 @@ async def test_can_notes_what_a_yes_comes_to(
     bench: Served, rights: SshRights, is_root: bool, action: str, note: str | None
 ) -> None:
     sam = Peer("sam", {"*": "own"}, ssh=rights)
-    bench.gate.policy = policy_of(*PEERS, sam, daemon=DaemonUser("sam", is_root=is_root))
+    policy = policy_of(*PEERS, sam, daemon=DaemonUser("sam", is_root=is_root))
+    bench.gate.policy = replace(policy, run_enabled=True)
     assert (await bench.ask("node/can", {"peer": "sam", "action": action, "resource": "sam"}))["note"] == note
 
 
