@@ -6,6 +6,7 @@ A door never calls :func:`alknet.access.authorize` itself. It calls :meth:`Gate.
 
 import itertools
 import logging
+import math
 import os
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
@@ -21,6 +22,7 @@ log = logging.getLogger("alknet.audit")
 
 MAX_REMEMBERED: Final = 5_000
 """Decisions that are kept of each kind; see `Gate.peek`."""
+NEVER_ASKED: Final = (None, None, math.inf)
 RULE_AUDIT: Final = "audit.required"
 RULE_CREDENTIAL: Final = "credential:removed"
 RULE_CHANGED: Final = "session:changed"
@@ -36,8 +38,9 @@ class Gate:
 
     def __init__(self, policy: Policy, audit: AuditSink, clock: Clock, *, audit_required: bool = False) -> None:
         self._policy = policy
-        self._allowed: dict[tuple[Identity, str, Access], Decision] = {}
-        self._usual: dict[tuple[object, ...], tuple[Decision, Facts]] = {}
+        self._allowed: dict[tuple[Identity, str, Access], tuple[Decision, float]] = {}
+        """Each with the time at which it ends."""
+        self._usual: dict[tuple[object, ...], tuple[Decision, Facts, float]] = {}
         """The same with what the audit log has of it, for those who ask again and again over one connection."""
         self.clock = clock
         self.audit_required = audit_required
@@ -77,11 +80,13 @@ class Gate:
         With `soon` the act begins in a later round of the event loop, so that its line may be written with others; not
         if `audit.required`, which has to know at once.
         """
-        usual = None
+        usual = decision = record = None
         # Whom a call is forwarded for is the caller's to say, so it could fill the memory.
-        if soon and resource is None and access is not None and not facts.get("forwarded_for"):
-            usual = (caller, action, access, surface, *facts.items()) if isinstance(caller, Identity) else None
-        decision, record = self._usual.get(usual, (None, None)) if usual is not None else (None, None)
+        if resource is None and access is not None and isinstance(caller, Identity) and not facts.get("forwarded_for"):
+            usual = (caller, action, access, surface, *facts.items())
+            decision, record, until = self._usual.get(usual, NEVER_ASKED)
+            if until != math.inf and self.clock.wall() >= until:
+                decision = None
         if decision is None or record is None:
             decision = self.still(caller, action, resource, access=access)
             record = Facts(
@@ -94,8 +99,9 @@ class Gate:
                 denial_id=decision.denial_id,
                 **facts,
             )
-            if usual is not None and self._lasts(caller, decision):
-                _remember(self._usual, usual, (decision, record))
+            end = None if usual is None else self._good_until(caller, decision)
+            if usual is not None and end is not None:
+                _remember(self._usual, usual, (decision, record, end))
         soon = soon and not self.audit_required
         act = Act(self, decision, record, f"req_{self._prefix}{next(self._numbers):x}", soon=soon)
         if not act.begin() and decision.allowed and self.audit_required:
@@ -120,18 +126,22 @@ class Gate:
             return authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
         question = (caller, action, access)
         known = self._allowed.get(question)
-        if known is None:
-            known = authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
-            if self._lasts(caller, known):
-                _remember(self._allowed, question, known)
-        return known
+        if known is not None and (known[1] == math.inf or self.clock.wall() < known[1]):
+            return known[0]
+        decision = authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
+        until = self._good_until(caller, decision)
+        if until is not None:
+            _remember(self._allowed, question, (decision, until))
+        return decision
 
-    def _lasts(self, caller: Identity | Authority | None, decision: Decision) -> bool:
-        """Whether a decision is a yes that only another policy can change."""
+    def _good_until(self, caller: Identity | Authority | None, decision: Decision) -> float | None:
+        """When a yes ends under this policy, in seconds since 1970; None for what is not to be remembered."""
         if not isinstance(caller, Identity) or not decision.allowed:
-            return False
+            return None
         peer = self._policy.peers.get(caller.id)
-        return peer is not None and peer.expires_at is None and caller.expires_at is None
+        if peer is None:
+            return None
+        return min((end for end in (peer.expires_at, caller.expires_at) if end is not None), default=math.inf)
 
     def still(
         self,

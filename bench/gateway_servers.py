@@ -5,7 +5,6 @@ starlette`` and ``… fastmcp few|many`` do the same operations without one. All
 on httptools, on one processor, and with the garbage collector set as the node sets it.
 """
 
-import asyncio
 import gc
 import os
 import socket

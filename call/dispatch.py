@@ -200,13 +200,12 @@ class Dispatcher:
 
     def _deadline(self, is_stream: bool, timeout_s: float | None, caller: Caller) -> float | None:
         """A call has the default time or less; nothing has more than the call that it is part of."""
-        limits = [] if is_stream else [self.default_timeout_s]
-        if timeout_s is not None:
-            limits.append(timeout_s)
-        ends = [asyncio.get_running_loop().time() + min(limits)] if limits else []
-        if caller.parent is not None and caller.parent.deadline is not None:
-            ends.append(caller.parent.deadline)
-        return min(ends, default=None)
+        limit = timeout_s
+        if not is_stream and (limit is None or limit > self.default_timeout_s):
+            limit = self.default_timeout_s
+        end = None if limit is None else asyncio.get_running_loop().time() + limit
+        above = None if caller.parent is None else caller.parent.deadline
+        return end if above is None or (end is not None and end < above) else above
 
     def count(self, name: str, seconds: float, *, failed: bool) -> None:
         stats = self.stats.get(name)

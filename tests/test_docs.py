@@ -487,6 +487,7 @@ def fresh_machine(directory: Path, port: int, start: str) -> Iterator[tuple[dict
         "docs/tutorial/first-operation.md",
         "docs/howto/stock-ssh.md",
         "docs/reference/http.md",
+        "docs/reference/openapi.md",
     ],
 )
 def test_the_commands_on_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ COVERED_ELSEWHERE = {
     "alknet/cli/completion.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/config.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/daemon.py": ("tests/interop/test_daemon.py", "a command is what a process prints and exits with"),
+    "alknet/cli/openapi.py": ("tests/interop/test_openapi.py", "a command is what a process prints and exits with"),
     "alknet/cli/ops.py": ("tests/interop/test_call_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/peers.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/ping.py": ("tests/interop/test_carriers.py", "it needs a node to reach"),

@@ -1,9 +1,8 @@
 """The calls of HTTP clients while they run: within their bounds, ended when they are forbidden or the node stops."""
 
 import asyncio
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar
 
 from alknet.call.anonymous import ANONYMOUS_LIMITS
@@ -31,10 +30,11 @@ class Revocable(Protocol):
 
 
 class _Running:
-    __slots__ = ("refusal", "task", "what")
+    __slots__ = ("refusal", "task", "what", "who")
 
-    def __init__(self, what: Revocable, task: "asyncio.Task[Any]") -> None:
+    def __init__(self, what: Revocable, who: str, task: "asyncio.Task[Any]") -> None:
         self.what = what
+        self.who = who
         self.task = task
         self.refusal: CallError | None = None
 
@@ -47,7 +47,7 @@ class Calls:
         self.max_in_flight = 1024
         self.is_draining = False
         self._running: set[_Running] = set()
-        self._in_flight: Counter[str] = Counter()
+        self._in_flight: dict[str, int] = {}
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -65,7 +65,6 @@ class Calls:
         timeout_s: float | None = None,
         traceparent: str | None = None,
         metadata: dict[str, Any] | None = None,
-        soon: bool = False,
     ) -> Prepared:
         """As `Dispatcher.prepare`; refuses what would be too many calls of one caller at the same time."""
         self.check_room(caller)
@@ -77,7 +76,6 @@ class Calls:
             timeout_s=timeout_s,
             traceparent=traceparent,
             metadata=metadata,
-            soon=soon,
         )
 
     def check_room(self, caller: Caller) -> None:
@@ -85,7 +83,7 @@ class Calls:
         if self.is_draining:
             raise CallError("UNAVAILABLE", SHUTTING_DOWN)
         limit = self.max_in_flight if caller.identity is not None else ANONYMOUS_LIMITS.in_flight
-        if self._in_flight[_who(caller)] >= limit:
+        if self._in_flight.get(_who(caller), 0) >= limit:
             raise CallError("RESOURCE_EXHAUSTED", f"{limit} calls are running already; wait for one of them")
 
     async def call(self, prepared: Prepared) -> Any:
@@ -94,44 +92,50 @@ class Calls:
 
     async def run(self, what: Revocable, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` gives, while that is allowed to `what`."""
-        with self._noted(what) as running:
-            try:
-                return await work()
-            except asyncio.CancelledError:
-                _raise_refusal(running)
-                raise
+        running = self._begin(what)
+        try:
+            return await work()
+        except asyncio.CancelledError:
+            _raise_refusal(running)
+            raise
+        finally:
+            self._over(running)
 
     async def stream(self, prepared: Prepared) -> AsyncGenerator[Any, None]:
         """The items; raises `CallError`, also when access is taken away meanwhile."""
-        with self._noted(prepared) as running:
-            try:
-                async with aclosing(prepared.stream()) as items:
-                    async for item in items:
-                        yield item
-            except asyncio.CancelledError:
-                _raise_refusal(running)
-                timed_out = prepared.timed_out()
-                if timed_out is not None:
-                    raise timed_out from None
-                raise
+        running = self._begin(prepared)
+        try:
+            async with aclosing(prepared.stream()) as items:
+                async for item in items:
+                    yield item
+        except asyncio.CancelledError:
+            _raise_refusal(running)
+            timed_out = prepared.timed_out()
+            if timed_out is not None:
+                raise timed_out from None
+            raise
+        finally:
+            self._over(running)
 
-    @contextmanager
-    def _noted(self, what: Revocable) -> Iterator[_Running]:
+    def _begin(self, what: Revocable) -> _Running:
         task = asyncio.current_task()
         assert task is not None
-        running, who = _Running(what, task), _who(what.caller)
+        who = _who(what.caller)
+        running = _Running(what, who, task)
         self._running.add(running)
-        self._in_flight[who] += 1
+        self._in_flight[who] = self._in_flight.get(who, 0) + 1
         self._idle.clear()
-        try:
-            yield running
-        finally:
-            self._running.discard(running)
-            self._in_flight[who] -= 1
-            if not self._in_flight[who]:
-                del self._in_flight[who]
-            if not self._running:
-                self._idle.set()
+        return running
+
+    def _over(self, running: _Running) -> None:
+        self._running.discard(running)
+        left = self._in_flight[running.who] - 1
+        if left:
+            self._in_flight[running.who] = left
+        else:
+            del self._in_flight[running.who]
+        if not self._running:
+            self._idle.set()
 
     def recheck(self) -> None:
         """End what the current policy forbids, each with the refusal."""

@@ -18,6 +18,7 @@ from alknet.gateway.problems import PROBLEM, HttpError, problem_of, status_of
 __all__ = ["JSON_TYPE", "Exchange", "Visit", "too_large"]
 
 JSON_TYPE: Final = b"application/json"
+LENGTH: Final = b"content-length"
 MAX_QUERY_FIELDS: Final = 100
 WITHOUT_CONTENT: Final = (204, 304)
 NO_STORE: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
@@ -37,6 +38,8 @@ class Visit:
     """Credentials that it has shown in vain."""
     is_guest: bool = False
     """It has one of the places for those who are nobody."""
+    write_answer: Callable[[Scope, int, Iterable[tuple[bytes, bytes]], bytes], bool] = lambda *answer: False
+    """Writes the whole answer to the request of this scope at once; False, and nothing is done, if that cannot be."""
     cut: Callable[[], None] = lambda: None
     """Ends the connection at once, in the middle of an answer."""
     over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -54,6 +57,8 @@ class Exchange:
         self.method: str = "GET" if self.is_websocket else scope["method"]
         self.receive = receive
         self.send = send
+        self._start: Message | None = None
+        """Of an answer that is known to come whole, until it does."""
         self.headers: dict[bytes, bytes] = {}
         self.repeated: set[bytes] = set()
         for name, value in scope["headers"]:
@@ -159,9 +164,25 @@ class Exchange:
         fields = [*NO_STORE, *self.more_headers, *headers]
         if status not in WITHOUT_CONTENT:
             fields += [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
-        await self.send({"type": "http.response.start", "status": status, "headers": fields})
-        await self.send({"type": "http.response.body", "body": body})
+        if not self.visit.write_answer(self.scope, status, fields, body):
+            await self.send({"type": "http.response.start", "status": status, "headers": fields})
+            await self.send({"type": "http.response.body", "body": body})
         return None
+
+    async def relay(self, message: Message) -> None:
+        """Send a message of ASGI that an application has made. What comes in two and is known to end with the second is
+        written at once."""
+        start, self._start = self._start, None
+        if start is not None:
+            if not message.get("more_body", False) and self.visit.write_answer(
+                self.scope, start["status"], start["headers"], message.get("body", b"")
+            ):
+                return
+            await self.send(start)
+        elif message["type"] == "http.response.start" and any(name == LENGTH for name, _ in message["headers"]):
+            self._start = message
+            return
+        await self.send(message)
 
     async def reply_json(self, value: Any, status: int = 200, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
         """Answer with a JSON value; raises `CallError` for one that JSON cannot carry, with nothing sent."""

@@ -7,6 +7,7 @@ second by a ``Host`` that is none of this node's names. Programs that are no bro
 
 import ipaddress
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Final
 
 from alknet.gateway.problems import HttpError
@@ -17,6 +18,7 @@ LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 MAX_SHOWN_CHARS: Final = 100
 
 
+@lru_cache(256)
 def split_host(text: str) -> tuple[str, str] | None:
     """(name in lower case without a final dot or brackets, port or ""); None for what is no host."""
     if text.startswith("["):

@@ -1,9 +1,11 @@
 """uvicorn's HTTP and WebSocket protocols with the bounds that they lack, and with an end to what nobody waits for."""
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
+from starlette.types import Scope
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -13,6 +15,7 @@ from websockets.frames import Frame
 from alknet.gateway.exchange import NO_STORE, Visit
 from alknet.gateway.problems import PROBLEM, HttpError, problem_of
 from alknet.gateway.settings import (
+    KEEP_ALIVE_S,
     LINGER_S,
     MAX_FRAGMENTS,
     MAX_HEADER_BYTES,
@@ -23,6 +26,7 @@ from alknet.gateway.settings import (
     WEBSOCKET_CLOSE_S,
     GatewaySettings,
 )
+from alknet.gateway.wire import whole_answer
 
 __all__ = ["HttpProtocol", "WebSocketProtocol"]
 
@@ -59,7 +63,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Of the request that is being read, from its first to its last."""
         self._refusal: HttpError | None = None
         """Why the parser was stopped."""
+        self._patience: float | None = None
+        """Seconds that the client has from now on to go on with its request, if that has changed."""
+        self._waits_until = math.inf
+        """The event loop's time at which the patience with this client ends."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
         self._running: asyncio.Task[None] | None = None
         self._is_over = False
         self._is_last = False
@@ -77,14 +86,14 @@ class HttpProtocol(HttpToolsProtocol):
         self.client = None if remote is None else (remote.host, remote.port)
         self.server = None if local is None else (local.host, local.port)
         self.visit.cut = self.cut
+        self.visit.write_answer = self.write_answer
         self._sink = _Sink(transport.write, transport.is_closing, self._finish)
-        self._start_timer(self._settings().header_timeout)
+        self._wait(self._settings().header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._is_over = True
-        self._unset_keepalive_if_required()
-        self._stop_timer()
+        self._stop_waiting()
         if self._running is not None and not self._running.done():
             self._running.cancel()  # nobody waits for the answer any more
         self.visit.over.set()
@@ -139,21 +148,15 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431, TOO_MANY_HEADERS)
         else:
             super().data_received(data)
-            if self._is_idle and self._timer is None and self.timeout_keep_alive_task is None:
-                # Empty lines, which may stand before a request, have ended the wait for one.
-                self._start_timer(self._settings().header_timeout)
-
-    @property
-    def _is_idle(self) -> bool:
-        """Whether no request is read, and none is answered."""
-        return self._reading is None and (self.cycle is None or self.cycle.response_complete) and not self.is_websocket
+            if self._patience is not None:  # nearly all requests arrive whole, and nobody has waited for them
+                self._wait(self._patience)
 
     def on_message_begin(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop(400, "one request at a time")
         super().on_message_begin()
         self._reading, self._bytes, self._header_bytes = HEADERS, 0, 0
-        self._start_timer(self._settings().header_timeout)
+        self._patience = self._settings().header_timeout
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -174,15 +177,45 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() not in VERSIONS:
             self._stop(505, "this node speaks HTTP/1.1")
         self._reading, self._bytes = BODY, 0
-        self._start_timer(self._settings().body_timeout)
+        self._patience = self._settings().body_timeout
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = self._sink  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._reading = None
-        self._stop_timer()
+        self._stop_waiting()
         super().on_message_complete()
+        if self.cycle is not None and self.cycle.response_complete:  # the answer did not wait for all of the request
+            self._patience = KEEP_ALIVE_S
+
+    def on_response_complete(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self._reading is None and not self._is_last:
+                self._wait(KEEP_ALIVE_S)
+
+    def write_answer(self, scope: Scope, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write a whole answer to the request of `scope`; False, and nothing is done, where that takes any thought."""
+        cycle = self.cycle
+        if (
+            cycle.scope is not scope
+            or cycle.response_started
+            or cycle.disconnected
+            or not cycle.keep_alive
+            or cycle.flow.write_paused
+            or scope["method"] == "HEAD"
+        ):
+            return False
+        answer = whole_answer(status, (*cycle.default_headers, *headers), body)
+        if answer is None:
+            return False
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(answer)
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = task = self.loop.create_task(cycle.run_asgi(app))
@@ -190,8 +223,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.tasks.add(task)
 
     def handle_websocket_upgrade(self) -> None:
-        self._stop_timer()
-        self._unset_keepalive_if_required()
+        self._stop_waiting()
         self.is_websocket = True
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
@@ -224,24 +256,23 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _end_after_answer(self) -> None:
         self._is_last = True
-        self._stop_timer()
+        self._stop_waiting()
         if self.cycle.response_complete:
             self._linger()
         else:
             self.cycle.keep_alive = False
 
     def _too_slow(self) -> None:
-        self._timer = None
         if self.transport.is_closing():
             return
         if self._reading is None:
-            self.transport.close()  # it never began
+            self.transport.close()  # there was none, or no other one
         else:
             self._refuse(408, f"the request's {self._reading} did not arrive in time")
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer, unless this request has its answer, or a part of it, and end the connection."""
-        self._stop_timer()
+        self._stop_waiting()
         is_answered = False
         if self._reading is BODY and not self.is_websocket:
             is_answered = self.cycle.response_started
@@ -263,7 +294,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _linger(self) -> None:
         """End the connection so that the answer is read: the system takes back what it has not delivered yet when a
         socket is closed on which something waits to be read. So what still comes is read and dropped for a moment."""
-        self._stop_timer()
+        self._stop_waiting()
         self._is_last = True
         self._reading = None
         if self.is_websocket or self.transport.is_closing():
@@ -271,16 +302,33 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._timer = self.loop.call_later(LINGER_S, self.transport.close)
+        self._wait(LINGER_S)
 
-    def _start_timer(self, seconds: float) -> None:
-        self._stop_timer()
-        self._timer = self.loop.call_later(seconds, self._too_slow)
+    def _wait(self, seconds: float) -> None:
+        """Wait for the client, for so long. A connection has one timer, which looks when it is due how long there is
+        still to wait: to start one and to cancel it for each request costs more than to read that request."""
+        self._patience = None
+        self._waits_until = until = self.loop.time() + seconds
+        if until < self._timer_at:
+            self._set_timer(until)
 
-    def _stop_timer(self) -> None:
+    def _stop_waiting(self) -> None:
+        self._patience, self._waits_until = None, math.inf
+        if self._is_over or self.is_websocket:
+            self._set_timer(math.inf)
+
+    def _set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer_at = at
+        self._timer = None if at == math.inf else self.loop.call_at(at, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        self._timer, self._timer_at = None, math.inf
+        if self._waits_until > self.loop.time():
+            self._set_timer(self._waits_until)
+        else:
+            self._too_slow()
 
 
 class _Sink:

@@ -33,7 +33,7 @@ from alknet.gateway.pages import PAGE_HEADERS, asset
 from alknet.gateway.problems import HttpError
 from alknet.gateway.protocol import HttpProtocol, WebSocketProtocol
 from alknet.gateway.routes import OPS, Routes
-from alknet.gateway.settings import KEEP_ALIVE_S, GatewaySettings
+from alknet.gateway.settings import GatewaySettings
 from alknet.gateway.tickets import Tickets
 from alknet.gateway.websocket import SUBPROTOCOL, TICKET_SUBPROTOCOL, WebSocketStream
 from alknet.replies import Replies
@@ -85,7 +85,6 @@ class GatewayHandler:
             access_log=False,
             proxy_headers=False,
             server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._config.load()
         # What strangers send wrong fills no log, and what fails in a route the gateway itself has logged.
@@ -232,7 +231,7 @@ class GatewayHandler:
             if message["type"] == "http.response.start":
                 exchange.has_begun = True
                 message = {**message, "headers": [*message["headers"], *exchange.more_headers]}
-            await exchange.send(message)
+            await exchange.relay(message)
 
         scope = {**exchange.scope, CALLER: exchange.caller(), TRACEPARENT: exchange.traceparent}
         await self._mcp(scope, exchange.receive, send)

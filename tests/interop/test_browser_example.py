@@ -82,6 +82,7 @@ def place(shared: Place) -> Iterator[Place]:
 def add(page: Page, *texts: str) -> None:
     for text in texts:
         page.type("#text", text)
+        assert page.evaluate("document.querySelector('#text').value") == text
         page.press("Enter")
         page.wait("document.querySelector('#text').value === ''", f"{text} was added")
 

@@ -40,8 +40,9 @@ async def call_tool(
         tool = await backend.find(name)
     except CallError as exc:
         return failed(exc)
-    if tool is None:  # the dispatcher says so, to strangers in the same words as of what they may not call
-        return await _run(backend, name[:MAX_NAME_CHARS].replace(".", "/"), arguments, wraps=True, progress=progress)
+    if tool is None:
+        # Without a slash it names no operation. The dispatcher says so, to strangers in the words of a denial.
+        return await _run(backend, name[:MAX_NAME_CHARS].replace("/", "."), arguments, wraps=True, progress=progress)
     return await _run(backend, tool.operation, arguments, wraps=tool.wraps(revision), progress=progress)
 
 

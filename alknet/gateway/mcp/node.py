@@ -136,7 +136,5 @@ class NodeBackend:
 
     async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> NodeRun:
         self._admit(self.caller)
-        prepared = self._calls.prepare(
-            operation, value, self.caller, streaming=streaming, traceparent=self.traceparent, soon=True
-        )
+        prepared = self._calls.prepare(operation, value, self.caller, streaming=streaming, traceparent=self.traceparent)
         return NodeRun(self._calls, prepared)

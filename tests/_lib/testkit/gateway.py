@@ -1,4 +1,4 @@
-"""The HTTP door in this process, over real sockets: what is sent are bytes of the test's, what comes back is told apart.
+"""The HTTP door in this process, over real sockets: bytes of the test's go in, and what comes back is told apart.
 
 ::
 
@@ -304,8 +304,9 @@ class GatewayDoor:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
             client.connect(listening.getsockname())
             server, _ = listening.accept()
-        client.setblocking(False)
-        server.setblocking(False)
+        for sock in (client, server):
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_bytes is not None:
             server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, receive_bytes)
         address = Address(remote, client.getsockname()[1])
