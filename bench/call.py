@@ -13,13 +13,12 @@ import importlib.metadata
 import json
 import os
 import secrets
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "_lib"))
 from call_client import Order
 from call_nats import configuration as nats_configuration
 from call_operations import SCOPE
+from tables import Figures, goal, median, ratios, shown, table
 
 from alknet.certificates import make_certificate, write_certificate
 from testkit.node import NodeProcess, free_port, wait_until
@@ -165,7 +165,6 @@ CONTENDERS = {
     AIOQUIC: "aioquic alone",
 }
 STREAMING = frozenset({"tls", "audit", "json", "quic", GRPC})
-Figures = dict[tuple[str, str], list[float]]
 
 
 def measure_calls(directory: Path, effort: Effort) -> str:
@@ -260,37 +259,6 @@ def hold(stack: ExitStack, order: Order) -> None:
 
 
 # --- the whole --------------------------------------------------------------------------------------------------
-
-
-def ratios(
-    figures: Figures, name: str, other: str, what: str, *, best: Callable[[Sequence[float]], float] = max
-) -> tuple[float, float]:
-    """The median of the rounds' ratios, and the ratio of the best rounds: other programs' work only slows down, but not
-    everybody equally."""
-    mine, theirs = figures[name, what], figures[other, what]
-    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True)), best(mine) / best(theirs)
-
-
-def goal(what: str, reached: Sequence[float], *, at_least: float = 0.0, at_most: float = float("inf")) -> str:
-    """A line that says what was wanted and whether every figure reached it."""
-    wanted = f"at least {at_least:g}" if at_least else f"at most {at_most:g}"
-    verdict = "pass" if all(at_least <= figure <= at_most for figure in reached) else "MISS"
-    return f"{verdict}  {what}: {', best rounds '.join(map(shown, reached))} ({wanted})"
-
-
-def shown(figure: float) -> str:
-    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
-
-
-def median(figures: Sequence[float]) -> str:
-    return shown(statistics.median(figures)) if figures else ""
-
-
-def table(title: str, rows: dict[str, str], columns: dict[str, Callable[[str], str]]) -> str:
-    lines = [[title, *columns]] + [[text, *(show(name) for show in columns.values())] for name, text in rows.items()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-
 
 MEASURES = {"calls": measure_calls, "idle": measure_idle}
 LIBRARIES = ("grpcio", "nats-py", "aioquic", "uvloop", "msgpack", "pydantic-core")

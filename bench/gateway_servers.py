@@ -67,11 +67,11 @@ def starlette() -> Any:
 
 
 def fastmcp(how: str) -> Any:
-    """With few tools or many; ``few-json`` answers with JSON instead of an event, where its client takes both."""
+    """With few tools or many; with ``-json`` it answers with JSON instead of an event, where its client takes both."""
     from fastmcp import FastMCP
 
     server: Any = FastMCP("bench")
-    if how == "many":
+    if how.startswith("many"):
         for one in catalogue():
             server.tool(one)
     else:

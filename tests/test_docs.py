@@ -487,6 +487,7 @@ def fresh_machine(directory: Path, port: int, start: str) -> Iterator[tuple[dict
         "docs/tutorial/first-operation.md",
         "docs/howto/stock-ssh.md",
         "docs/reference/http.md",
+        "docs/howto/safe-hands.md",
         "docs/reference/openapi.md",
     ],
 )

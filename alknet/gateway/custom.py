@@ -27,7 +27,7 @@ from alknet.call.operations import OperationSpec
 from alknet.call.prepared import Prepared, unexpected
 from alknet.call.registry import Registry
 from alknet.call.routes import HttpRoute
-from alknet.errors import UsageError
+from alknet.errors import InvalidInputError, NotFoundError, UnavailableError, UsageError
 from alknet.gate import Act
 from alknet.gateway.app import method_not_allowed
 from alknet.gateway.calls import Calls
@@ -41,6 +41,8 @@ RESERVED: Final = frozenset({"mcp"})
 """First segments that are the node's also while it serves nothing there."""
 ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
 """With this version Starlette streams in the request's own task, which is the one that is ended."""
+PASSED_ON: Final = (InvalidInputError, NotFoundError, UnavailableError)
+"""What a function may raise of alknet's own errors, as an operation may."""
 CODES: Final = {status: code for code, status in STATUS.items()} | {HTTPStatus.UNAUTHORIZED: "FORBIDDEN"}
 ABORTED: Final = "aborted"
 FIRST_ERROR_STATUS: Final = 400
@@ -164,7 +166,7 @@ class CustomRoutes:
             try:
                 await context.end()
             finally:
-                run.act.done(run.outcome)
+                run.act.done(run.outcome, **run.facts)
 
     def current_access(self, route: HttpRoute) -> Access | None:
         """What the route asks for now; None when it is not served any more."""
@@ -181,6 +183,7 @@ class CustomRoutes:
         if decision:
             return None
         run.outcome = "revoked"
+        run.facts = {"decision": "deny", "denial_id": decision.denial_id, "rule": decision.rule}
         return CallError("FORBIDDEN", f"access was taken away: {decision.words}", denial_id=decision.denial_id)
 
     def _current(self) -> "_Table":
@@ -223,10 +226,13 @@ class CustomRoutes:
             raise _http_error(exc) from exc
         except CallError:
             raise
+        except PASSED_ON as exc:
+            raise CallError(exc.code, str(exc), hint=exc.hint) from exc
         except ClientDisconnect:
             return  # it was faster than the end of this task
         except Exception as exc:
             raise unexpected(run.route.action, exc) from exc
+        run.facts = {}
         run.outcome = "ok" if run.status < FIRST_ERROR_STATUS else f"error HTTP_{run.status}"
 
     @staticmethod
@@ -245,6 +251,8 @@ class _Run:
         self.act = act
         self.status = 0
         self.outcome = ABORTED
+        self.facts: dict[str, Any] = {}
+        """What the audit log has of the outcome besides."""
         self._owner = owner
 
     def revoked(self) -> CallError | None:

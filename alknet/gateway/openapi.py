@@ -196,8 +196,9 @@ def _answer(operation: Mapping[str, Any], schemas: Schemas) -> dict[str, Any]:
     schema, identifier = operation.get("output_schema"), operation_id(operation["name"])
     if operation["kind"] == Kind.SUBSCRIPTION:
         stream = {
-            # 3.1 has no words for the items of a stream.
-            "schema": {"type": "string"},
+            # 3.1 has no words for the items of a stream: some tools hold this against all of its text, some against
+            # each event.
+            "schema": {},
             "x-alknet-item": schemas.add(schema, identifier, "Item"),
         }
         return {"description": "The items, as they come.", **headers, "content": {"text/event-stream": stream}}

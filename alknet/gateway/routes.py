@@ -134,7 +134,7 @@ class Routes:
         elif exchange.method in ("GET", "HEAD"):
             value = self._query(exchange, name)
         else:
-            raise method_not_allowed(exchange.method, "POST")
+            raise method_not_allowed(exchange.method, self._methods(exchange, name))
         prepared = self._prepare(exchange, name, value, streaming=None)
         if prepared.is_stream:
             await self._stream(exchange, prepared)
@@ -148,13 +148,25 @@ class Routes:
         found = dispatcher.registry.get(name)
         if found is None:
             return {}
-        known, parameters = self._parameters.get(name, (None, None))
-        if known is not found:
-            parameters = query_parameters(found.spec.describe())
-            self._parameters[name] = found, parameters
+        parameters = self._get_form(found)
         if parameters is None and dispatcher.may(exchange.identity, found):
             raise method_not_allowed(exchange.method, "POST")
         return query_input(parameters or (), pairs)  # also of a refused call: it tells of which resource
+
+    def _methods(self, exchange: Exchange, name: str) -> str:
+        """What a path takes, as far as this caller may know."""
+        dispatcher = self._calls.dispatcher
+        found = dispatcher.registry.get(name)
+        has_get = found is not None and dispatcher.may(exchange.identity, found) and self._get_form(found) is not None
+        return "GET, HEAD, POST" if has_get else "POST"
+
+    def _get_form(self, operation: Operation) -> tuple[QueryParameter, ...] | None:
+        name = operation.spec.name
+        known, parameters = self._parameters.get(name, (None, None))
+        if known is not operation:
+            parameters = query_parameters(operation.spec.describe())
+            self._parameters[name] = operation, parameters
+        return parameters
 
     async def ticket(self, exchange: Exchange) -> None:
         """A ticket for one WebSocket, for the page of whoever asks."""

@@ -168,8 +168,12 @@ class GatewayHandler:
             self._mcp.recheck()
         gate = self._dispatcher.gate
         for protocol in tuple(self._protocols):
-            identity = protocol.visit.connection.identity
-            if identity is not None and not gate.still(identity, "call/connect"):
+            connection = protocol.visit.connection
+            if connection.identity is None or (decision := gate.still(connection.identity, "call/connect")):
+                continue
+            if protocol.is_websocket and connection.polite_close is not None:
+                connection.polite_close(f"access was taken away: {decision}")  # it may not have a session yet
+            else:
                 protocol.shutdown()
 
     async def shutdown(self, deadline: float) -> None:
@@ -189,7 +193,7 @@ class GatewayHandler:
     async def _answered(self, deadline: float) -> None:
         """Wait until what was worked out is sent, and until what serves the WebSockets has ended them."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline + LAST_WORDS_S):  # sessions that still run are ended at `deadline`
                 for protocol in tuple(self._protocols):
                     if protocol.is_websocket:
                         await protocol.visit.over.wait()

@@ -53,5 +53,7 @@ def whole_answer(status: int, headers: Iterable[tuple[bytes, bytes]], body: byte
 @lru_cache(256)
 def _begin(name: bytes) -> bytes | None:
     """What stands before the value of this header, None for one that is not plain."""
-    name = name.lower()
-    return name + b": " if _NAME.match(name) and name not in FRAMING else None
+    lower = name.lower()
+    if not _NAME.match(lower) or lower in FRAMING or (lower == LENGTH and name != LENGTH):
+        return None
+    return lower + b": "

@@ -329,6 +329,29 @@ def test_what_time_is_part_of_is_not_remembered(gate: Gate, clock: ManualClock) 
     assert gate.still(WHO, "node/status", access=READ)
 
 
+@pytest.mark.parametrize("soon", [False, True])
+def test_what_is_asked_again_and_again_is_written_each_time_and_ends_in_time(
+    gate: Gate, audit: MemoryAudit, clock: ManualClock, soon: bool
+) -> None:
+    token = Token("abcdefgh", "alice", frozenset({"node:read"}), b"digest", expires_at=clock.wall() + 10)
+    bearer = Identity("alice", token.scopes, "token:abcdefgh", token.expires_at)
+    gate.policy = dataclasses.replace(policy(ALICE), tokens={"abcdefgh": token})
+
+    def ask(connection: str) -> dict[str, Any]:
+        gate.ask(bearer, "node/status", surface="http", access=READ, soon=soon, connection=connection).done("ok")
+        return {key: audit.records[-1].get(key) for key in ("phase", "decision", "rule", "connection")}
+
+    for connection in ("c1", "c1", "c2"):
+        clock.advance(1)
+        allowed = {"phase": "outcome", "decision": "allow", "rule": "scope:node:read", "connection": connection}
+        assert ask(connection) == allowed
+    assert len(audit.records) == 6
+    assert len({record["request_id"] for record in audit.records}) == 3
+    clock.advance(7)
+    assert ask("c1") == {"phase": "outcome", "decision": "deny", "rule": "token:expired", "connection": "c1"}
+    assert audit.records[-1]["outcome"] == "denied"
+
+
 def test_no_more_is_remembered_than_a_bound(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("alknet.gate.MAX_REMEMBERED", 3)
     for number in range(10):

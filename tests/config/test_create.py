@@ -71,6 +71,7 @@ def test_values_stand_on_one_line_and_tables_can_be_appended() -> None:
     assert '\nlisten = ["127.0.0.1:1", "[::1]:2"]\n' in text
     assert '\ndrain_timeout = "2s"\n' in text
     assert "\nmodules = []\n" in text
+    assert "\nroots = {}\n" in text
     assert not {"rules", "dial", "imports", "peers"} & set(tomllib.loads(text))
     more = tomllib.loads(text + '[roles.dev]\nscopes = []\n[[peers]]\nid = "a"\n')
     assert more["peers"] == [{"id": "a"}]

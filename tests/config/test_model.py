@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from alknet.certificates import make_certificate
 from alknet.config.addresses import ListenAddress
 from alknet.config.fields import LIVE, RESTART
-from alknet.config.model import Call, PeerEntry, PeerSsh, Role, Services, Settings, Tls
+from alknet.config.model import Call, FsRoot, PeerEntry, PeerSsh, Role, Services, Settings, Tls
 from alknet.keys import generate_private_key
 
 SECTIONS = {name: info.default for name, info in Settings.model_fields.items() if isinstance(info.default, BaseModel)}
@@ -22,7 +22,7 @@ KEY = str(generate_private_key("c")[1])
 def fields() -> dict[str, FieldInfo]:
     """Every field of every model, dotted."""
     found = {f"{name}.{key}": f for name, section in SECTIONS.items() for key, f in type(section).model_fields.items()}
-    for model in (Role, PeerEntry, PeerSsh):
+    for model in (FsRoot, Role, PeerEntry, PeerSsh):
         found |= {f"{model.__name__}.{key}": field for key, field in model.model_fields.items()}
     return found | {key: Settings.model_fields[key] for key in ("roles", "peers")}
 
@@ -31,7 +31,9 @@ def fields() -> dict[str, FieldInfo]:
 
 
 def test_the_sections_are_those_of_the_file() -> None:
-    assert list(SECTIONS) == ["node", "tls", "ssh", "call", "services", "limits", "audit"]
+    assert list(SECTIONS) == [
+        "node", "tls", "ssh", "call", "gateway", "mcp", "services", "fs", "exec", "limits", "audit",
+    ]  # fmt: skip
     assert set(Settings.model_fields) == {*SECTIONS, "roles", "peers"}
 
 
@@ -43,7 +45,7 @@ def test_every_field_says_what_it_means_in_one_sentence_or_more(name: str) -> No
     assert "\n" not in description
 
 
-@pytest.mark.parametrize("name", [name for name in fields() if not name.startswith(("Role.", "Peer"))])
+@pytest.mark.parametrize("name", [name for name in fields() if not name.startswith(("FsRoot.", "Role.", "Peer"))])
 def test_every_setting_says_whether_it_is_live_or_needs_a_restart(name: str) -> None:
     assert fields()[name].json_schema_extra in (LIVE, RESTART)
 
@@ -67,7 +69,7 @@ def test_the_defaults_are_valid_and_frozen() -> None:
         settings.ssh.exec = False  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("model", [Settings, *map(type, SECTIONS.values()), Role, PeerSsh, PeerEntry])
+@pytest.mark.parametrize("model", [Settings, *map(type, SECTIONS.values()), FsRoot, Role, PeerSsh, PeerEntry])
 def test_no_model_takes_an_unknown_key(model: type[BaseModel]) -> None:
     with pytest.raises(pydantic.ValidationError, match="extra_forbidden"):
         model.model_validate({"id": "a"} | {"unknown": 1} if model is PeerEntry else {"unknown": 1})
@@ -113,6 +115,46 @@ def test_calls_are_bounded(key: str, accepted: list[Any], refused: list[Any]) ->
 def test_a_call_has_the_defaults_that_the_protocol_names() -> None:
     assert Call().model_dump() == {"max_frame": 1_048_576, "max_in_flight": 1024, "default_timeout": 30.0}
     assert Services().modules == ()
+
+
+def test_a_root_is_a_directory_or_a_table_that_says_more() -> None:
+    roots = Settings.model_validate(
+        {"fs": {"roots": {"a": "/srv/a", "B_2.x": {"path": "/b", "write": False}, "c": {"path": "/c"}}}}
+    ).fs.roots
+    assert roots == {
+        "a": FsRoot(path="/srv/a", write=True),
+        "B_2.x": FsRoot(path="/b", write=False),
+        "c": FsRoot(path="/c", write=True),
+    }
+    assert (Settings().fs.roots, Settings().exec.enabled) == ({}, False)
+
+
+@pytest.mark.parametrize(
+    "roots",
+    [
+        {"a": "relative"},
+        {"a": ""},
+        {"a": "/nul\0"},
+        {"a": "/" + "x" * 5000},
+        {"a": 7},
+        {"a": {}},
+        {"a": {"path": "/a", "write": "no"}},
+        {"a": {"path": "/a", "read": True}},
+        {"": "/a"},
+        {".": "/a"},
+        {"..": "/a"},
+        {".hidden": "/a"},
+        {"a/b": "/a"},
+        {"a b": "/a"},
+        {"ä": "/a"},
+        {"x" * 64: "/a"},
+        {f"r{number}": "/a" for number in range(65)},
+        ["/a"],
+    ],
+)
+def test_what_is_no_root_is_refused(roots: Any) -> None:
+    with pytest.raises(pydantic.ValidationError):
+        Settings.model_validate({"fs": {"roots": roots}})
 
 
 def test_there_are_not_too_many_modules() -> None:

@@ -15,7 +15,7 @@ from mcp.shared.exceptions import MCPError
 from alknet.gateway.mcp.app import McpSettings
 from testkit import services
 from testkit.bench import Bench
-from testkit.mcp_bench import MODES, McpBench, serve_mcp
+from testkit.mcp_bench import MODES, McpBench, error_of, serve_mcp
 from testkit.polling import eventually
 from testkit.services import seen_marks
 
@@ -88,15 +88,12 @@ async def test_a_call_answers_with_a_value_that_fits_its_schema_and_the_same_as_
 async def test_a_declared_error_and_a_wrong_input_are_results_that_say_all(mode: str, served: McpBench) -> None:
     async with served.client(mode, "bob") as client:
         result = await client.call_tool("test.order", {"item": "pears", "amount": 5})
-        assert result.is_error
-        error = dict(result.structured_content)
+        error = error_of(result)
         assert error.pop("request_id").startswith("req_")
         expected = {"code": "SOLD_OUT", "message": "only 3 of pears are left", "retryable": False}
         assert error == expected | {"details": {"left": 3}}
-        assert json.loads(result.content[0].text) == result.structured_content
-        wrong = await client.call_tool("test.order", {"item": "pears", "amount": "many"})
-        assert wrong.structured_content["code"] == "INVALID_INPUT"
-        assert wrong.structured_content["details"][0]["path"] == ["amount"]
+        wrong = error_of(await client.call_tool("test.order", {"item": "pears", "amount": "many"}))
+        assert (wrong["code"], wrong["details"][0]["path"]) == ("INVALID_INPUT", ["amount"])
     assert served.bench.outcomes("test/order") == ["error SOLD_OUT", "error INVALID_INPUT"]
 
 
@@ -108,7 +105,7 @@ async def test_a_denial_has_the_denial_id_of_every_door(mode: str, served: McpBe
             ("test.wait", {"mark": "m"}),
             ("call", {"operation": "test/wait", "input": {"mark": "m"}}),
         ):
-            error = (await client.call_tool(name, arguments)).structured_content
+            error = error_of(await client.call_tool(name, arguments))
             assert error["code"] == "FORBIDDEN"
             assert error["denial_id"] == refused.value.denial_id  # type: ignore[attr-defined]
             assert error["denial_id"] in {r.get("denial_id") for r in served.bench.audit.records}
@@ -117,7 +114,7 @@ async def test_a_denial_has_the_denial_id_of_every_door(mode: str, served: McpBe
 async def test_a_stranger_cannot_tell_what_is_denied_from_what_is_not_there(mode: str, served: McpBench) -> None:
     async with served.client(mode, None) as client:
         answers = [
-            (await client.call_tool(name, {})).structured_content
+            error_of(await client.call_tool(name, {}))
             for name in ("test.echo", "test.nothing", "matrix.inside", "nothing")
         ]
     for answer in answers:
@@ -129,7 +126,7 @@ async def test_a_stranger_cannot_tell_what_is_denied_from_what_is_not_there(mode
 async def test_who_is_known_learns_what_is_not_there(mode: str, served: McpBench) -> None:
     async with served.client(mode) as client:
         for name in ("test.nothing", "matrix.inside"):
-            assert (await client.call_tool(name, {})).structured_content["code"] == "NOT_FOUND"
+            assert error_of(await client.call_tool(name, {}))["code"] == "NOT_FOUND"
 
 
 async def test_a_subscription_is_progress_and_one_result(mode: str, served: McpBench) -> None:
@@ -212,7 +209,7 @@ async def test_access_that_is_taken_away_ends_a_call_with_the_denial(mode: str, 
             calling = asyncio.create_task(client.call_tool(name, {"mark": mark}))  # noqa: TID251
             await eventually(lambda mark=mark: mark in seen_marks, "it begins")
             served.change(peers=PEERS)
-            error = (await calling).structured_content
+            error = error_of(await calling)
             assert error["code"] == "FORBIDDEN"
             assert error["denial_id"]
             served.change(peers=PEERS | {"bob": ("test:*",)})
@@ -236,7 +233,7 @@ async def test_batch(mode: str, served: McpBench) -> None:
         ]  # fmt: skip
         assert results[2]["error"]["denial_id"]
         too_many = await client.call_tool("batch", {"calls": [calls[0]] * 51})
-        assert too_many.structured_content["code"] == "INVALID_INPUT"
+        assert error_of(too_many)["code"] == "INVALID_INPUT"
 
 
 async def test_the_general_tools(mode: str, served: McpBench) -> None:
@@ -248,7 +245,7 @@ async def test_the_general_tools(mode: str, served: McpBench) -> None:
         assert [one["name"] for one in found["operations"]] == ["test/echo"]
         spec = (await client.call_tool("schema", {"name": "test/echo"})).structured_content
         assert spec["kind"] == "query"
-        assert (await client.call_tool("schema", {"name": "test/wait"})).structured_content["code"] == "NOT_FOUND"
+        assert error_of(await client.call_tool("schema", {"name": "test/wait"}))["code"] == "NOT_FOUND"
         called = await client.call_tool("call", {"operation": "test/echo", "input": {"value": 7}})
         assert called.structured_content == {"result": 7}
         items = await client.call_tool("call", {"operation": "matrix/item"})

@@ -15,7 +15,7 @@ import pytest
 from mcp import Client, StdioServerParameters
 
 from testkit.as_user import Launcher
-from testkit.mcp_bench import MODES
+from testkit.mcp_bench import MODES, error_of
 from testkit.node import NodeProcess, wait_until
 from testkit.polling import eventually
 from testkit.service_nodes import service_node
@@ -65,9 +65,9 @@ async def test_a_client_lists_calls_is_refused_and_subscribes(mode: str, node: N
         assert output["type"] == ("object" if mode == "legacy" else "integer")
         result = await little.call_tool("test.thread", {"value": 1})
         assert result.structured_content == ({"result": 2} if mode == "legacy" else 2)
-        wrong = (await little.call_tool("test.thread", {"value": "one"})).structured_content
+        wrong = error_of(await little.call_tool("test.thread", {"value": "one"}))
         assert (wrong["code"], wrong["details"][0]["path"]) == ("INVALID_INPUT", ["value"])
-        denied = (await little.call_tool("test.echo", {})).structured_content
+        denied = error_of(await little.call_tool("test.echo", {}))
         assert denied["code"] == "FORBIDDEN"
         assert denied["denial_id"] in [line.get("denial_id") for line in node.audit()]
         items = await little.call_tool("matrix.item", {}, progress_callback=on_progress)
@@ -111,7 +111,7 @@ async def test_it_outlives_the_node(tmp_path: Path, launcher: Launcher) -> None:
         async with client(node, "auto") as owner:
             assert (await owner.call_tool("services.list", {})).structured_content["operations"]
             await asyncio.to_thread(node.stop)
-            error = (await owner.call_tool("services.list", {})).structured_content
+            error = error_of(await owner.call_tool("services.list", {}))
             assert (error["code"], error["retryable"]) == ("UNAVAILABLE", True)
             await asyncio.to_thread(node.start)
             assert (await owner.call_tool("services.list", {})).structured_content["operations"]

@@ -78,7 +78,7 @@ class McpApp:
         self._directory = Directory(calls)
         self._server = ToolServer(_turn_of)
         stamp = JSON.encode({SERVER_INFO_META_KEY: self._server.server_info_stamp})
-        self._brief = Brief(self._directory, b',"resultType":"complete","_meta":' + stamp)
+        self._brief = Brief(self._directory, stamp[1:-1])
         self._manager = StreamableHTTPSessionManager(
             self._server, session_idle_timeout=None, max_sessions=None, max_request_body_size=MAX_BODY_BYTES
         )

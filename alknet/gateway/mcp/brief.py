@@ -46,7 +46,6 @@ TRACE_KEYS: Final = frozenset({"traceparent", "tracestate"})
 
 Headers = Mapping[bytes, bytes]
 
-_FRESHNESS: Final = b',"ttlMs":%d,"cacheScope":"private"' % LIST_TTL_MS
 _CANCELLED: Final = b'"error":{"code":%d,"message":"Request cancelled"}' % REQUEST_CANCELLED
 
 
@@ -77,12 +76,13 @@ class Envelopes:
 
 
 class Brief:
-    """Answers what can be answered at once. `tail` is what the SDK adds to each result of the new revision."""
+    """Answers what can be answered at once. `stamp` is what the SDK has in ``_meta`` of each result of the new revision,
+    as a member of an object."""
 
-    def __init__(self, directory: Directory, tail: bytes) -> None:
+    def __init__(self, directory: Directory, stamp: bytes) -> None:
         self.envelopes = Envelopes()
         self._directory = directory
-        self._tail = tail
+        self._stamp = stamp
 
     async def answer(
         self, message: Any, headers: Headers, repeated: set[bytes], turn: Turn, session: OwnedSession | None
@@ -111,7 +111,7 @@ class Brief:
         shown = b"%d" % id if type(id) is int else JSON.encode(id)
         if result is _CANCELLED:
             return b'{"jsonrpc":"2.0","id":%b,%b}' % (shown, result)
-        tail = self._tail if revision is Revision.NEW else b""
+        tail = b',"resultType":"complete"' if revision is Revision.NEW else b""
         return b'{"jsonrpc":"2.0","id":%b,"result":{%b%b}}' % (shown, result, tail)
 
     def _revision(
@@ -140,7 +140,9 @@ class Brief:
         if not self._is_plain(name, arguments):
             return None
         call = call_tool(turn.backend, revision, name, arguments)
-        return (await call).json() if session is None else await _within(session, id, call)
+        if session is None:
+            return (await call).json(self._stamp if revision is Revision.NEW else b"")
+        return await _within(session, id, call)
 
     async def _list(self, params: dict[str, Any], revision: Revision, turn: Turn) -> bytes | None:
         cursor = params.get("cursor")
@@ -153,7 +155,9 @@ class Brief:
             page = page_of(tools, revision, cursor, max_tools=turn.max_tools, is_general=turn.is_general)
         except CursorError:
             return None
-        return page.json() + (_FRESHNESS if revision is Revision.NEW else b"")
+        if revision is Revision.OLD:
+            return page.json()
+        return b'%b,"ttlMs":%d,"cacheScope":"private","_meta":{%b}' % (page.json(), LIST_TTL_MS, self._stamp)
 
     def _is_plain(self, name: str, arguments: dict[str, Any]) -> bool:
         """Whether it is a call that answers once, and in time: a subscription may go on for ever, and has progress."""

@@ -9,11 +9,10 @@ from contextlib import aclosing
 from typing import Any, Final
 
 from alknet.call.errors import CallError
-from alknet.call.specs import MAX_NAME_CHARS
 from alknet.gateway.mcp import general
 from alknet.gateway.mcp.backend import Backend, Run
 from alknet.gateway.mcp.results import Items, Result, failed, succeeded
-from alknet.gateway.mcp.tools import Revision
+from alknet.gateway.mcp.tools import Revision, operation_named
 
 __all__ = ["MAX_PROGRESS_CHARS", "Progress", "call_tool"]
 
@@ -40,9 +39,8 @@ async def call_tool(
         tool = await backend.find(name)
     except CallError as exc:
         return failed(exc)
-    if tool is None:
-        # Without a slash it names no operation. The dispatcher says so, to strangers in the words of a denial.
-        return await _run(backend, name[:MAX_NAME_CHARS].replace("/", "."), arguments, wraps=True, progress=progress)
+    if tool is None:  # whoever serves it says so, to strangers in the words of a denial
+        return await _run(backend, operation_named(name), arguments, wraps=True, progress=progress)
     return await _run(backend, tool.operation, arguments, wraps=tool.wraps(revision), progress=progress)
 
 

@@ -11,8 +11,20 @@ from alknet.call.codecs import JSON, EncodeError
 from alknet.call.errors import CallError
 from alknet.gateway.problems import error_fields
 
-__all__ = ["MAX_ITEMS", "MAX_ITEMS_BYTES", "MAX_RESULT_BYTES", "Items", "Result", "encoded", "failed", "succeeded"]
+__all__ = [
+    "ERROR",
+    "MAX_ITEMS",
+    "MAX_ITEMS_BYTES",
+    "MAX_RESULT_BYTES",
+    "Items",
+    "Result",
+    "encoded",
+    "failed",
+    "succeeded",
+]
 
+ERROR: Final = "alknet/error"
+"""Where ``_meta`` of a result has its error, as an object."""
 MAX_RESULT_BYTES: Final = 4 * 1024 * 1024
 """Of an output as JSON. It is sent twice, as a value and as text."""
 MAX_ITEMS: Final = 1000
@@ -24,26 +36,29 @@ is the most that the official client takes as one event of a stream."""
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A tool's answer. `body` is the structured content as JSON."""
+    """A tool's answer. `body` is the output, or the error, as JSON.
+
+    An error is no structured content: that has to fit the tool's output schema, and many clients (those on the official
+    TypeScript SDK 1.x) check it of errors, too, and then show nothing of them. It is in ``_meta`` instead.
+    """
 
     body: bytes
     is_error: bool = False
 
     def wire(self) -> dict[str, Any]:
         """The result of ``tools/call``, but for what the protocol itself adds."""
-        return {
-            "content": [{"type": "text", "text": self.body.decode()}],
-            "structuredContent": json.loads(self.body),  # not the codec: several outputs may exceed its bounds
-            "isError": self.is_error,
-        }
+        value = json.loads(self.body)  # not the codec: several outputs may exceed its bounds
+        said = {"_meta": {ERROR: value}} if self.is_error else {"structuredContent": value}
+        return {"content": [{"type": "text", "text": self.body.decode()}], "isError": self.is_error, **said}
 
-    def json(self) -> bytes:
-        """The members of `wire` as JSON, without the braces around them."""
-        return b'"content":[{"type":"text","text":%b}],"structuredContent":%b,"isError":%b' % (
-            JSON.encode(self.body.decode()),
-            self.body,
-            b"true" if self.is_error else b"false",
-        )
+    def json(self, meta: bytes = b"") -> bytes:
+        """The members of `wire` as JSON, without the braces around them; with more members of its ``_meta``."""
+        text = JSON.encode(self.body.decode())
+        if self.is_error:
+            parts = text, ERROR.encode(), self.body, b"," + meta if meta else b""
+            return b'"content":[{"type":"text","text":%b}],"isError":true,"_meta":{"%b":%b%b}' % parts
+        found = b'"content":[{"type":"text","text":%b}],"structuredContent":%b,"isError":false' % (text, self.body)
+        return b'%b,"_meta":{%b}' % (found, meta) if meta else found
 
 
 def encoded(output: Any) -> bytes:

@@ -11,8 +11,9 @@ from typing import Any, Final
 from blake3 import blake3
 
 from alknet.call.codecs import JSON
+from alknet.call.specs import MAX_NAME_CHARS
 
-__all__ = ["MAX_TOOL_NAME_CHARS", "Revision", "Tool", "tool_names", "wrapped"]
+__all__ = ["MAX_TOOL_NAME_CHARS", "Revision", "Tool", "operation_named", "tool_names", "wrapped"]
 
 MAX_TOOL_NAME_CHARS: Final = 64
 """Many clients fail beyond, though the protocol admits 128."""
@@ -59,6 +60,13 @@ def tool_names(operations: Iterable[str]) -> dict[str, str]:
             found[name] = next(cut for cut in cuts if cut not in taken)
             taken.add(found[name])
     return found
+
+
+def operation_named(tool: str) -> str:
+    """The operation whose tool has this name, if its name was not cut. Of what names no tool, what names no operation:
+    it has no slash."""
+    is_name = len(tool) <= MAX_TOOL_NAME_CHARS and "/" not in tool
+    return tool.replace(".", "/") if is_name else tool[:MAX_NAME_CHARS].replace("/", ".")
 
 
 class Tool:

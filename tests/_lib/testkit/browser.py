@@ -65,6 +65,7 @@ class Browser:
             page.send(f"{domain}.enable")
         page.send("Emulation.setFocusEmulationEnabled", enabled=True)  # keys go to it whichever tab is in front
         page.resize(*size)
+        page.prefer("light")
         return page
 
     def send(self, method: str, parameters: dict[str, Any] | None = None, *, session: str | None = None) -> Any:
@@ -190,8 +191,9 @@ class Page:
         )  # fmt: skip
 
     def prefer(self, scheme: str) -> None:
-        """``dark`` or ``light``."""
-        self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        """``dark`` or ``light``; and no transitions, so that what is seen is what stays."""
+        features = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        self.send("Emulation.setEmulatedMedia", features=[{"name": n, "value": v} for n, v in features.items()])
 
     def click(self, selector: str) -> None:
         """Click with the mouse on the middle of the first element that matches, which must be there to be hit."""

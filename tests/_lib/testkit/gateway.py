@@ -287,6 +287,15 @@ class GatewayDoor:
         self.gate.policy = dataclasses.replace(self.bench.policy(peers), tokens=tokens, **changes)
         return self.gate.policy
 
+    def more_tokens(self, peer: str) -> str:
+        """Another token of a peer, which counts from now on; the first goes on to count."""
+        text, token = make_token(peer, ["*"], expires_at=None)
+        self._made[token.prefix] = text, token
+        self.gate.policy = dataclasses.replace(
+            self.gate.policy, tokens={**self.gate.policy.tokens, token.prefix: token}
+        )
+        return text
+
     def reload(self, peers: Mapping[str, Iterable[str]], **how: Any) -> None:
         """`change`, and end what that forbids, as a node does."""
         self.change(peers, **how)

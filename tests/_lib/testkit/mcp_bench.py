@@ -20,7 +20,7 @@ from alknet.gateway.calls import Calls
 from alknet.gateway.mcp.app import CALLER, TRACEPARENT, McpApp, McpSettings
 from testkit.bench import Bench
 
-__all__ = ["MODES", "McpBench", "RawMcp", "message_of", "serve_mcp"]
+__all__ = ["MODES", "McpBench", "RawMcp", "error_of", "message_of", "serve_mcp"]
 
 NEW, OLD = "2026-07-28", "2025-11-25"
 MODES = ("legacy", "2026-07-28")
@@ -85,6 +85,16 @@ def message_of(answer: httpx2.Response) -> Any:
     if answer.headers["content-type"].startswith("text/event-stream"):
         return json.loads(answer.text.rpartition("data: ")[2])
     return answer.json()
+
+
+def error_of(result: Any) -> Any:
+    """The error that a result of the official client has, in the two places where it is said."""
+    assert result.is_error
+    assert result.structured_content is None  # which would have to fit the output schema
+    (text,) = result.content
+    error = json.loads(text.text)
+    assert result.meta["alknet/error"] == error
+    return error
 
 
 class McpBench:

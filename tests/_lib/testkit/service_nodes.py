@@ -1,8 +1,9 @@
 """Nodes that serve `testkit.services`, and processes that offer the same operations to a node that they dial."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
@@ -32,10 +33,12 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @contextmanager
-def service_node(directory: Path, launcher: Launcher) -> Iterator[NodeProcess]:
+def service_node(
+    directory: Path, launcher: Launcher, *, modules: Sequence[str] = ("testkit.services",)
+) -> Iterator[NodeProcess]:
     """A running node; its operations are imported in a process of its own, and commands are forks of `launcher`."""
     node = NodeProcess(directory, launcher=launcher)
-    node.edit_config("modules = []", 'modules = ["testkit.services"]')
+    node.edit_config("modules = []", f"modules = {json.dumps(modules)}")
     node.launcher = None
     with patch.dict(os.environ, PYTHONPATH=str(LIBRARY)):
         node.start()

@@ -25,7 +25,7 @@ from alknet.alpn.tls_listener import DEFAULT_ALPN
 from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.operations import served_by
 from alknet.call.registry import Registry
-from alknet.errors import UsageError
+from alknet.errors import AlknetError, InvalidInputError, NotFoundError, UnavailableError, UsageError
 from alknet.gateway.server import GatewayHandler
 from alknet.gateway.settings import GatewaySettings
 from alknet.replies import Replies
@@ -404,6 +404,19 @@ async def test_starlettes_way_of_saying_no_is_the_gateways(status: int, code: st
         assert answer.headers["x-why"] == "so"
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(NotFoundError("gone"), 404), (InvalidInputError("odd"), 422), (UnavailableError("off"), 503)]
+)
+async def test_what_an_operation_may_raise_a_route_may_raise(error: AlknetError, status: int) -> None:
+    @route("/v1/raise", public=True)
+    async def raises(request: Request, ctx: RouteContext) -> Response:
+        raise error
+
+    async with Web(raises) as web:
+        answer = await web.ask("GET", "/v1/raise")
+        assert (answer.status_code, answer.json()["code"], answer.json()["message"]) == (status, error.code, str(error))
+
+
 @route("/v1/body", methods=["POST", "PUT"], public=True)
 async def body(request: Request, ctx: RouteContext) -> Response:
     if "json" in request.query_params:
@@ -504,6 +517,8 @@ async def test_what_is_forbidden_meanwhile_ends(waiting: Waiting, path: str, how
         await asyncio.wait([asking], timeout=5)
         assert waiting.ended == ["cancelled"]
         assert web.outcome(f"http{path}") == how
+        last = web.bench.audit.records[-1]
+        assert ("denial_id" in last and last["denial_id"] is not None) is (how == "revoked")
         if path == "/v1/drip":
             assert isinstance(asking.exception(), httpx2.RemoteProtocolError)
         else:

@@ -173,7 +173,7 @@ def test_an_error_that_several_declare_is_one_component() -> None:
 def test_a_subscription_answers_a_stream_and_says_of_what() -> None:
     found = post("shop/watch")["responses"]["200"]["content"]
     assert set(found) == {"text/event-stream"}
-    assert found["text/event-stream"]["schema"] == {"type": "string"}
+    assert found["text/event-stream"]["schema"] == {}
     assert component(found["text/event-stream"]["x-alknet-item"]["$ref"])["required"] == ["item", "left"]
 
 
@@ -233,7 +233,7 @@ def test_errors_that_make_no_sense_are_left_out(errors: Any) -> None:
 @given(
     st.lists(st.dictionaries(st.sampled_from(sorted(describe())), JSON_VALUES), max_size=3), SCHEMAS, SCHEMAS, SCHEMAS
 )
-@settings(max_examples=40)
+@settings(max_examples=1500)
 def test_whatever_another_node_says_the_document_is_valid(
     nonsense: list[dict[str, Any]], taken: Any, answered: Any, details: Any
 ) -> None:
@@ -270,7 +270,7 @@ def types() -> st.SearchStrategy[Any]:
 
 
 @given(st.lists(st.tuples(st.lists(types(), max_size=3), types()), min_size=1, max_size=3))
-@settings(max_examples=40)
+@settings(max_examples=1500)
 def test_whatever_is_annotated_the_document_says_the_same_as_the_schemas(found: list[tuple[list[Any], Any]]) -> None:
     specs = []
     for index, (parameters, answer) in enumerate(found):

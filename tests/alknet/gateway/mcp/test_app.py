@@ -170,7 +170,7 @@ async def test_it_ends_with_calls_listeners_and_sessions_open(served: McpBench) 
         await served.calls.drain(began + 0.1)
         await served.app.aclose(began + 1)
         assert loop.time() - began < 1
-        assert (await calling)["result"]["structuredContent"]["code"] == "UNAVAILABLE"
+        assert (await calling)["result"]["_meta"]["alknet/error"]["code"] == "UNAVAILABLE"
         assert (await listening).status_code == 200
         assert served.app.in_flight == 0
 

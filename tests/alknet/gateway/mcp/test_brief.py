@@ -1,6 +1,7 @@
 """The short way answers as the SDK does, or not at all."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -40,9 +41,10 @@ def same(message: Any) -> Any:
     """Without what differs from call to call."""
     message = copy.deepcopy(message)
     result = message.get("result", {})
-    structured = result.get("structuredContent")
-    if isinstance(structured, dict) and "request_id" in structured:
-        structured["request_id"] = "req"
+    error = result.get("_meta", {}).get("alknet/error", {})
+    if "request_id" in error:
+        assert json.loads(result["content"][0]["text"]) == error
+        error["request_id"] = "req"
         result["content"][0]["text"] = "with an id"
     return message
 

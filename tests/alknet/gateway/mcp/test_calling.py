@@ -47,7 +47,8 @@ async def call(
     bench: Bench, name: str, arguments: Any = None, *, peer: str | None = "alice", progress: Any = None
 ) -> Any:
     result = await call_tool(backend(bench, peer), Revision.NEW, name, arguments or {}, progress)
-    return result.wire()["structuredContent"]
+    wire = result.wire()
+    return wire["_meta"]["alknet/error"] if result.is_error else wire["structuredContent"]
 
 
 async def test_a_cut_name_is_routed_to_its_operation(bench: Bench) -> None:

@@ -26,6 +26,7 @@ def test_both_ways_of_writing_it_mean_the_same(value: Any, wraps: bool) -> None:
     result = succeeded(value, wraps=wraps)
     wire = result.wire()
     assert json.loads(b"{%b}" % result.json()) == wire
+    assert json.loads(b"{%b}" % result.json(b'"a":1')) == wire | {"_meta": {"a": 1}}
     assert wire["structuredContent"] == ({"result": value} if wraps else value)
     assert json.loads(wire["content"][0]["text"]) == wire["structuredContent"]
     assert wire["isError"] is False
@@ -47,20 +48,31 @@ def test_an_output_that_cannot_be_sent_is_an_error() -> None:
         assert not error.value.retryable
 
 
+def said(error: CallError, *facts: Any) -> Any:
+    """The error that an answer has, the same in each way of writing it."""
+    result = failed(error, *facts)
+    wire = result.wire()
+    assert wire["isError"] is True
+    assert wire["_meta"].keys() == {"alknet/error"}
+    assert "structuredContent" not in wire  # it would have to fit the tool's output schema
+    assert json.loads(b"{%b}" % result.json()) == wire
+    more = json.loads(b"{%b}" % result.json(b'"a":1'))
+    assert more == wire | {"_meta": wire["_meta"] | {"a": 1}}
+    assert json.loads(wire["content"][0]["text"]) == wire["_meta"]["alknet/error"]
+    return wire["_meta"]["alknet/error"]
+
+
 def test_an_error_says_all_that_is_known_of_it() -> None:
     error = CallError("FORBIDDEN", "no", denial_id="den_1")
-    wire = failed(error, "req_1").wire()
-    assert wire["isError"] is True
-    assert wire["structuredContent"] == {
+    assert said(error, "req_1") == {
         "code": "FORBIDDEN", "message": "no", "retryable": False, "denial_id": "den_1", "request_id": "req_1",
     }  # fmt: skip
-    assert json.loads(wire["content"][0]["text"]) == wire["structuredContent"]
     error.request_id = "req_2"
-    assert failed(error).wire()["structuredContent"]["request_id"] == "req_2"
+    assert said(error)["request_id"] == "req_2"
 
 
 def test_details_that_cannot_be_sent_are_left_out() -> None:
-    made = failed(CallError("SOLD_OUT", "none left", details={"left": float("inf")})).wire()["structuredContent"]
+    made = said(CallError("SOLD_OUT", "none left", details={"left": float("inf")}))
     assert made == {"code": "SOLD_OUT", "message": "none left", "retryable": False}
 
 
@@ -83,6 +95,6 @@ def test_items_are_kept_until_they_are_too_long() -> None:
 
 def test_what_came_before_an_error_is_told_with_it() -> None:
     items = Items()
-    assert "items" not in failed(CallError("TIMEOUT", "late"), None, items).wire()["structuredContent"]
+    assert "items" not in said(CallError("TIMEOUT", "late"), None, items)
     items.add({"line": 1})
-    assert failed(CallError("TIMEOUT", "late"), None, items).wire()["structuredContent"]["items"] == [{"line": 1}]
+    assert said(CallError("TIMEOUT", "late"), None, items)["items"] == [{"line": 1}]

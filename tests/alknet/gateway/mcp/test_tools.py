@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from alknet import operation
 from alknet.call.operations import operations_of
 from alknet.call.specs import MAX_NAME_CHARS, is_name
-from alknet.gateway.mcp.tools import MAX_TOOL_NAME_CHARS, Revision, Tool, tool_names
+from alknet.gateway.mcp.tools import MAX_TOOL_NAME_CHARS, Revision, Tool, operation_named, tool_names
 from testkit import services
 
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -49,7 +49,16 @@ def test_each_operation_has_a_name_of_its_own_that_clients_take(names: list[str]
         assert "." in name  # so that none is one of the general tools
         if len(operation_name) <= MAX_TOOL_NAME_CHARS:
             assert name == operation_name.replace("/", ".")
+            assert operation_named(name) == operation_name
+        else:
+            assert operation_named(name) not in names
     assert tool_names(reversed(names)) == found
+
+
+@pytest.mark.parametrize("name", ["a/b", "a.b/c", "a." * 33, "a." * 1000, "a", ""])
+def test_what_names_no_tool_names_no_operation(name: str) -> None:
+    assert not is_name(operation_named(name))
+    assert len(operation_named(name)) <= MAX_NAME_CHARS
 
 
 def test_a_cut_name_gives_way_to_an_operation_that_is_named_so() -> None:
