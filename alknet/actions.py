@@ -140,5 +140,5 @@ ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
         "exec/run": Action("exec:run", (_run_switch, _runs_as, _commands)),
     }
 )
-"""Every action that a door of this version can attempt, with the scope it needs and its own rules. An operation can have
-the rules of one besides what it declares, see `access.Access`."""
+"""Every action that a door of this version can attempt, with the scope it needs and its own rules. An operation can
+have the rules of one besides what it declares, see `access.Access`."""

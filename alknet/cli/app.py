@@ -35,8 +35,8 @@ COMMANDS: Final = {
     "ping": ("alknet.cli.ping:ping", "Reach a peer: over what, how fast, and is it the right one."),
     "ops": ("alknet.cli.ops:ops", "The operations that you may call on a peer, and how."),
     "call": ("alknet.cli.call:call", "Call an operation of a peer, or subscribe to it."),
-    "mcp": ("alknet.cli.mcp:mcp", "The operations as tools, for MCP clients."),
     "openapi": ("alknet.cli.openapi:openapi", "The OpenAPI document of what you may call."),
+    "mcp": ("alknet.cli.mcp:mcp", "The operations as tools, for MCP clients."),
     "completion": ("alknet.cli.completion:completion", "Completion for a shell."),
 }
 

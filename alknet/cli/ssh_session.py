@@ -15,9 +15,9 @@ import click
 from alknet.cli.client import CANNOT_CONNECT, reporter
 from alknet.cli.escape import BREAK_MS, Action, Escape
 from alknet.cli.ssh import SshOptions, is_terminal
+from alknet.descriptors import Sink, Source, open_sink, open_source
 from alknet.logs import printable
 from alknet.ssh.client import ClientSession, Link, SessionOptions, Target, connect
-from alknet.descriptors import Sink, Source, open_sink, open_source
 from alknet.ssh.terminal import local_modes
 
 __all__ = ["run_session"]

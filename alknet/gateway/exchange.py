@@ -148,6 +148,12 @@ class Exchange:
         except FrameError as exc:
             raise HttpError(400, "INVALID_INPUT", f"the body {exc}") from exc
 
+    def forget(self) -> None:
+        """Let go of the headers: what lives as long as the connection must not hold them."""
+        self.scope["headers"].clear()
+        self.headers.clear()
+        self.more_headers.clear()
+
     # --- the answer -------------------------------------------------------------------------------------------------
 
     async def reply(

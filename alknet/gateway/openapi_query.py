@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from alknet.gateway.openapi_schemas import resolve
+from alknet.gateway.openapi_keywords import resolve
 
 __all__ = ["QueryParameter", "query_input", "query_parameters", "takes_get"]
 

@@ -3,118 +3,27 @@
 Each operation has schemas of its own, whose ``$ref``s point into themselves. In the document they stand under
 ``components/schemas``, where code generators make a type of each: once for all operations when they are equal, and
 otherwise under names that tell them apart. Schemas may come from another node, so whatever would make the document
-invalid is left out: what is unclear in a schema then admits more, never less.
+invalid is left out.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, Final
-from urllib.parse import unquote
 
 from alknet.call.binary import to_base64
+from alknet.gateway.openapi_keywords import FORMS, NAMED, ONE, SEVERAL, is_endless, references, resolve
 
-__all__ = ["Schemas", "plain", "resolve"]
+__all__ = ["Schemas", "plain"]
 
 MAX_NAME_CHARS: Final = 100
 """Of a component's name, before it is told apart from others."""
 MAX_VALUE_DEPTH: Final = 64
 """Of an example or a default."""
-MAX_REFERENCES: Final = 20
-"""Of which one leads to the next."""
 COMPONENT: Final = "#/components/schemas/"
-
-_ONE: Final = frozenset(
-    ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames", "unevaluatedItems",
-     "unevaluatedProperties", "contentSchema")
-)  # fmt: skip
-_SEVERAL: Final = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
-_NAMED: Final = frozenset(("properties", "patternProperties", "dependentSchemas"))
-_TYPES: Final = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
-
-
-def _is_anything(value: Any) -> bool:
-    return True
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_pattern(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(re.compile(value))
-    except (re.error, OverflowError, RecursionError):
-        return False
-
-
-def _is_type(value: Any) -> bool:
-    several = value if isinstance(value, list) else [value]
-    return bool(several) and all(isinstance(one, str) and one in _TYPES for one in several) and _are_different(several)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value) and _are_different(value)
-
-
-def _are_different(values: list[str]) -> bool:
-    return len(set(values)) == len(values)
-
-
-_FORMS: Final[dict[str, Callable[[Any], bool]]] = {
-    "type": _is_type,
-    "required": _is_texts,
-    "enum": lambda value: isinstance(value, list) and bool(value),
-    "examples": lambda value: isinstance(value, list),
-    "multipleOf": lambda value: _is_number(value) and value > 0,
-    "dependentRequired": lambda value: isinstance(value, dict) and all(map(_is_texts, value.values())),
-    "pattern": _is_pattern,
-    **dict.fromkeys(("const", "default"), _is_anything),
-    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_number),
-    **dict.fromkeys(("title", "description", "format", "contentEncoding", "contentMediaType"), _is_text),
-    **dict.fromkeys(("deprecated", "readOnly", "writeOnly", "uniqueItems"), _is_flag),
-    **dict.fromkeys(
-        (
-            *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
-            *("minContains", "maxContains"),
-        ),
-        _is_count,
-    ),
-}
-"""What the value of each keyword that holds no schema must be (JSON Schema 2020-12); what is not here is left out: it
-moves what references are relative to (``$id``), is another dialect's, or means nothing."""
-
-
-def resolve(reference: Any, root: Any) -> tuple[str, Any] | None:
-    """(its JSON pointer, the schema there) for a ``$ref`` into `root` itself; None where it leads nowhere in it."""
-    if not isinstance(reference, str) or not (reference == "#" or reference.startswith("#/")):
-        return None
-    pointer = unquote(reference[1:])
-    found = root
-    for token in pointer.split("/")[1:]:
-        name = token.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, dict) and name in found:
-            found = found[name]
-        elif isinstance(found, list) and name.isascii() and name.isdigit() and int(name) < len(found):
-            found = found[int(name)]
-        else:
-            return None
-    return (pointer, found) if isinstance(found, dict) else None
 
 
 def plain(value: Any, depth: int = 0) -> Any:
@@ -164,7 +73,8 @@ class Schemas:
         self._targets: dict[str, _Target] = {}
         """By the text that is equal for equal schemas."""
         self._texts: dict[tuple[int, str], tuple[Any, str]] = {}
-        """Those texts by place: (the root, which is kept so that no other one gets its number; the text)."""
+        """Those texts by place: (the root, which is kept so that no other one gets its number; the text, empty for what
+        has no end)."""
 
     def add(self, schema: Any, operation: str, role: str) -> dict[str, Any]:
         """What stands for a whole schema: a reference if it has a structure worth a name, else the schema itself."""
@@ -173,7 +83,7 @@ class Schemas:
         if schema.get("type") == "null":
             return {"const": None}  # the same, which generators know what to do with
         title = _name(schema.get("title"))
-        if "$ref" in schema or not (_has_fields(schema) or (title and _FORMS["enum"](schema.get("enum")))):
+        if "$ref" in schema or not (_has_fields(schema) or (title and FORMS["enum"](schema.get("enum")))):
             return self.part(schema, schema, operation, role)
         return self._refer({}, "$ref", *_whole(schema, operation, role), lambda: (schema, schema))
 
@@ -222,13 +132,13 @@ class Schemas:
             return {}
         copy: dict[str, Any] = {}
         for key, value in schema.items():
-            if key in _ONE:
+            if key in ONE:
                 if isinstance(value, dict | bool):
                     copy[key] = self._copy(value, root, operation, role)
-            elif key in _SEVERAL:
+            elif key in SEVERAL:
                 if isinstance(value, list) and value:
                     copy[key] = [self._copy(one, root, operation, role) for one in value]
-            elif key in _NAMED:
+            elif key in NAMED:
                 if isinstance(value, dict):
                     copy[key] = {str(name): self._copy(one, root, operation, role) for name, one in value.items()}
             elif key == "$ref":
@@ -236,7 +146,7 @@ class Schemas:
             elif key == "discriminator":
                 if (found := self._discriminator(value, root, operation, role)) is not None:
                     copy[key] = found
-            elif key in _FORMS and _FORMS[key](value):
+            elif key in FORMS and FORMS[key](value):
                 copy[key] = plain(value)
         return copy
 
@@ -254,15 +164,17 @@ class Schemas:
     def _refer_to(self, holder: dict[str, Any], key: str, reference: Any, root: Any, operation: str, role: str) -> None:
         """Have ``holder[key]`` name the component of what `reference` means in `root`; nothing if it means nothing."""
         found = resolve(reference, root)
-        if found is None or _is_endless(found[1], root):
+        if found is None:
             return
         pointer, schema = found
+        place = id(root), pointer
+        if place not in self._texts:
+            self._texts[place] = root, "" if is_endless(schema, root) else _closure(schema, root)
+        text = self._texts[place][1]
+        if not text:
+            return
         if pointer:
-            base = _name(pointer.rpartition("/")[2]) or role
-            place = id(root), pointer
-            if place not in self._texts:
-                self._texts[place] = root, _closure(schema, root)
-            known = self._texts[place][1], _Target(base, operation, role)
+            known = text, _Target(_name(pointer.rpartition("/")[2]) or role, operation, role)
         else:
             known = _whole(schema, operation, role)
         self._refer(holder, key, *known, lambda: (schema, root))
@@ -290,16 +202,6 @@ def _whole(schema: dict[str, Any], operation: str, role: str) -> tuple[str, _Tar
     title = _name(schema.get("title"))
     text = _closure(schema, schema) if title else f"{operation} {role}"
     return text, _Target(title or role, operation, role, is_fixed=not title)
-
-
-def _is_endless(schema: Any, root: Any) -> bool:
-    """Whether a schema is nothing but a reference, and so on until it comes back to itself."""
-    for _ in range(MAX_REFERENCES):
-        found = resolve(schema.get("$ref"), root) if isinstance(schema, dict) else None
-        if found is None:
-            return False
-        schema = found[1]
-    return True
 
 
 def _has_fields(schema: dict[str, Any]) -> bool:
@@ -343,7 +245,7 @@ def _closure(schema: Any, root: Any) -> str:
     reached: dict[str, Any] = {}
     waiting = [schema]
     while waiting:
-        for reference in _references(waiting.pop()):
+        for reference in references(waiting.pop()):
             found = resolve(reference, root)
             if found is not None and found[0] not in reached:
                 reached[found[0]] = _bare(found[1])
@@ -356,23 +258,3 @@ def _bare(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     return {key: value for key, value in schema.items() if key not in ("$defs", "definitions")}
-
-
-def _references(schema: Any) -> Iterator[str]:
-    """Every ``$ref`` in a schema, but for those in its definitions, which are reached when something refers to them."""
-    waiting = [schema]
-    while waiting:
-        one = waiting.pop()
-        if not isinstance(one, dict):
-            continue
-        for key, value in one.items():
-            if key == "$ref" and isinstance(value, str):
-                yield value
-            elif key == "discriminator" and isinstance(value, dict) and isinstance(value.get("mapping"), dict):
-                yield from (name for name in value["mapping"].values() if isinstance(name, str))
-            elif key in _ONE:
-                waiting.append(value)
-            elif key in _SEVERAL and isinstance(value, Sequence):
-                waiting += value
-            elif key in _NAMED and isinstance(value, dict):
-                waiting += value.values()

@@ -1,5 +1,6 @@
 """How a failed call looks over HTTP: a status, and a problem document (RFC 9457) that also has the call's own error."""
 
+import math
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -25,6 +26,7 @@ STATUS: Final = {
 """The HTTP status of each of the protocol's own codes; FORBIDDEN is 401 to somebody who has not said who they are."""
 DOMAIN_STATUS: Final = 500
 """Of a declared error that names no status."""
+MAX_RETRY_AFTER_S: Final = 86400
 RETRY_AFTER_S: Final = 1
 """What a caller is asked to wait when nothing better is known."""
 
@@ -93,4 +95,6 @@ def _title(status: int) -> str:
 def _retry_after(details: Any) -> int:
     """Whole seconds; an operation may say so in its details."""
     told = details.get("retry_after") if isinstance(details, dict) else None
-    return max(1, min(round(told), 86400)) if isinstance(told, int | float) else RETRY_AFTER_S
+    if not isinstance(told, int | float) or math.isnan(told):
+        return RETRY_AFTER_S
+    return round(max(RETRY_AFTER_S, min(told, MAX_RETRY_AFTER_S)))

@@ -32,6 +32,7 @@ __all__ = ["HttpProtocol", "WebSocketProtocol"]
 
 HEADERS: Final = "headers"
 BODY: Final = "body"
+CODING: Final = b"transfer-encoding"
 VERSIONS: Final = ("1.0", "1.1")
 POLICY_VIOLATION: Final = 1008
 UNSUPPORTED_DATA: Final = 1003
@@ -59,6 +60,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._reading: str | None = None
         """`HEADERS`, `BODY`, or None between two requests."""
         self._header_bytes = 0
+        self._codings = 0
         self._bytes = 0
         """Of the request that is being read, from its first to its last."""
         self._refusal: HttpError | None = None
@@ -155,7 +157,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop(400, "one request at a time")
         super().on_message_begin()
-        self._reading, self._bytes, self._header_bytes = HEADERS, 0, 0
+        self._reading, self._bytes, self._header_bytes, self._codings = HEADERS, 0, 0, 0
         self._patience = self._settings().header_timeout
 
     def on_url(self, url: bytes) -> None:
@@ -167,6 +169,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._reading is BODY:
             return  # a trailer: nobody asked for it, and it must not pass for a header
         super().on_header(name, value)
+        if len(name) == len(CODING) and name.lower() == CODING:
+            # The parser takes several, and some in HTTP/1.0; whoever stands in front may see another body in them.
+            self._codings += 1
+            if self._codings > 1 or value.strip().lower() != b"chunked" or self.parser.get_http_version() != "1.1":
+                self._stop(400, "the body has one Transfer-Encoding at most, which is chunked")
         self._header_bytes += len(name) + len(value)
         if len(self.headers) > MAX_HEADERS or self._header_bytes > MAX_HEADER_BYTES:
             self._stop(431, TOO_MANY_HEADERS)
@@ -226,6 +233,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_waiting()
         self.is_websocket = True
         super().handle_websocket_upgrade()
+        # What read the request is not needed any more, and a WebSocket may be open for days.
+        vars(self).update(parser=None, scope=None, headers=None, flow=None, pipeline=None)
         protocol = self.transport.get_protocol()
         assert isinstance(protocol, WebSocketProtocol)
         if not protocol.handshake_initiated:  # it waits for a request that it would take
@@ -359,6 +368,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.visit.over.set()
+
+    def start_keepalive(self) -> None:
+        super().start_keepalive()
+        # The handshake is over, and its headers would stay as long as the connection does.
+        self.request.headers.clear()
+        self.response.headers.clear()
 
     def handle_text(self, event: Frame) -> None:
         self._fail(UNSUPPORTED_DATA, "one envelope per binary message; this one is text")

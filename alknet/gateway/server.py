@@ -272,6 +272,7 @@ class GatewayHandler:
                 self._doors.leave(visit.connection)
             raise
         size = HELLO_MAX_FRAME if identity is None else self.settings.max_message
+        exchange.forget()
         stream = WebSocketStream(exchange.receive, exchange.send, max_message=size)
         carried = ChannelConnection(visit.connection, stream, transport="websocket")
         carried.identity = identity

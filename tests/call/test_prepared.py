@@ -516,6 +516,21 @@ async def test_what_is_forbidden_meanwhile_is_told_once() -> None:
         prepared.drop()
 
 
+async def test_the_audit_log_has_the_denial_that_ended_a_call() -> None:
+    async with Bench(wait, peers={"alice": ("right:wait",)}) as bench:
+        prepared = bench.prepare("right/wait")
+        running = asyncio.create_task(prepared.call())  # noqa: TID251
+        await eventually(lambda: prepared.has_begun, "it runs")
+        bench.gate.policy = bench.policy({"alice": ()})
+        error = prepared.revoked()
+        assert error is not None
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        (line,) = [one for one in bench.audit.records if one.get("outcome") == "revoked"]
+        assert (line["denial_id"], line["decision"], line["rule"]) == (error.denial_id, "deny", "scope:right:wait")
+
+
 # --- what the operation has become meanwhile ---------------------------------------------------------------------
 
 

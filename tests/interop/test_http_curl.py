@@ -335,6 +335,8 @@ def test_the_input_and_the_output_alone(curl: Curl, few: Curl, nobody: Curl) -> 
         options = ("--head",) if method == "HEAD" else ("-X", method)
         reply = curl("/ops/test/order?item=a&amount=1", *options)
         assert (reply.status, reply.headers["allow"]) == (405, "POST")
+    assert curl("/ops/test/thread", "-X", "PUT").headers["allow"] == "GET, HEAD, POST"
+    assert few("/ops/test/thread", "-X", "PUT").headers["allow"] == "POST"  # it is not told what that is
     for who, status in ((curl, 404), (few, 404), (nobody, 401)):
         for name in ("no/such", "matrix/inside", "nonsense", "a/b/c", "%2e%2e/x", ""):
             assert who(f"/ops/{name}").status == who(f"/ops/{name}", json="{}").status == status

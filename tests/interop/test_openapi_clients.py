@@ -4,6 +4,7 @@ import asyncio
 import compileall
 import importlib
 import os
+import ssl
 import subprocess
 import sys
 import warnings
@@ -32,6 +33,7 @@ class Generated:
     def __init__(self, node: NodeProcess, token: str) -> None:
         self.node = node
         self.token = token
+        self.opened: list[Any] = []
         self.client = self.as_somebody(token)
 
     @staticmethod
@@ -46,9 +48,20 @@ class Generated:
     def models(self) -> Any:
         return self.part("models")
 
-    def as_somebody(self, token: str) -> Any:
-        url, ca = f"https://localhost:{self.node.port}", str(self.node.home / "keys" / "tls.crt")
-        return self.part("client").AuthenticatedClient(base_url=url, token=token, verify_ssl=ca)
+    def as_somebody(self, token: str | None) -> Any:
+        """A client over TLS; nobody in particular uses plaintext."""
+        trusted = ssl.create_default_context(cafile=self.node.home / "keys" / "tls.crt")
+        if token is None:
+            client = self.part("client").Client(base_url=f"http://127.0.0.1:{self.node.port}")
+        else:
+            url = f"https://localhost:{self.node.port}"
+            client = self.part("client").AuthenticatedClient(base_url=url, token=token, verify_ssl=trusted)
+        self.opened.append(client)
+        return client
+
+    def close(self) -> None:
+        for client in self.opened:
+            client.get_httpx_client().close()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +79,9 @@ def generated(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> I
         assert "WARNING" not in result.stdout + result.stderr, result.stdout
         sys.path.insert(0, str(directory))
         try:
-            yield Generated(node, node.json("token", "create", "--scope", "*")["token"])
+            made = Generated(node, node.json("token", "create", "--scope", "*")["token"])
+            yield made
+            made.close()
         finally:
             sys.path.remove(str(directory))
 
@@ -178,7 +193,7 @@ def test_refusals_are_problems_with_a_denial_id(generated: Generated) -> None:
         answer = stock.sync_detailed(client=generated.as_somebody(token), body=body)
         assert (answer.status_code, type(answer.parsed)) == (status, generated.models.Problem)
         assert (answer.parsed.code, answer.parsed.denial_id[:4]) == ("FORBIDDEN", "den_")
-    anybody = generated.part("client").Client(base_url=f"http://127.0.0.1:{generated.node.port}")
+    anybody = generated.as_somebody(None)
     found = generated.operation("types.types_find").sync(client=anybody, body=generated.models.TypesFindInput())
     assert found.additional_properties["level"] == 1  # it is public
     assert stock.sync(client=anybody, body=body).message == "authentication required"

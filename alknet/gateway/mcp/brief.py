@@ -76,7 +76,7 @@ class Envelopes:
 
 
 class Brief:
-    """Answers what can be answered at once. `stamp` is what the SDK has in ``_meta`` of each result of the new revision,
+    """Answers what can be answered at once. `stamp` is what the SDK has in ``_meta`` of results of the new revision,
     as a member of an object."""
 
     def __init__(self, directory: Directory, stamp: bytes) -> None:

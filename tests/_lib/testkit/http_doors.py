@@ -5,6 +5,7 @@ have, whichever it is, is asserted here.
 """
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ from mcp.client.streamable_http import streamable_http_client
 from alknet.gateway.problems import STATUS
 from testkit.node import NodeProcess
 
-__all__ = ["Answer", "Ask", "Door", "WebSocketCaller", "events_of", "http_client", "http_doors", "mcp_client"]
+__all__ = [
+    "Answer",
+    "Ask",
+    "Door",
+    "WebSocketCaller",
+    "events_of",
+    "http_client",
+    "http_doors",
+    "mcp_client",
+    "tool_error",
+]
 
 Answer = tuple[str, str, str | None, Any]
 """("ok" or the error's code, its message, its denial id, the output)."""
@@ -51,8 +62,6 @@ async def http_client(
     node: NodeProcess, token: str | None, *, scheme: str = "http", source: str = "127.0.0.1"
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of the node with this token, whose connections come from the loopback address `source`."""
-    import ssl
-
     context = ssl.create_default_context(cafile=node.home / "keys" / "tls.crt")
     transport = httpx2.AsyncHTTPTransport(verify=context, local_address=source)
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
@@ -175,10 +184,10 @@ def _tool(client: Any, through: str | None = None) -> Ask:
             result = await client.call_tool(name.replace("/", "."), value)
         else:
             result = await client.call_tool(through, {"operation": name, "input": value})
+        if result.is_error:
+            return _error(tool_error(result))
         content = result.structured_content
         assert json.loads(result.content[0].text) == content
-        if result.is_error:
-            return _error(content)
         if name in STREAMS:
             assert content["truncated"] is False
             return OK, "", None, content["items"]
@@ -186,6 +195,13 @@ def _tool(client: Any, through: str | None = None) -> Ask:
         return OK, "", None, content["result"] if is_wrapped else content
 
     return ask
+
+
+def tool_error(result: Any) -> dict[str, Any]:
+    """The error that a tool has answered with."""
+    error = dict(result.meta["alknet/error"])
+    assert json.loads(result.content[0].text) == error
+    return error
 
 
 def refusal(response: httpx2.Response) -> Answer:

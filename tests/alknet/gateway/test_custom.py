@@ -1,6 +1,7 @@
 """Routes of services over real HTTP: who gets in, what they see, how they fail, and how they end."""
 
 import asyncio
+import contextlib
 import json
 import sqlite3
 import subprocess
@@ -8,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from alknet import CallError, OperationContext, OperationError, RouteContext, operation, route
+from alknet import CallError, Node, OperationContext, OperationError, RouteContext, operation, route
 from alknet.alpn.admission import Admission, AdmissionLimits
 from alknet.alpn.first_byte import Opening
 from alknet.alpn.port import Port, plain
@@ -25,12 +27,14 @@ from alknet.alpn.tls_listener import DEFAULT_ALPN
 from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.operations import served_by
 from alknet.call.registry import Registry
-from alknet.errors import AlknetError, InvalidInputError, NotFoundError, UnavailableError, UsageError
+from alknet.errors import AlknetError, ConfigError, InvalidInputError, NotFoundError, UnavailableError, UsageError
 from alknet.gateway.server import GatewayHandler
 from alknet.gateway.settings import GatewaySettings
 from alknet.replies import Replies
 from alknet.tokens import make_token
+from testkit.as_user import Launcher
 from testkit.bench import Bench
+from testkit.node import NodeProcess
 from testkit.polling import eventually
 
 MAX_BODY = 10_000
@@ -73,6 +77,12 @@ class Web:
     async def ask(self, method: str, path: str, *, peer: str | None = "alice", **how: Any) -> httpx2.Response:
         async with self.client(peer) as client:
             return await client.request(method, path, **how)
+
+    def use_up(self) -> None:
+        """Call so often as nobody that the next one is one too many."""
+        with contextlib.suppress(CallError):
+            while True:
+                self.doors.anonymous_called("127.0.0.1")
 
     def outcome(self, action: str) -> str:
         return self.bench.outcome(action)
@@ -201,9 +211,7 @@ async def test_strangers_may_ask_so_often_only() -> None:
     async with Web(route_who, who) as web, web.client(None) as client:
         assert (await client.get("/v1/who")).status_code == 200
         for _ in range(100):  # 50 a second come back
-            with pytest.raises(CallError):
-                while True:
-                    web.doors.anonymous_called("127.0.0.1")
+            web.use_up()
             if (await client.get("/v1/who")).status_code == 429:
                 break
         else:
@@ -569,6 +577,37 @@ async def test_one_caller_has_so_many_at_the_same_time_only(waiting: Waiting) ->
         assert (await client.get("/v1/wait")).status_code == 429
         waiting.go_on.set()
         assert (await asking).text == "done"
+
+
+MODULE = """
+from alknet import operation, route
+@operation("late/op")
+async def op() -> int: return 1
+@route({path!r}, public=True)
+async def late(request, ctx): ...
+"""
+
+
+async def test_a_node_neither_starts_nor_reloads_with_a_route_in_its_own_place(
+    tmp_path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = NodeProcess(tmp_path, launcher=launcher)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, path in (("late_wrong", "/call/late"), ("late_right", "/late")):
+        (tmp_path / f"{name}.py").write_text(MODULE.format(path=path))
+    async with Node(home.home) as node:
+        home.edit_config("modules = []", 'modules = ["late_wrong"]')
+        with pytest.raises(ConfigError, match=r"late_wrong\.late .*the path /call/late is below /call"):
+            await node.reload("test")
+        assert "late/op" not in node.registry
+        home.edit_config('modules = ["late_wrong"]', 'modules = ["late_right"]')
+        await node.reload("test")
+        async with httpx2.AsyncClient(base_url=f"http://{node.addresses[0]}") as client:
+            assert (await client.post("/late")).status_code == 405
+    home.edit_config('modules = ["late_right"]', 'modules = ["late_wrong"]')
+    with pytest.raises(UsageError, match="the path /call/late is below /call"):
+        async with Node(home.home):
+            raise AssertionError("it has started")
 
 
 def test_declaring_a_route_loads_nothing_that_speaks_http() -> None:

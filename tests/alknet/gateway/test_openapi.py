@@ -21,7 +21,8 @@ from alknet.call.discovery import Discovery
 from alknet.call.operations import ErrorSpec, operation, operations_of
 from alknet.call.schema import build_input, build_output
 from alknet.gateway.openapi import CONTRACT_VERSION, document, encode, operation_id
-from alknet.gateway.openapi_schemas import COMPONENT, resolve
+from alknet.gateway.openapi_keywords import resolve
+from alknet.gateway.openapi_schemas import COMPONENT
 from testkit import services, typed_services
 
 from .test_openapi_schemas import JSON_VALUES, SCHEMAS
@@ -233,7 +234,7 @@ def test_errors_that_make_no_sense_are_left_out(errors: Any) -> None:
 @given(
     st.lists(st.dictionaries(st.sampled_from(sorted(describe())), JSON_VALUES), max_size=3), SCHEMAS, SCHEMAS, SCHEMAS
 )
-@settings(max_examples=1500)
+@settings(max_examples=40)
 def test_whatever_another_node_says_the_document_is_valid(
     nonsense: list[dict[str, Any]], taken: Any, answered: Any, details: Any
 ) -> None:
@@ -270,7 +271,7 @@ def types() -> st.SearchStrategy[Any]:
 
 
 @given(st.lists(st.tuples(st.lists(types(), max_size=3), types()), min_size=1, max_size=3))
-@settings(max_examples=1500)
+@settings(max_examples=40)
 def test_whatever_is_annotated_the_document_says_the_same_as_the_schemas(found: list[tuple[list[Any], Any]]) -> None:
     specs = []
     for index, (parameters, answer) in enumerate(found):

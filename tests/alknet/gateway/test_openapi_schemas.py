@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.gateway.openapi_schemas import COMPONENT, Schemas, resolve
+from alknet.gateway.openapi_schemas import COMPONENT, Schemas
 
 ITEM = {"type": "object", "title": "Item", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 OTHER = {"type": "object", "title": "Item", "properties": {"name": {"type": "integer"}}}
@@ -151,12 +151,18 @@ def test_a_reference_that_leads_nowhere_admits_everything(lost: Any) -> None:
     assert made((schema, "a.b", "Output"))[0] == [{"type": "array", "items": {}}]
 
 
-def test_a_pointer_is_decoded() -> None:
-    root = {"$defs": {"a/b~c d": ITEM}, "list": [ITEM]}
-    assert resolve("#/$defs/a~1b~0c%20d", root) == ("/$defs/a~1b~0c d", ITEM)
-    assert resolve("#/list/0", root) == ("/list/0", ITEM)
-    assert resolve("#/list/1", root) is None
-    assert resolve("#/list/٠", root) is None
+@pytest.mark.parametrize("keyword", ["allOf", "anyOf", "oneOf"])
+def test_what_asks_the_same_of_a_value_for_ever_asks_nothing(keyword: str) -> None:
+    schema = {"title": "Odd", "properties": {"a": {}}, keyword: [{"$ref": "#"}, {"type": "object"}]}
+    _, components = made((schema, "a.b", "Output"))
+    assert components == {"Odd": {"properties": {"a": {}}, keyword: [{}, {"type": "object"}]}}
+
+
+def test_a_union_of_a_scalar_and_lists_of_the_same_union_is_kept() -> None:
+    nested = {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"$ref": "#/$defs/Nested"}}]}
+    found, components = made(({"$ref": "#/$defs/Nested", "$defs": {"Nested": nested}}, "a.b", "Output"))
+    assert found == [reference("Nested")]
+    assert components["Nested"]["anyOf"][1]["items"] == reference("Nested")
 
 
 def test_what_only_looks_like_a_keyword_is_left_as_it_is() -> None:

@@ -218,7 +218,8 @@ async def test_one_who_does_not_say_goodbye_is_left(monkeypatch: pytest.MonkeyPa
         await eventually(lambda: not door.live, "it is over")
 
 
-async def test_a_call_finishes_while_the_node_stops() -> None:
+async def test_a_call_finishes_while_the_node_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "WEBSOCKET_CLOSE_S", 0.05)
     async with _door() as door, door.connect() as http, _session(http) as link:
         async with asyncio.TaskGroup() as group:
             call = group.create_task(link.session.call("test/wait", {"mark": "drained", "seconds": 0.2}))

@@ -150,7 +150,7 @@ async def test_a_file_comes_in_pieces_that_cut_no_character(bench: FilesBench) -
 
 
 @given(data=st.binary(max_size=300), length=st.integers(1, 40), as_bytes=st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_pieces_of_whatever_size_make_up_the_file(tmp_path: Path, data: bytes, length: int, as_bytes: bool) -> None:
     async def run() -> bytes:
         async with FilesBench(tmp_path) as bench:

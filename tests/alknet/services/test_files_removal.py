@@ -16,7 +16,7 @@ from testkit.files_bench import descriptors
 from testkit.users import need_root
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-ENOUGH = 500
+ENOUGH = 200
 
 
 def remove(parent: Path, name: str, *protected: Path) -> int:

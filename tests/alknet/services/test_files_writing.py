@@ -179,7 +179,7 @@ async def test_a_large_file_comes_in_pieces(bench: FilesBench) -> None:
 
 
 @given(pieces=st.lists(st.binary(max_size=50), min_size=2, max_size=6))
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_pieces_they_make_up_the_file(tmp_path: Path, pieces: list[bytes]) -> None:
     async def run() -> bytes:
         async with FilesBench(tmp_path) as bench:
