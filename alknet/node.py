@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from alknet import doors
 from alknet._version import __version__
 from alknet.access import DaemonUser, Policy, Token
 from alknet.alpn.admission import Admission, AdmissionLimits
@@ -24,7 +25,7 @@ from alknet.call.carried import SUBSYSTEM
 from alknet.call.command import serve_command
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import Dispatcher, Stats
-from alknet.call.doorkeeper import Doorkeeper, DoorLimits
+from alknet.call.doorkeeper import Doorkeeper
 from alknet.call.errors import CallError
 from alknet.call.handler import CallHandler, CallSettings
 from alknet.call.operations import operations_of, served_by
@@ -281,31 +282,13 @@ class Node:
         """
         settings = new.settings
         policy = self._policy(settings, new.tokens)
-        limits = settings.limits
-        self._admission.limits = AdmissionLimits(
-            limits.connections,
-            limits.connections_per_address,
-            limits.half_open,
-            limits.failed_logins_per_address,
-        )
-        self._ssh.settings = SshSettings(
-            login_grace_s=limits.login_grace,
-            auth_attempts=limits.auth_attempts,
-            channels_per_connection=limits.channels_per_connection,
-            connections_per_peer=limits.connections_per_peer,
-            env_allow=settings.ssh.env_allow,
-        )
-        self._doors.limits = DoorLimits(
-            connections_per_peer=limits.connections_per_peer,
-            half_open=limits.half_open,
-            connections_per_address=limits.connections_per_address,
-        )
-        self._calls.settings = CallSettings(
-            max_frame=settings.call.max_frame,
-            max_in_flight=settings.call.max_in_flight,
-        )
+        self._admission.limits = doors.admission_limits(settings)
+        self._ssh.settings = doors.ssh_settings(settings)
+        self._doors.limits = doors.door_limits(settings)
+        self._calls.settings = doors.call_settings(settings)
         if self._gateway is not None:
-            self._gateway.settings = self._gateway_settings(settings, new.identity)
+            listen = self._listen or settings.node.listen
+            self._gateway.settings = doors.gateway_settings(settings, new.identity.certificate.names, listen)
         self._dispatcher.default_timeout_s = settings.call.default_timeout
         self._dispatcher.registry = new.registry
         self._machine.apply(settings)
@@ -317,25 +300,6 @@ class Node:
     def _recheck(self) -> None:
         self.router.recheck()
         self._machine.recheck()
-
-    def _gateway_settings(self, settings: Settings, identity: TlsIdentity) -> GatewaySettings:
-        gateway = settings.gateway
-        listen = self._listen or settings.node.listen
-        return GatewaySettings(
-            hosts=gateway.hosts,
-            origins=gateway.origins,
-            docs=gateway.docs,
-            plaintext_loopback=gateway.plaintext_loopback,
-            https_host=gateway.https_host or "",
-            max_body=gateway.max_body,
-            header_timeout=gateway.header_timeout,
-            body_timeout=gateway.body_timeout,
-            max_in_flight=settings.call.max_in_flight,
-            max_message=settings.call.max_frame,
-            max_tools=settings.mcp.max_tools,
-            auth_attempts=settings.limits.auth_attempts,
-            names=frozenset((*identity.certificate.names, *(host for each in listen for host in each.hosts()))),
-        )
 
     def _policy(self, settings: Settings, tokens: Mapping[str, Token]) -> Policy:
         return build_policy(settings, denial_key=self._denial_key, daemon=self._daemon, tokens=tokens)

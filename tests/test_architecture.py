@@ -73,7 +73,15 @@ PARTS = {
         "a service gets what it needs of the node, and knows no other door",
     ),
     "assembly": Part(
-        ("alknet.client", "alknet.destination", "alknet.node", "alknet.offer", "alknet.reload", "alknet.status"),
+        (
+            "alknet.client",
+            "alknet.destination",
+            "alknet.doors",
+            "alknet.node",
+            "alknet.offer",
+            "alknet.reload",
+            "alknet.status",
+        ),
         ("gateway", "services", "ssh", "call", "vault", "config", "alpn", "leaves"),
         "the node must run without a command line",
     ),
@@ -98,7 +106,10 @@ LIBRARIES = {
         "only keys and certificates need it, and it is slow to import",
     ),
     "httptools": ((), "uvicorn's protocol class parses with it; nobody else reads HTTP"),
-    "mcp": (("alknet.gateway.mcp", "alknet.cli.mcp"), "the protocol's messages and revisions are dealt with in one folder"),
+    "mcp": (
+        ("alknet.gateway.mcp", "alknet.cli.mcp"),
+        "the protocol's messages and revisions are dealt with in one folder",
+    ),
     "msgpack": (("alknet.call.codecs",), "one module knows how values are written, and what must not be read"),
     "platformdirs": (("alknet.config.home",), "one module knows where a home is"),
     "pydantic": (
@@ -115,7 +126,7 @@ LIBRARIES = {
     "tomlkit": (("alknet.config", "alknet.cli"), "a running node reads files and never edits them"),
     "uvicorn": (("alknet.gateway",), "its protocol classes are dealt with in one folder"),
     "uvloop": (("alknet.cli.daemon",), "the parts run on any event loop; whoever starts one chooses it"),
-    "websockets": ((), "uvicorn's protocol class frames with it"),
+    "websockets": (("alknet.gateway.protocol",), "uvicorn's protocol class frames with it"),
     "watchfiles": (("alknet.config.watch",), "one module knows how changes of files are noticed"),
 }
 

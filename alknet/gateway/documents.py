@@ -6,11 +6,10 @@ from typing import Final
 from blake3 import blake3
 
 from alknet.access import Access, Identity
-from alknet.call.codecs import JSON
 from alknet.call.dispatch import Dispatcher
 from alknet.call.errors import CallError
 from alknet.gateway.exchange import Exchange
-from alknet.gateway.openapi import document
+from alknet.gateway.openapi import document, encode
 
 __all__ = ["ACTION", "Documents"]
 
@@ -62,7 +61,7 @@ class Documents:
         found = self._kept.get(key)
         if found is None:
             made = document([one.spec.describe() for one in permitted], caller=key[0])
-            body = JSON.encode(made)
+            body = encode(made)
             found = self._kept[key] = body, b'"%b"' % blake3(body).hexdigest()[:32].encode("ascii")
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)

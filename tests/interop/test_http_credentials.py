@@ -15,7 +15,8 @@ from alknet import CallError
 from alknet.access import Token, token_digest
 from alknet.state import SqliteState
 from testkit.as_user import Launcher
-from testkit.http_doors import WebSocketCaller, events_of, http_client, mcp_client, tool_error
+from testkit.http_doors import WebSocketCaller, events_of, http_client, mcp_client
+from testkit.mcp_bench import error_of
 from testkit.node import NodeProcess, wait_until
 from testkit.service_nodes import service_node
 
@@ -216,7 +217,7 @@ async def test_a_right_that_is_taken_away_ends_what_depends_on_it(shown: NodePro
         assert (ended["call"].status_code, problem["code"]) == (403, "FORBIDDEN")
         *_, last = events_of(ended["ops"].text)
         assert (ended["ops"].status_code, last["event"], last["data"]["status"]) == (200, "error", 403)
-        wrong = [tool_error(ended[way]) for way in ("old", "new")]
+        wrong = [error_of(ended[way]) for way in ("old", "new")]
         denials = [one["denial_id"] for one in (problem, *wrong)]
         assert (ended["socket"][0], len({*denials, ended["socket"][2]})) == ("FORBIDDEN", 1)
         assert last["data"]["denial_id"] not in denials  # another action, hence another refusal

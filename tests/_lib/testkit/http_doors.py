@@ -18,6 +18,7 @@ from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from alknet.gateway.problems import STATUS
+from testkit.mcp_bench import error_of
 from testkit.node import NodeProcess
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "http_client",
     "http_doors",
     "mcp_client",
-    "tool_error",
 ]
 
 Answer = tuple[str, str, str | None, Any]
@@ -185,7 +185,7 @@ def _tool(client: Any, through: str | None = None) -> Ask:
         else:
             result = await client.call_tool(through, {"operation": name, "input": value})
         if result.is_error:
-            return _error(tool_error(result))
+            return _error(error_of(result))
         content = result.structured_content
         assert json.loads(result.content[0].text) == content
         if name in STREAMS:
@@ -195,13 +195,6 @@ def _tool(client: Any, through: str | None = None) -> Ask:
         return OK, "", None, content["result"] if is_wrapped else content
 
     return ask
-
-
-def tool_error(result: Any) -> dict[str, Any]:
-    """The error that a tool has answered with."""
-    error = dict(result.meta["alknet/error"])
-    assert json.loads(result.content[0].text) == error
-    return error
 
 
 def refusal(response: httpx2.Response) -> Answer:
