@@ -38,6 +38,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/ssh.py $(ARGS)
 	$(BIN)/python bench/quic.py $(ARGS)
 	$(BIN)/python bench/call.py $(ARGS)
+	$(BIN)/python bench/gateway.py $(ARGS)
 
 soak: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh $(TEST_PACKAGES)

@@ -19,6 +19,7 @@ from gateway_operations import INPUT, PLACE, Customer, Item, Note, Number, Place
 from pydantic import BaseModel
 
 from alknet.cli.daemon import GC_THRESHOLDS
+from alknet.gateway.settings import KEEP_ALIVE_S
 from alknet.node import Node
 from alknet.nofile import raise_limit
 
@@ -89,7 +90,9 @@ async def serve_node(home: Path, how: str) -> None:
 
 async def serve_app(app: Any) -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    config = uvicorn.Config(app, http="httptools", access_log=False, log_level="warning", lifespan="auto")
+    config = uvicorn.Config(
+        app, http="httptools", access_log=False, log_level="warning", timeout_keep_alive=KEEP_ALIVE_S
+    )
     _settle()
     print(listener.getsockname()[1], flush=True)
     await uvicorn.Server(config).serve([listener])

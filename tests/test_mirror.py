@@ -34,6 +34,8 @@ COVERED_ELSEWHERE = {
     "alknet/cli/ssh.py": ("tests/interop/test_cli.py", "it needs a node and a terminal"),
     "alknet/cli/ssh_session.py": ("tests/interop/test_client_terminal.py", "it needs a node and a terminal"),
     "alknet/cli/tokens.py": ("tests/interop/test_tokens.py", "a command is what a process prints and exits with"),
+    "alknet/gateway/settings.py": ("tests/alknet/gateway/test_protocol.py", "a bound is seen where it is kept"),
+    "config/base.py": ("tests/config/test_gateway.py", "every model is one of these"),
     "alpn/quic_events.py": ("tests/alpn/test_quic.py", "it says what an engine tells"),
     "ssh/channel.py": ("tests/ssh/test_session.py", "a channel does nothing without its session"),
 }
@@ -41,6 +43,7 @@ COVERED_ELSEWHERE = {
 WITHOUT_SOURCE = {
     # test: the reason why it mirrors no source
     "tests/alpn/test_bad_network.py": "the contract on a network that loses; every part of QUIC has its share",
+    "tests/alknet/gateway/test_attacks.py": "what a stranger may send over HTTP; every part withstands a share",
     "tests/call/test_attacks.py": "what an other side may do to a session; every part of a session withstands a share",
 }
 

@@ -22,6 +22,7 @@ __all__ = ["mcp"]
 DEFAULT_MAX_TOOLS: Final = 100
 TOKEN: Final = "TOKEN"
 """What stands for the token in a configuration."""
+TOKEN_FILE: Final = "alknet.token-file"
 
 Server = Mapping[str, Any]
 
@@ -97,8 +98,9 @@ def mcp(
     alknet mcp --config claude-code
     alknet mcp hub --config
     """
+    options = _options(carrier, accept_new=accept_new, gateway=gateway, max_tools=max_tools)
     if client is not None:
-        return _print_config(invocation, peer, client, gateway=gateway)
+        return _print_config(invocation, peer, client, options)
     from alknet.gateway.mcp.bridge import serve_stdio
 
     # stdin is read in a thread, which nothing but its end interrupts: Ctrl-C is to end the process as it is.
@@ -112,10 +114,40 @@ def mcp(
     return run_async(lambda: serve_stdio(connect, max_tools=max_tools, is_general=gateway))
 
 
-def _print_config(invocation: Invocation, peer: str, client: str, *, gateway: bool) -> None:
-    command = [*_command(), *_arguments(invocation, peer, gateway=gateway)]
+def _note_token_file(command: click.Command) -> None:
+    """The token is for this command, its file's name for the configuration that it prints."""
+    (option,) = [one for one in command.params if one.name == "token"]
+    read = option.callback
+
+    def note(context: click.Context, parameter: click.Parameter, file: Any) -> Any:
+        if file is not None:
+            if file is sys.stdin:
+                raise click.UsageError("stdin is the MCP client's: give the token in a file", context)
+            context.meta[TOKEN_FILE] = str(Path(file.name).absolute())
+        return read(context, parameter, file) if read is not None else file
+
+    option.callback = note
+
+
+_note_token_file(mcp)
+
+
+def _options(carrier: str, *, accept_new: bool, gateway: bool, max_tools: int) -> list[str]:
+    """This command's own options, as they stand in a configuration."""
+    token_file = click.get_current_context().meta.get(TOKEN_FILE)
+    return [
+        *(["--token-file", token_file] if token_file is not None else []),
+        *(["--carrier", carrier] if carrier != "auto" else []),
+        *(["--accept-new"] if accept_new else []),
+        *(["--gateway"] if gateway else []),
+        *(["--max-tools", str(max_tools)] if max_tools != DEFAULT_MAX_TOOLS else []),
+    ]
+
+
+def _print_config(invocation: Invocation, peer: str, client: str, options: list[str]) -> None:
+    command = [*_command(), *_arguments(invocation, peer, options)]
     stdio = {"command": command[0], "args": command[1:]}
-    http = {"url": _url(invocation, peer) + ("/gateway" if gateway else ""), "headers": _headers()}
+    http = {"url": _url(invocation, peer) + ("/gateway" if "--gateway" in options else ""), "headers": _headers()}
     chosen = list(CLIENTS) if client == "all" else [client]
     made = {name: CLIENTS[name][2](stdio, http) for name in chosen}
     if invocation.json:
@@ -126,7 +158,8 @@ def _print_config(invocation: Invocation, peer: str, client: str, *, gateway: bo
         title, file, _ = CLIENTS[name]
         local, remote = made[name]
         click.echo(f"# {title}: {file}")
-        click.echo("# The client starts a process, which calls as you:")
+        who = "whom the token is of" if "--token-file" in options else "you"
+        click.echo(f"# The client starts a process, which calls as {who}:")
         click.echo(to_json(local, indent=2))
         if remote is None:
             click.echo("# It reaches servers over HTTP only through its own service; take the form above.")
@@ -145,12 +178,12 @@ def _command() -> list[str]:
     return [str(Path(found).absolute())] if found is not None else [sys.executable, "-m", "alknet"]
 
 
-def _arguments(invocation: Invocation, peer: str, *, gateway: bool) -> list[str]:
-    options: list[str] = []
+def _arguments(invocation: Invocation, peer: str, options: list[str]) -> list[str]:
+    common: list[str] = []
     for name, path in (("--home", invocation.home_path), ("--identity", invocation.identity)):
         if path is not None:
-            options += [name, str(path.absolute())]
-    return [*options, "mcp", *(["--gateway"] if gateway else []), *([peer] if peer != "." else [])]
+            common += [name, str(path.absolute())]
+    return [*common, "mcp", *options, *([peer] if peer != "." else [])]
 
 
 def _url(invocation: Invocation, peer: str) -> str:

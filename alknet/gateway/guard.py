@@ -42,7 +42,8 @@ def split_host(text: str) -> tuple[str, str] | None:
 
 def check_host(text: str | None, names: Collection[str], local: str | None, allowed: Collection[str]) -> None:
     """Raise 403 unless the Host names this node: one of `names`, a loopback name, the address `local` that the request
-    reached, or what the operator lists (a name, name:port, or ``*``). A request without one is refused with 400."""
+    reached, or what the operator lists (a name, name:port, or ``*``); ``*.example.org`` stands for one label more. A
+    request without one is refused with 400."""
     if text is None:
         raise HttpError(400, "INVALID_INPUT", "the request has no Host header, or several")
     if "*" in allowed:
@@ -52,7 +53,10 @@ def check_host(text: str | None, names: Collection[str], local: str | None, allo
         raise HttpError(400, "INVALID_INPUT", f"the Host header is no host: {text[:MAX_SHOWN_CHARS]!r}")
     name, port = parts
     with_port = f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-    if name in LOOPBACK_NAMES or name == local or name in names or name in allowed or with_port in allowed:
+    if name in LOOPBACK_NAMES or name == (local or "").partition("%")[0] or with_port in allowed:
+        return
+    wild = "*." + name.partition(".")[2]  # one label, as in certificates (RFC 6125 section 6.4.3)
+    if any(each in names or each in allowed for each in (name, wild)):
         return
     raise HttpError(
         403,

@@ -102,6 +102,12 @@ def test_a_made_certificate_is_for_a_server_of_these_names_and_for_nothing_else(
     assert (made.not_before, made.not_after) == (NOW - timedelta(1), NOW + timedelta(3650))
 
 
+def test_a_certificate_tells_its_names() -> None:
+    made = make_certificate(("Node.Example.org", "127.0.0.1", "::1", "*.wild.example"), now=NOW.timestamp())
+    assert made.names == ("node.example.org", "*.wild.example", "127.0.0.1", "::1")
+    assert make_certificate(()).names in ((), ("alknet",))
+
+
 @pytest.mark.parametrize(("names", "expected"), [((), "alknet"), (("a" * 65,), "alknet"), (("::1",), "::1")])
 def test_a_common_name_is_the_first_name_where_that_can_be_one(names: tuple[str, ...], expected: str) -> None:
     assert make_certificate(names).leaf.subject.rfc4514_string() == f"CN={expected}"

@@ -54,14 +54,30 @@ def test_an_address_has_so_many_calls_a_second_and_a_few_more_after_a_pause() ->
         strangers.called("a", 11.0)
 
 
-def test_what_is_known_of_an_address_goes_with_its_last_connection() -> None:
+def test_to_leave_and_come_again_gives_no_more_calls() -> None:
     strangers = Anonymous()
+    for _ in range(int(BURST)):
+        strangers.called("a", 0.0)
     for _ in range(2):
         strangers.enter("a", total=1000, per_address=100)
-    strangers.called("a", 0.0)
-    for _ in range(2):
         strangers.leave("a")
-    assert (strangers._connections.total(), strangers._left) == (0, {})
+    with pytest.raises(CallError, match="calls a second"):
+        strangers.called("a", 0.0)
+    assert strangers._connections.total() == 0
+
+
+def test_so_many_addresses_are_remembered_the_busy_ones_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(anonymous, "MAX_KNOWN", 3)
+    strangers = Anonymous()
+    for host in "abc":
+        strangers.called(host, 0.0)
+    for _ in range(100):
+        strangers.called("b", 0.0)
+    strangers.called("d", 1.0)  # a and c have rested
+    assert set(strangers._left) == {"b", "d"}
+    strangers.called("e", 1.0)
+    strangers.called("f", 1.0)  # nobody has, so the oldest goes
+    assert set(strangers._left) == {"d", "e", "f"}
 
 
 async def _enter(door: CallDoor, host: str) -> object:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ STOPPED_S = 0.2
 SHORT_S = 0.5
 MIB = 1024 * 1024
 EACH = 1000
-MAX_BYTES_EACH = 60 * 1024
-"""Ten thousand have to fit into 600 MiB."""
+MAX_BYTES_EACH = {"http": 60 * 1024, "https": 80 * 1024}
+"""In plaintext ten thousand have to fit into 600 MiB; OpenSSL takes 16 KiB more for each."""
 NEW = "2026-07-28"
 META = {
     "io.modelcontextprotocol/protocolVersion": NEW,
@@ -61,8 +62,12 @@ def _open(node: NodeProcess, scheme: str = "http", source: str = "127.0.0.1") ->
     sock = socket.create_connection(("127.0.0.1", node.port), timeout=10, source_address=(source, 0))
     if scheme == "http":
         return sock
-    context = ssl.create_default_context(cafile=node.home / "keys" / "tls.crt")
-    return context.wrap_socket(sock, server_hostname="localhost")
+    return _context(node.home / "keys" / "tls.crt").wrap_socket(sock, server_hostname="localhost")
+
+
+@cache
+def _context(trusted: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=trusted)
 
 
 def _request(token: str | None, method: str, path: str, value: Any = None, more: bytes = b"") -> bytes:
@@ -177,8 +182,8 @@ def test_what_a_client_wanted_that_was_killed_stops(node: NodeProcess, token: st
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_slow_clients_are_ended_and_others_do_not_feel_it(tmp_path: Path, launcher: Launcher, scheme: str) -> None:
     with NodeProcess(tmp_path, launcher=launcher) as node, ExitStack() as stack:
-        node.edit_config("header_timeout = 10", f"header_timeout = {SHORT_S}")
-        node.edit_config("body_timeout = 60", f"body_timeout = {SHORT_S}")
+        node.edit_config('header_timeout = "10s"', f"header_timeout = {SHORT_S}")
+        node.edit_config('body_timeout = "60s"', f"body_timeout = {SHORT_S}")
         node.alknet("config", "reload")
         began = time.monotonic()
         slow = [stack.enter_context(closing(_open(node, scheme))) for _ in range(20)]
@@ -190,7 +195,6 @@ def test_slow_clients_are_ended_and_others_do_not_feel_it(tmp_path: Path, launch
             assert b" 200 " in _until(quick, b'"}')
         for sock in slow:
             assert b" 408 " in _until(sock, b"retryable")
-            assert sock.recv(4096).startswith(b'":') or True
         assert time.monotonic() - began < 10 * SHORT_S
         assert "Traceback" not in node.log_text()
 
@@ -253,8 +257,8 @@ def test_a_thousand_event_streams_and_a_thousand_websockets(
             with capsys.disabled():
                 each = (between - before) / EACH / 1024, (after - between) / EACH / 1024
                 sys.stdout.write(f"\n{scheme}: {each[0]:.1f} KiB for an event stream, {each[1]:.1f} for a WebSocket\n")
-            assert between - before < EACH * MAX_BYTES_EACH
-            assert after - between < EACH * MAX_BYTES_EACH
+            assert between - before < EACH * MAX_BYTES_EACH[scheme]
+            assert after - between < EACH * MAX_BYTES_EACH[scheme]
             began = time.monotonic()
             assert _call(node, token, "test/echo", value=1) == 1
             assert time.monotonic() - began < 1

@@ -142,10 +142,22 @@ def test_config_is_ready_to_paste(node: NodeProcess) -> None:
     assert far["stdio"]["mcpServers"]["alknet"]["args"][-1] == "hub.example.org:7000"
 
 
-async def test_what_config_prints_starts_a_bridge(node: NodeProcess) -> None:
-    server = node.json("mcp", "--config", "generic")["stdio"]["mcpServers"]["alknet"]
-    async with Client(StdioServerParameters(**server), mode="auto") as owner:
-        assert (await owner.call_tool("test.numbers", {"to": 2})).structured_content["items"] == [0, 1]
+async def test_what_config_prints_starts_a_bridge(node: NodeProcess, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(node.alknet("token", "create", "--peer", "little", "--scope", "matrix:*").stdout)
+    options = ("--token-file", str(file), "--carrier", "tls", "--max-tools", "50")
+    server = node.json("mcp", *options, "--config", "generic")["stdio"]["mcpServers"]["alknet"]
+    assert server["args"][-7:] == ["mcp", *options]
+    async with Client(StdioServerParameters(**server), mode="auto") as little:
+        names = [tool.name for tool in (await little.list_tools()).tools]
+        assert names == ["matrix.item", "services.list", "services.schema", "test.identity"]
+        assert (await little.call_tool("matrix.item", {})).structured_content["items"] == ["item"]
+
+
+def test_the_token_does_not_come_from_stdin(node: NodeProcess) -> None:
+    result = node.alknet("mcp", "--token-file", "-", check=False, input="alk_")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "stdin is the MCP client's" in result.stderr
 
 
 def test_ctrl_c_ends_it(node: NodeProcess) -> None:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from alknet.gateway.guard import check_host, check_origin, split_host
 from alknet.gateway.problems import HttpError
 
-NAMES = frozenset({"node.example", "192.0.2.7", "2001:db8::1"})
-ALLOWED = ("other.example", "ported.example:8443", "[2001:db8::2]:9")
+NAMES = frozenset({"node.example", "192.0.2.7", "2001:db8::1", "*.wild.example"})
+ALLOWED = ("*.listed.example", "other.example", "ported.example:8443", "[2001:db8::2]:9")
 
 
 def _host(text: str | None, *, allowed: tuple[str, ...] = ALLOWED, local: str | None = "198.51.100.4") -> int:
@@ -27,6 +27,7 @@ def _host(text: str | None, *, allowed: tuple[str, ...] = ALLOWED, local: str | 
         "[0:0:0:0:0:0:0:1]:80", "node.example", "NODE.example.:443", "192.0.2.7", "[2001:db8::1]",
         "[2001:DB8:0::1]:443", "198.51.100.4:22", "other.example", "other.example:99", "ported.example:8443",
         "[2001:db8::2]:9", "localhost:",
+        "a.wild.example", "a.listed.example:1",
     ],
 )  # fmt: skip
 def test_names_of_this_node_are_answered(text: str) -> None:
@@ -39,6 +40,7 @@ def test_names_of_this_node_are_answered(text: str) -> None:
         "evil.example", "localhost.evil.example", "evil-localhost", "127.0.0.1.evil.example", "127.0.0.2", "2130706433",
         "0x7f.1", "127.1", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "ported.example", "ported.example:1",
         "[2001:db8::2]", "node.example.evil", "xnode.example", "localhost..", "_", "-",
+        "wild.example", "a.b.wild.example", "example",
     ],
 )  # fmt: skip
 def test_every_other_name_is_forbidden(text: str) -> None:
