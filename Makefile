@@ -18,6 +18,7 @@ up: $(VENV)/.base
 
 test: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh $(TEST_PACKAGES)
+	@sh tests/_lib/npm-programs.sh
 	$(BIN)/python -m pytest -m "not soak" -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev
@@ -42,6 +43,7 @@ bench: $(VENV)/.bench
 
 soak: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh $(TEST_PACKAGES)
+	@sh tests/_lib/npm-programs.sh
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 docs: $(VENV)/.test

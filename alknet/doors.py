@@ -59,7 +59,7 @@ def gateway_settings(
         origins=gateway.origins,
         docs=gateway.docs,
         plaintext_loopback=gateway.plaintext_loopback,
-        https_host=gateway.https_host or "",
+        https_host=gateway.https_host,
         max_body=gateway.max_body,
         header_timeout=gateway.header_timeout,
         body_timeout=gateway.body_timeout,

@@ -148,7 +148,6 @@ def columns(
                 ratios(figures, name, other, what)[0]
             )
         shows[f"{clients}: p50 µs"] = lambda name, what=f"{clients} p50": median(figures[name, what])
-        shows[f"{clients}: p99 µs"] = lambda name, what=f"{clients} p99": median(figures[name, what])
         shows[f"{clients}: server µs"] = lambda name, what=f"{clients} server_us": median(figures[name, what])
     return shows
 
@@ -166,7 +165,9 @@ def measure_http(directory: Path, effort: Effort) -> str:
         }
         rounds(servers, effort, figures)
     goals = [
-        goal(f"alknet / FastAPI, {clients} clients", ratios(figures, "node", "fastapi", f"{clients} rate"), at_least=1)
+        goal(
+            f"alknet / FastAPI, {clients} at a time", ratios(figures, "node", "fastapi", f"{clients} rate"), at_least=1
+        )
         for clients in CLIENTS
     ]
     return "\n".join([table("http", HTTP, columns(figures, ("fastapi", "FastAPI"))), "", *goals])
@@ -217,7 +218,7 @@ def mcp_report(what: str, figures: Figures, counts: Sequence[int] = CLIENTS, *, 
     unless told otherwise."""
     goals = [
         goal(
-            f"alknet / FastMCP, {revision}, {clients} clients",
+            f"alknet / FastMCP, {revision}, {clients} at a time",
             ratios(figures, f"node {age}", f"fastmcp {age}", f"{clients} rate"),
             at_least=at_least,
         )

@@ -128,14 +128,16 @@ class Dispatcher:
             self.count(name, 0.0, failed=True)
             exc.request_id = act.request_id
             raise
+        loop = asyncio.get_running_loop()
         return Prepared(
             self,
             operation,
             inputs,
             caller,
             act,
+            loop=loop,
             resource=resource,
-            deadline=self._deadline(is_stream, timeout_s, caller),
+            deadline=self._deadline(loop.time(), is_stream, timeout_s, caller),
             traceparent=traceparent,
             metadata=metadata,
         )
@@ -198,12 +200,12 @@ class Dispatcher:
             return _of(act, CallError("FORBIDDEN", "authentication required", denial_id=act.decision.denial_id))
         return unknown_operation(name)
 
-    def _deadline(self, is_stream: bool, timeout_s: float | None, caller: Caller) -> float | None:
+    def _deadline(self, now: float, is_stream: bool, timeout_s: float | None, caller: Caller) -> float | None:
         """A call has the default time or less; nothing has more than the call that it is part of."""
         limit = timeout_s
         if not is_stream and (limit is None or limit > self.default_timeout_s):
             limit = self.default_timeout_s
-        end = None if limit is None else asyncio.get_running_loop().time() + limit
+        end = None if limit is None else now + limit
         above = None if caller.parent is None else caller.parent.deadline
         return end if above is None or (end is not None and end < above) else above
 

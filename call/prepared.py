@@ -41,6 +41,7 @@ class Prepared:
         caller: Caller,
         act: Act,
         *,
+        loop: asyncio.AbstractEventLoop,
         resource: str | None,
         deadline: float | None,
         traceparent: str | None,
@@ -63,7 +64,7 @@ class Prepared:
         """What the audit log has of it, for whoever looks for the denial id that the caller was told."""
         self._refusal: CallError | None = None
         """Why the handler was not begun."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._began = time.monotonic()  # the loop's own clock stands still in each of its rounds
         self.ended_because = "aborted"
         """What a cancellation means, for the audit log."""
@@ -240,7 +241,7 @@ class Prepared:
     def _start_timer(self) -> asyncio.TimerHandle | None:
         if self.deadline is None:
             return None
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         return self._loop.call_at(self.deadline, self._expire, task)
 

@@ -39,6 +39,7 @@ __all__ = [
     "NodeKey",
     "Origin",
     "PeerId",
+    "RedirectHost",
     "ResourceEntry",
     "ResourceType",
     "RootName",
@@ -175,6 +176,14 @@ def _host_pattern(value: str) -> str:
     return f"{shown}:{port}" if port else shown
 
 
+def _redirect_host(value: str) -> str:
+    """One host as it stands in a URL; nothing for none."""
+    host = _host_pattern(value) if value else ""
+    if "*" in host:
+        raise ValueError('must be one host, NAME or NAME:PORT, such as "node.example:7022"')
+    return f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
+
+
 def _origin(value: str) -> str:
     if value not in ("*", "null") and not ORIGIN.match(value):
         raise ValueError('must be a web origin in lower case, such as "https://app.example" or "http://localhost:3000"')
@@ -243,6 +252,7 @@ RootName = Annotated[str, AfterValidator(_root_name)]
 FilePath = Annotated[str, AfterValidator(_file)]
 HostPattern = Annotated[str, AfterValidator(_host_pattern)]
 Origin = Annotated[str, AfterValidator(_origin)]
+RedirectHost = Annotated[str, AfterValidator(_redirect_host)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Address = Annotated[str, AfterValidator(_address)]
 Command = Annotated[str, AfterValidator(_command)]

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from alknet.config.base import Model
-from alknet.config.fields import LIVE, RESTART, Count, Duration, HostPattern, Origin, Switch
+from alknet.config.fields import LIVE, RESTART, Count, Duration, HostPattern, Origin, RedirectHost, Switch
 
 __all__ = ["Gateway", "Mcp"]
 
@@ -36,10 +36,10 @@ class Gateway(Model):
         description="Whether HTTP without TLS is served to this machine; other machines never get it.",
         json_schema_extra=LIVE,
     )
-    https_host: HostPattern | None = Field(
-        None,
+    https_host: RedirectHost = Field(
+        "",
         description="NAME or NAME:PORT that plaintext requests of other machines are redirected to (GET and HEAD"
-        " without a credential); without it they are refused.",
+        " without a credential); empty, and they are refused.",
         json_schema_extra=LIVE,
     )
     max_body: Count = Field(

@@ -488,6 +488,7 @@ def fresh_machine(directory: Path, port: int, start: str) -> Iterator[tuple[dict
         "docs/howto/stock-ssh.md",
         "docs/reference/http.md",
         "docs/howto/safe-hands.md",
+        "docs/reference/mcp.md",
         "docs/reference/openapi.md",
     ],
 )

@@ -22,6 +22,8 @@ COVERED_ELSEWHERE = {
     "alknet/client.py": ("tests/interop/test_calls.py", "it needs a node to call"),
     "alknet/cli/call.py": ("tests/interop/test_call_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/client.py": ("tests/interop/test_cli.py", "it needs a running node to ask"),
+    "alknet/cli/mcp.py": ("tests/interop/test_mcp_bridge.py", "a command is what a process says and answers"),
+    "alknet/gateway/mcp/backend.py": ("tests/alknet/gateway/mcp/test_calling.py", "says what two others are"),
     "alknet/cli/completion.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/config.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/daemon.py": ("tests/interop/test_daemon.py", "a command is what a process prints and exits with"),

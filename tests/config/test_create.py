@@ -63,7 +63,7 @@ def test_the_generated_file_holds_every_key_of_every_section_with_its_meaning() 
 def test_keys_that_need_a_restart_are_marked() -> None:
     lines = config_text(LISTEN).splitlines()
     marked = {lines[at + 1].split()[0] for at, line in enumerate(lines) if line.endswith("(restart)")}
-    assert marked == {"name", "listen"}
+    assert marked == {"name", "listen", "enabled"}
 
 
 def test_values_stand_on_one_line_and_tables_can_be_appended() -> None:

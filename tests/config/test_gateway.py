@@ -11,7 +11,7 @@ from alknet.config.gateway import Gateway, Mcp
 
 def test_what_is_set_without_a_word_is_safe() -> None:
     gateway = Gateway()
-    assert (gateway.hosts, gateway.origins, gateway.https_host) == ((), (), None)
+    assert (gateway.hosts, gateway.origins, gateway.https_host) == ((), (), "")
     assert gateway.enabled
     assert gateway.plaintext_loopback
     assert Mcp().max_tools == 100

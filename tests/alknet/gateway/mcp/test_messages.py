@@ -1,0 +1,85 @@
+"""Reading and writing at the edge to ASGI."""
+
+import json
+from typing import Any
+
+import pytest
+
+from alknet.gateway.mcp import messages
+from alknet.gateway.mcp.messages import Watched, answer, dropped, nothing, read_body, refuse, replayed
+
+
+class Sent:
+    """A `send` that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[Any] = []
+
+    async def __call__(self, message: Any) -> None:
+        self.messages.append(message)
+
+
+def arriving(*parts: Any) -> Any:
+    """A `receive` that gives these, in order."""
+    left = list(parts)
+
+    async def receive() -> Any:
+        return left.pop(0)
+
+    return receive
+
+
+def part(body: bytes, *, more: bool = False) -> Any:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+async def test_a_body_is_read_whole_however_it_comes() -> None:
+    assert await read_body(arriving(part(b"abc"))) == b"abc"
+    assert await read_body(arriving(part(b"a", more=True), part(b"", more=True), part(b"bc"))) == b"abc"
+    assert await read_body(arriving({"type": "http.request"})) == b""
+
+
+async def test_a_body_that_is_too_long_or_breaks_off_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_BODY_BYTES", 3)
+    assert await read_body(arriving(part(b"abc"))) == b"abc"
+    assert await read_body(arriving(part(b"ab", more=True), part(b"cd", more=True))) is None  # and reads no further
+    assert await read_body(arriving(part(b"a", more=True), {"type": "http.disconnect"})) is None
+
+
+async def test_a_body_that_was_read_comes_once_more() -> None:
+    receive = replayed(b"abc", arriving({"type": "http.disconnect"}))
+    assert await receive() == part(b"abc")
+    assert await receive() == {"type": "http.disconnect"}
+
+
+async def test_an_answer_is_whole() -> None:
+    sent = Sent()
+    await answer(sent, 200, b"{}", [(b"x", b"y")])
+    start, body = sent.messages
+    assert (start["status"], body["body"]) == (200, b"{}")
+    headers = dict(start["headers"])
+    assert (headers[b"content-type"], headers[b"content-length"], headers[b"x"]) == (b"application/json", b"2", b"y")
+    await refuse(sent, 404, -32600, "not here")
+    assert json.loads(sent.messages[-1]["body"]) == {
+        "jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "not here"},
+    }  # fmt: skip
+
+
+async def test_an_answer_is_watched_and_ended_once() -> None:
+    sent, told = Sent(), []
+    watched = Watched(sent, lambda status, headers: told.append((status, headers, len(sent.messages))))
+    await watched.finish()
+    assert sent.messages == []  # there is nothing to end
+    await watched({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+    assert told == [(200, {b"a": b"b"}, 0)]  # before the client
+    await watched({"type": "http.response.body", "body": b"x", "more_body": True})
+    assert not watched.is_over
+    await watched.finish()
+    await watched.finish()
+    assert watched.is_over
+    assert [message.get("body") for message in sent.messages] == [None, b"x", b""]
+
+
+async def test_a_request_that_nobody_sent() -> None:
+    assert await nothing() == {"type": "http.disconnect"}
+    await dropped({"type": "http.response.start", "status": 200})
