@@ -74,7 +74,8 @@ class Family:
     def __init__(self, parent: "Prepared") -> None:
         self._parent = parent
         self._children: dict[asyncio.Task[Any], _Child] = {}
-        self._is_over = False
+        self.is_over = False
+        """Whether that call has ended; read by other threads."""
 
     async def call(self, name: str, value: Any, *, continue_running: bool) -> Any:
         parent, operation = self._parent, self._parent.operation
@@ -182,12 +183,12 @@ class Family:
 
     async def end(self) -> None:
         """The handler has ended: nothing new begins, and what was not to continue is cancelled and waited for."""
-        self._is_over = True
+        self.is_over = True
         if self._children:
             await _cancel([task for task, child in self._children.items() if not child.is_spared()])
 
     def _check_open(self, name: str) -> None:
-        if self._is_over:
+        if self.is_over:
             raise CallError("UNAVAILABLE", f"{self._parent.operation.spec.name} has ended and calls no {name} any more")
 
     def _out_of_reach(self, name: str) -> CallError:

@@ -38,6 +38,10 @@ class Caller:
 class Composer(Protocol):
     """Who makes the calls of a handler; given by the dispatcher."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the handler's own call has ended."""
+
     async def call(self, name: str, value: Any, *, continue_running: bool) -> Any:
         """Call an operation of this node under the handler's authority."""
 
@@ -76,6 +80,12 @@ class OperationContext:
     def remaining_s(self) -> float | None:
         """Seconds until the deadline of the whole call tree; None when there is none."""
         return None if self.deadline is None else max(0.0, self.deadline - self._clock())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits for this call any more. A plain function cannot be stopped: one that takes long looks
+        here now and then, and returns."""
+        return self._composer.is_over
 
     def call(self, name: str, value: Any = None, /, *, continue_running: bool = False, **inputs: Any) -> Awaitable[Any]:
         """Call another operation of this node: ``await ctx.call("fs/read", path="a")``.

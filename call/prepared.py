@@ -58,6 +58,8 @@ class Prepared:
         self._resource = resource
         self._family: Family | None = None
         self.has_begun = False
+        self.was_cut_short = False
+        """Whether it was ended from outside, by its deadline or by whoever runs it: nobody knows what was done."""
         self._expired = False
         self._is_revoked = False
         self._revocation: dict[str, Any] = {}
@@ -269,6 +271,7 @@ class Prepared:
         task = asyncio.current_task()
         if not self._expired and task is not None and not task.cancelling():
             return unexpected(self.operation.spec.name, exc), "error INTERNAL"
+        self.was_cut_short = True
         return self.timed_out(), self._why_ended()
 
     async def _close(self, items: AsyncIterator[Any]) -> None:

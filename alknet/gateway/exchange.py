@@ -38,6 +38,8 @@ class Visit:
     """Credentials that it has shown in vain."""
     is_guest: bool = False
     """It has one of the places for those who are nobody."""
+    take_body: Callable[[Scope], bytes | None] = lambda scope: None
+    """The body of the request of this scope, if all of it is there."""
     write_answer: Callable[[Scope, int, Iterable[tuple[bytes, bytes]], bytes], bool] = lambda *answer: False
     """Writes the whole answer to the request of this scope at once; False, and nothing is done, if that cannot be."""
     cut: Callable[[], None] = lambda: None
@@ -104,6 +106,11 @@ class Exchange:
         length = self.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise too_large(limit)
+        whole = self.visit.take_body(self.scope)
+        if whole is not None:
+            if len(whole) > limit:
+                raise too_large(limit)
+            return whole
         message = await self._receive_body()
         body: bytes = message.get("body", b"")
         if not message.get("more_body", False):

@@ -32,6 +32,7 @@ __all__ = ["HttpProtocol", "WebSocketProtocol"]
 
 HEADERS: Final = "headers"
 BODY: Final = "body"
+EXPECT: Final = b"expect"
 CODING: Final = b"transfer-encoding"
 VERSIONS: Final = ("1.0", "1.1")
 POLICY_VIOLATION: Final = 1008
@@ -88,6 +89,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.client = None if remote is None else (remote.host, remote.port)
         self.server = None if local is None else (local.host, local.port)
         self.visit.cut = self.cut
+        self.visit.take_body = self.take_body
         self.visit.write_answer = self.write_answer
         self._sink = _Sink(transport.write, transport.is_closing, self._finish)
         self._wait(self._settings().header_timeout)
@@ -96,8 +98,10 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._is_over = True
         self._stop_waiting()
-        if self._running is not None and not self._running.done():
-            self._running.cancel()  # nobody waits for the answer any more
+        if (task := self.running) is not None:
+            self.tasks.add(task)  # until now this protocol kept it
+            task.add_done_callback(self.tasks.discard)
+            task.cancel()  # nobody waits for the answer any more
         self.visit.over.set()
 
     def look_at_writing(self, now: float) -> None:
@@ -168,8 +172,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._reading is BODY:
             return  # a trailer: nobody asked for it, and it must not pass for a header
-        super().on_header(name, value)
-        if len(name) == len(CODING) and name.lower() == CODING:
+        name = name.lower()
+        self.headers.append((name, value))
+        if name == EXPECT and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        elif name == CODING:
             # The parser takes several, and some in HTTP/1.0; whoever stands in front may see another body in them.
             self._codings += 1
             if self._codings > 1 or value.strip().lower() != b"chunked" or self.parser.get_http_version() != "1.1":
@@ -202,6 +209,14 @@ class HttpProtocol(HttpToolsProtocol):
             if self._reading is None and not self._is_last:
                 self._wait(KEEP_ALIVE_S)
 
+    def take_body(self, scope: Scope) -> bytes | None:
+        """The body of the request of `scope`, if all of it is there and nothing was read of it before."""
+        cycle = self.cycle
+        if cycle.scope is not scope or cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
     def write_answer(self, scope: Scope, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:
         """Write a whole answer to the request of `scope`; False, and nothing is done, where that takes any thought."""
         cycle = self.cycle
@@ -225,9 +240,7 @@ class HttpProtocol(HttpToolsProtocol):
         return True
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = task = self.loop.create_task(cycle.run_asgi(app))
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
+        self._running = self.loop.create_task(cycle.run_asgi(app))
 
     def handle_websocket_upgrade(self) -> None:
         self._stop_waiting()

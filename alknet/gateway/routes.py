@@ -244,6 +244,9 @@ class Routes:
             answer: Answer = 200, _encoded(await self._calls.call(prepared)), []
         except CallError as exc:
             answer = _problem_answer(exc, prepared)
+            if prepared.was_cut_short:  # a plain function may even still run
+                kept.lose()
+                return answer
             if exc.retryable:
                 kept.forget()
                 return answer

@@ -64,6 +64,10 @@ class Draft:
         self._hasher.update(data)
         self.size += len(data)
 
+    def is_for(self, directory: int) -> bool:
+        """Whether it would get its name in this directory (a descriptor)."""
+        return os.path.samestat(os.fstat(self._directory), os.fstat(directory))
+
     def digest(self) -> str:
         """The BLAKE3 digest of what was written."""
         return str(self._hasher.hexdigest())

@@ -5,10 +5,8 @@ import codecs
 import heapq
 import os
 import stat
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Final, Literal
 
 from blake3 import blake3
@@ -206,17 +204,12 @@ class FileReader:
     )
     async def hash(self, path: FilePath, *, ctx: OperationContext) -> Digest:
         """Compute the BLAKE3 digest of a file of any size; to compare files, or to tell whether one has changed."""
-        stop = threading.Event()
         async with self._hashing:
-            try:
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(None, partial(self._hash, path, ctx, stop))
-            finally:
-                stop.set()
+            return await asyncio.get_running_loop().run_in_executor(None, self._hash, path, ctx)
 
-    def _hash(self, path: str, ctx: OperationContext, stop: threading.Event) -> Digest:
+    def _hash(self, path: str, ctx: OperationContext) -> Digest:
         with self._files.reach(ctx, path) as spot:
-            digest, info = digest_of(spot, stop)
+            digest, info = digest_of(spot, ctx)
         return Digest(path, digest, info.st_size)
 
 

@@ -297,7 +297,8 @@ def _file_system(device: int) -> str | None:
 
 
 def _protected() -> Barred:
-    return Barred(RULE_PROTECTED, "the node's home and its user's ~/.ssh are out of reach for everybody but owner")
+    reason = "the node's home and its user's ~/.ssh are out of reach for everybody but owner with the scope *"
+    return Barred(RULE_PROTECTED, reason)
 
 
 def _inode(info: os.stat_result) -> Inode:

@@ -101,13 +101,13 @@ class FileWriter:
             caller = "" if ctx.identity is None else ctx.identity.id
             if upload is not None:
                 with self._uploads.use(upload, caller, path) as kept:
-                    return self._piece(spot, kept, content, offset, wanted, final=final)
+                    return self._piece(spot, kept, content, offset, wanted, ctx, final=final)
             if not final:
                 return self._begin(spot, caller, content)
             draft = Draft(spot.directory)
             try:
                 draft.write(content)
-                return self._commit(spot, draft, wanted)
+                return self._commit(spot, draft, wanted, ctx)
             finally:
                 draft.close()
 
@@ -126,23 +126,34 @@ class FileWriter:
         return Written(spot.path, draft.size, None, None, kept.id)
 
     def _piece(
-        self, spot: Spot, kept: Upload, content: bytes, offset: int, wanted: "_Wanted", *, final: bool
+        self,
+        spot: Spot,
+        kept: Upload,
+        content: bytes,
+        offset: int,
+        wanted: "_Wanted",
+        ctx: OperationContext,
+        *,
+        final: bool,
     ) -> Written:
+        if not kept.draft.is_for(spot.directory):  # it was moved, perhaps out of the root, or the root is another one
+            self._uploads.drop(kept)
+            raise Conflict(f"the directory of {spot.path!r} was replaced since the upload began: begin again")
         self._uploads.add(kept, content, offset=offset)
         if not final:
             return Written(spot.path, kept.draft.size, None, None, kept.id)
         try:
-            return self._commit(spot, kept.draft, wanted)
+            return self._commit(spot, kept.draft, wanted, ctx)
         finally:
             self._uploads.drop(kept)
 
-    def _commit(self, spot: Spot, draft: Draft, wanted: "_Wanted") -> Written:
+    def _commit(self, spot: Spot, draft: Draft, wanted: "_Wanted", ctx: OperationContext) -> Written:
         assert spot.name is not None
         digest = draft.digest()
         if wanted.digest not in (None, digest):
             raise InvalidInputError(f"digest: the content that arrived has the digest {digest}")
         draft.sync()
-        seen = _seen(spot, wanted.if_digest)
+        seen = _seen(spot, wanted.if_digest, ctx)
         with self._uploads.commits:
             over = _target(spot, wanted)
             _check_unchanged(spot, over, seen)
@@ -181,7 +192,7 @@ class FileWriter:
             if spot.name is None:
                 raise WrongKind(f"{path!r} is a root, and stays")
             info = spot.info()
-            seen = _seen(spot, if_digest)
+            seen = _seen(spot, if_digest, ctx)
             if stat.S_ISDIR(info.st_mode) and recursive:
                 return Removed(path, remove_tree(spot.directory, spot.name, spot.guard, path))
             with self._uploads.commits:
@@ -242,11 +253,11 @@ def _target(spot: Spot, wanted: _Wanted) -> os.stat_result | None:
     return info
 
 
-def _seen(spot: Spot, expected: str | None) -> _Seen | None:
+def _seen(spot: Spot, expected: str | None, ctx: OperationContext) -> _Seen | None:
     if expected is None:
         return None
     try:
-        digest, info = digest_of(spot)
+        digest, info = digest_of(spot, ctx)
     except FileNotFoundError:
         return _Seen(expected, None, None)
     return _Seen(expected, digest, info)

@@ -17,6 +17,8 @@ class Recorder:
     async def call(self, name: str, value: Any, *, continue_running: bool) -> Any:
         return name, value, continue_running
 
+    is_over = False
+
     async def call_peer(self, peer: str, name: str, value: Any) -> Any:
         return peer, name, value
 

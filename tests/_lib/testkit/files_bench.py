@@ -46,10 +46,10 @@ class FilesBench(Bench):
         files = Files(self.gate, roots, protected=[str(self.home)])
         self.serve(FileReader(files), FileWriter(files, self.uploads))
 
-    async def refusal(self, name: str, value: Any, *, peer: str = "alice") -> CallError:
+    async def refusal(self, name: str, value: Any, *, peer: str = "alice", **how: Any) -> CallError:
         """How a call fails."""
         with pytest.raises(CallError) as caught:
-            await self.call(name, value, peer=peer)
+            await self.call(name, value, peer=peer, **how)
         return caught.value
 
     async def aclose(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alknet import OperationError, operation
+from alknet.errors import UnavailableError
 from alknet.gateway import idempotency
 from alknet.gateway.idempotency import MAX_KEY_CHARS
 from alknet.gateway.problems import HttpError
@@ -42,6 +43,8 @@ class Shop:
             raise SoldOut("none is left")
         if fail == "crash":
             raise RuntimeError
+        if fail == "busy":
+            raise UnavailableError("try again")
         return f"{item} {len(self.done)}"
 
     @operation("shop/sell", kind="mutation")
@@ -178,6 +181,42 @@ async def test_access_that_is_taken_away_meanwhile_ends_it(shop: Shop, kept: sql
         door.reload({"alice": ("other",), "bob": ("*",)})
         answer = await http.answer()
         assert (answer.status, answer.code) == (403, "FORBIDDEN")
+        door.change(PEERS)
+        await _nobody_knows(http, "k", operation="shop/slow")
+
+
+async def _nobody_knows(http: RawHttp, key: str, *, operation: str, **input: Any) -> None:
+    answer = await _buy(http, key, operation=operation, **input)
+    assert (answer.status, answer.value["retryable"]) == (409, False)
+    assert "nobody knows" in answer.value["message"]
+
+
+async def test_what_its_deadline_has_ended_is_not_done_again(shop: Shop, kept: sqlite3.Connection) -> None:
+    """The first answer says that another try may help; under this key none does, for the act may have been done."""
+    async with _door(shop, kept) as door, door.connect() as http:
+        body = {"operation": "shop/slow", "input": {}, "timeout_ms": 20}
+        await http.send(http.asked("POST", "/call", body, ("Idempotency-Key", "k")))
+        assert (await http.answer()).code == "TIMEOUT"
+        await _nobody_knows(http, "k", operation="shop/slow")
+        assert shop.done == ["slow"]
+
+
+async def test_what_the_end_of_the_node_has_cut_short_is_not_done_again(shop: Shop, kept: sqlite3.Connection) -> None:
+    async with _door(shop, kept) as door, door.connect() as http:
+        await http.send(http.asked("POST", "/ops/shop/slow", {}, ("Idempotency-Key", "k")))
+        await eventually(lambda: shop.done, "it has begun")
+        await door.handler._calls.drain(0.0)
+        assert (await http.answer()).code == "UNAVAILABLE"
+        door.handler._calls.is_draining = False
+        await _nobody_knows(http, "k", operation="shop/slow")
+        assert shop.done == ["slow"]
+
+
+async def test_what_says_itself_that_it_was_not_done_may_be_done(shop: Shop, kept: sqlite3.Connection) -> None:
+    async with _door(shop, kept) as door, door.connect() as http:
+        assert (await _buy(http, fail="busy")).status == 503
+        assert (await _buy(http, fail="busy")).status == 503
+        assert shop.done == ["a", "a"]
 
 
 async def test_nobody_has_a_key(shop: Shop, kept: sqlite3.Connection) -> None:

@@ -1,14 +1,15 @@
 """What all operations on files have in common: how a caller is refused, and the digest of a file."""
 
 import os
-import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from blake3 import blake3
 
-from alknet.access import Authority
-from alknet.call.context import Caller
+from alknet.access import Authority, Identity
+from alknet.call.context import Caller, OperationContext
 from alknet.call.errors import CallError
 from alknet.services.files import digest_of
 from alknet.services.files_roots import Root, Roots
@@ -76,6 +77,18 @@ async def test_the_owner_reaches_a_home_and_its_authority_does_not(bench: FilesB
     assert caught.value.code == "FORBIDDEN"
 
 
+@pytest.mark.parametrize("scopes", [("fs:*",), ("fs:read", "fs:write")])
+async def test_a_narrow_token_of_the_owner_reaches_no_key_that_would_widen_it(
+    bench: FilesBench, scopes: tuple[str, ...]
+) -> None:
+    narrow = Caller(Identity("owner", frozenset(scopes), "key:SHA256:owner"), "memory")
+    for name in sorted(OPERATIONS):
+        path = "root/home" if name == "fs/list" else "root/home/keys/node"
+        with pytest.raises(CallError) as caught:
+            await bench.dispatcher.prepare(name, value_of(name, path), narrow).call()
+        assert "[fs.protected]" in str(caught.value)
+
+
 @pytest.mark.parametrize("peer", ["alice", "owner"])
 @pytest.mark.parametrize("name", sorted(OPERATIONS - READING))
 async def test_a_read_only_root_is_so_for_everybody(bench: FilesBench, name: str, peer: str) -> None:
@@ -106,8 +119,11 @@ async def test_the_audit_log_has_the_path_and_not_the_content(bench: FilesBench)
 def test_a_digest_is_of_the_whole_file_and_can_be_given_up(tmp_path: Path) -> None:
     data = os.urandom(3 * 1024 * 1024 + 7)
     (tmp_path / "file").write_bytes(data)
-    stop = threading.Event()
     with Roots([Root.of("r", str(tmp_path))]).reach("r/file") as spot:
-        assert digest_of(spot, stop) == (blake3(data).hexdigest(), spot.info())
-        stop.set()
-        assert digest_of(spot, stop)[0] == blake3(b"").hexdigest()
+        assert digest_of(spot, _context(is_over=False)) == (blake3(data).hexdigest(), spot.info())
+        assert digest_of(spot, _context(is_over=True))[0] == blake3(b"").hexdigest()
+
+
+def _context(*, is_over: bool) -> OperationContext:
+    """Of a call that has ended, or not."""
+    return cast(OperationContext, SimpleNamespace(is_over=is_over))

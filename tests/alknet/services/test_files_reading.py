@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alknet.call.codecs import JSON
+from alknet.call.context import OperationContext
 from alknet.services import files_reading
 from alknet.services.files_reading import MAX_LISTED, MAX_PIECE_BYTES
 from testkit.files_bench import FilesBench, descriptors
@@ -205,9 +207,12 @@ async def test_hashing_holds_up_nobody_and_ends_when_nobody_waits(
     """A thread is in the middle of a file that never ends; the loop goes on, and giving up stops it."""
     running, ended = threading.Event(), threading.Event()
 
-    def endless(spot: object, stop: threading.Event) -> tuple[str, os.stat_result]:
+    def endless(spot: object, ctx: OperationContext) -> tuple[str, os.stat_result]:
         running.set()
-        assert stop.wait(20)
+        ends = time.monotonic() + 20
+        while not ctx.is_over:
+            assert time.monotonic() < ends
+            os.sched_yield()
         ended.set()
         raise FileNotFoundError
 

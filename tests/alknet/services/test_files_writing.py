@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from alknet.call.context import OperationContext
 from alknet.call.errors import CallError
-from alknet.services import files_drafts
+from alknet.services import files_drafts, files_writing
 from alknet.services.files import MAX_PIECE_BYTES
 from alknet.services.files_drafts import MAX_IDLE_S, MAX_PER_CALLER
 from alknet.services.files_roots import Root
 from testkit.files_bench import FilesBench, descriptors
+from testkit.polling import eventually
 from testkit.users import need_root
 
 
@@ -219,6 +222,16 @@ async def test_an_upload_is_nobody_elses_and_of_no_other_path(bench: FilesBench)
     assert os.listdir(bench.root) == []
 
 
+async def test_an_upload_does_not_follow_its_directory_out_of_the_root(bench: FilesBench) -> None:
+    (bench.root / "d").mkdir()
+    begun = await bench.call("fs/write", {"path": "root/d/a", "text": "x", "final": False})
+    (bench.root / "d").rename(bench.outside / "d")
+    (bench.root / "d").mkdir()
+    error = await bench.refusal("fs/write", {"path": "root/d/a", "text": "y", "upload": begun["upload"], "offset": 1})
+    assert error.code == "CONFLICT"
+    assert (os.listdir(bench.outside / "d"), os.listdir(bench.root / "d"), len(bench.uploads)) == ([], [], 0)
+
+
 async def test_a_caller_has_few_unfinished_uploads(bench: FilesBench) -> None:
     for number in range(MAX_PER_CALLER):
         await bench.call("fs/write", {"path": f"root/{number}", "text": "x", "final": False})
@@ -291,6 +304,29 @@ async def test_a_caller_that_goes_away_leaves_nothing(bench: FilesBench) -> None
 
 
 # --- remove -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fs/write", "fs/remove"])
+async def test_looking_at_a_file_that_never_ends_ends_with_the_call(
+    bench: FilesBench, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    ended = threading.Event()
+
+    def endless(spot: object, ctx: OperationContext) -> tuple[str, os.stat_result]:
+        ends = time.monotonic() + 20
+        while not ctx.is_over:
+            assert time.monotonic() < ends
+            os.sched_yield()
+        ended.set()
+        return digest_of(b"half of it"), os.stat("/")
+
+    monkeypatch.setattr(files_writing, "digest_of", endless)
+    (bench.root / "a").write_text("old")
+    value = {"path": "root/a", "if_digest": digest_of(b"old")} | ({"text": "new"} if name == "fs/write" else {})
+    error = await bench.refusal(name, value, timeout_s=0.05)
+    assert error.code == "TIMEOUT"
+    await eventually(ended.is_set, "it was stopped")
+    assert (bench.root / "a").read_text() == "old"
 
 
 async def test_files_links_and_empty_directories_are_removed(bench: FilesBench, tmp_path: Path) -> None:

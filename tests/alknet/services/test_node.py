@@ -24,11 +24,12 @@ PEERS = (
 INPUTS: dict[str, dict[str, Any]] = {
     "node/status": {},
     "node/sessions": {},
+    "node/metrics": {},
     "node/can": {"peer": "admin", "action": "ssh/login"},
     "node/reload": {},
     "node/kill": {"id": "c7"},
 }
-READING = ("node/status", "node/sessions", "node/can")
+READING = ("node/status", "node/sessions", "node/metrics", "node/can")
 
 
 def policy_of(*peers: Peer, daemon: DaemonUser = ROOT) -> Policy:
