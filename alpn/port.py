@@ -163,6 +163,9 @@ class Port:
             return
         try:
             sock.setblocking(False)
+            sock.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_NODELAY, 1
+            )  # asyncio does it for sockets that it made itself
             keep_alive(sock)
             self._waiting.add(_Waiting(self, sock, remote, slot))
         except Exception:

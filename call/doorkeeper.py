@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from alknet.access import Access, Identity
+from alknet.alpn.admission import source_of
 from alknet.alpn.streams import Connection
 from alknet.call.anonymous import Anonymous
 from alknet.call.errors import CallError
@@ -102,16 +103,16 @@ class Doorkeeper:
         none. HTTP decides on each request, so that its connections need no more than this."""
         limits = self.limits
         self._anonymous.enter(
-            host_of(connection) or "-", total=limits.half_open, per_address=limits.connections_per_address
+            _source(host_of(connection)), total=limits.half_open, per_address=limits.connections_per_address
         )
 
     def leave(self, connection: Connection) -> None:
         """Give back the place of somebody who is nobody."""
-        self._anonymous.leave(host_of(connection) or "-")
+        self._anonymous.leave(_source(host_of(connection)))
 
     def anonymous_called(self, host: str | None) -> None:
         """Count a call of nobody in particular; raises `CallError` for one too many."""
-        self._anonymous.called(host or "-", asyncio.get_running_loop().time())
+        self._anonymous.called(_source(host), asyncio.get_running_loop().time())
 
     def bearer(self, connection: Connection, token: str, identity: Identity | None, *, surface: str) -> Identity:
         """Whose token it is, shown by nobody or by `identity`; raises `CallError` for one that lets nobody in."""
@@ -151,3 +152,8 @@ class Doorkeeper:
 def host_of(connection: Connection) -> str | None:
     """The address of whoever is at the other end, where the carrier has one."""
     return None if connection.remote is None else connection.remote.host
+
+
+def _source(host: str | None) -> str:
+    """What callers without a credential are counted by; a carrier without addresses counts as one."""
+    return "-" if host is None else source_of(host)

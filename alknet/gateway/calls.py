@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, Final, Protocol, TypeVar
 
+from alknet.alpn.admission import source_of
 from alknet.call.anonymous import ANONYMOUS_LIMITS
 from alknet.call.context import Caller
 from alknet.call.dispatch import Dispatcher
@@ -170,4 +171,7 @@ def _raise_refusal(running: _Running) -> None:
 
 
 def _who(caller: Caller) -> str:
-    return f"anonymous {caller.remote}" if caller.identity is None else caller.identity.id
+    """Whose calls count together: a peer's, or those of nobody in particular from one address."""
+    if caller.identity is not None:
+        return caller.identity.id
+    return "anonymous " + ("-" if caller.remote is None else source_of(caller.remote))

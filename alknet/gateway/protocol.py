@@ -215,6 +215,7 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle.scope is not scope or cycle.more_body or cycle.disconnected or cycle.waiting_for_100_continue:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
+        self.flow.resume_reading()
         return body
 
     def write_answer(self, scope: Scope, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> bool:

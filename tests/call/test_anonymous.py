@@ -129,7 +129,11 @@ async def test_nobody_in_particular_stays_for_ever(tmp_path: Path, monkeypatch: 
             with contextlib.suppress(CallError):
                 await link.session.call("services/list")
             await asyncio.sleep(0)
-        assert link.session.end_reason == "nobody in particular has been here for long enough"
+        # Who was speaking at that very moment may find the connection gone before it has read why.
+        assert link.session.end_reason in (
+            "nobody in particular has been here for long enough",
+            "the connection was lost",
+        )
     await door.aclose()
 
 

@@ -124,6 +124,11 @@ async def test_calls_of_nobody_are_counted_by_address(monkeypatch: pytest.Monkey
         doors.keeper.anonymous_called(HOST)
     doors.keeper.anonymous_called("192.0.2.2")
     doors.keeper.anonymous_called(None)
+    for number in range(int(BURST)):  # one customer owns all of a /64
+        doors.keeper.anonymous_called(f"2001:db8::{number:x}")
+    with pytest.raises(CallError, match="calls a second"):
+        doors.keeper.anonymous_called("2001:db8::ffff")
+    doors.keeper.anonymous_called("2001:db8:0:1::1")
 
 
 def test_a_carrier_may_have_no_addresses() -> None:

@@ -19,12 +19,15 @@ from mcp_types import INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_
 from starlette.types import Receive, Scope, Send
 
 from alknet.access import Access
+from alknet.call.anonymous import LIFETIME_S
 from alknet.call.codecs import JSON
 from alknet.call.context import Caller
 from alknet.call.errors import CallError, FrameError
+from alknet.call.frames import HELLO_MAX_FRAME
 from alknet.gateway.calls import Calls
 from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief
-from alknet.gateway.mcp.messages import MAX_BODY_BYTES, Watched, answer, dropped, nothing, read_body, refuse, replayed
+from alknet.gateway.mcp import messages
+from alknet.gateway.mcp.messages import Watched, answer, dropped, nothing, read_body, refuse, replayed
 from alknet.gateway.mcp.node import Directory, NodeBackend
 from alknet.gateway.mcp.server import Ctx, ToolServer, Turn
 from alknet.gateway.mcp.sessions import OwnedSession, Sessions, owner_of

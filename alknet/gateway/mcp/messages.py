@@ -14,8 +14,8 @@ MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 _HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 
 
-async def read_body(receive: Receive) -> bytes | None:
-    """The whole body; None for one above `MAX_BODY_BYTES`, and for one whose client left."""
+async def read_body(receive: Receive, limit: int) -> bytes | None:
+    """The whole body; None for one above `limit` bytes, and for one whose client left."""
     parts, size, is_more = [], 0, True
     while is_more:
         message = await receive()
@@ -23,7 +23,7 @@ async def read_body(receive: Receive) -> bytes | None:
             return None
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
+        if size > limit:
             return None
         is_more = message.get("more_body", False)
     return parts[0] if len(parts) == 1 else b"".join(parts)
