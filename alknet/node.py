@@ -201,9 +201,12 @@ class Node:
         return self._reloader.running.settings.node.name or os.uname().nodename
 
     @property
-    def serves_http(self) -> bool:
-        """Whether the gateway is there."""
-        return self._gateway is not None
+    def web_entry(self) -> tuple[str, str] | None:
+        """(scheme, path) of where somebody at this machine begins over HTTP; None if the gateway is not there."""
+        if self._gateway is None:
+            return None
+        settings = self._reloader.running.settings.gateway
+        return "http" if settings.plaintext_loopback else "https", "/docs" if settings.docs else "/ops/NAME"
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 """Answers that are kept for a while, so that a request sent twice with one Idempotency-Key is done once.
 
-A row is written before the act and completed after it. Rows that a process left incomplete when it died say so: nobody
-knows then whether the act was done, and it must not be done again on that guess.
+A row is written before the act and completed after it. A row that is not complete although its act does not run (its
+process died, or the disk was full when it had ended) says so: nobody knows then whether the act was done, and it must
+not be done again on that guess.
 """
 
-import secrets
 import sqlite3
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +21,7 @@ PRUNE_EVERY: Final = 256
 
 TABLE: Final = (
     "CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, peer TEXT NOT NULL, input BLOB NOT NULL,"
-    " run BLOB NOT NULL, at REAL NOT NULL, status INTEGER, body BLOB)",
+    " at REAL NOT NULL, status INTEGER, body BLOB)",
     "CREATE INDEX IF NOT EXISTS replies_at ON replies (at)",
     "CREATE INDEX IF NOT EXISTS replies_peer ON replies (peer)",
 )
@@ -29,8 +29,8 @@ TABLE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What is known of an earlier request with the same key. `status` is None while it runs, or when its process died
-    before it had ended (`is_lost`)."""
+    """What is known of an earlier request with the same key. `status` is None while it runs, and when it does not run
+    and no answer was kept (`is_lost`)."""
 
     input: bytes
     status: int | None
@@ -43,7 +43,7 @@ class Replies:
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
-        self._run = secrets.token_bytes(8)
+        self._running: set[bytes] = set()
         self._begun = 0
         for statement in TABLE:
             db.execute(statement)
@@ -55,20 +55,20 @@ class Replies:
             if self._begun % PRUNE_EVERY == 0:
                 self._db.execute("DELETE FROM replies WHERE at <= ?", (now - KEPT_S,))
             self._begun += 1
-            row = self._db.execute("SELECT input, run, at, status, body FROM replies WHERE key = ?", (key,)).fetchone()
-            if row is not None and row[2] > now - KEPT_S:
-                return Remembered(row[0], row[3], row[4] or b"", is_lost=row[3] is None and row[1] != self._run)
+            row = self._db.execute("SELECT input, at, status, body FROM replies WHERE key = ?", (key,)).fetchone()
+            if row is not None and (row[1] > now - KEPT_S or key in self._running):
+                return Remembered(row[0], row[2], row[3] or b"", is_lost=row[2] is None and key not in self._running)
             if self._count("") >= MAX_KEPT or self._count(peer) >= MAX_KEPT_OF_ONE_PEER:
                 raise UnavailableError("too many answers are kept for idempotency keys", hint="try again later")
-            self._db.execute(
-                "INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, ?, NULL, NULL)", (key, peer, input, self._run, now)
-            )
+            self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, NULL, NULL)", (key, peer, input, now))
         except sqlite3.Error as exc:
             raise UnavailableError(f"the idempotency key cannot be kept: {exc}", hint="try again") from exc
+        self._running.add(key)
         return None
 
     def finish(self, key: bytes, status: int, body: bytes) -> None:
         """Keep the answer; raises `UnavailableError`."""
+        self._running.discard(key)
         try:
             self._db.execute("UPDATE replies SET status = ?, body = ? WHERE key = ?", (status, body, key))
         except sqlite3.Error as exc:
@@ -76,6 +76,7 @@ class Replies:
 
     def forget(self, key: bytes) -> None:
         """The act was not done after all; raises `UnavailableError`."""
+        self._running.discard(key)
         try:
             self._db.execute("DELETE FROM replies WHERE key = ?", (key,))
         except sqlite3.Error as exc:

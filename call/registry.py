@@ -106,7 +106,8 @@ def _load(what: str, source: Callable[[], Any]) -> tuple[Operation | HttpRoute, 
         raise ConfigError(f"{what}: {exc}", hint=exc.hint) from exc
     except ModuleNotFoundError as exc:
         raise ConfigError(
-            f"{what}: {exc}", hint="install it for the Python that runs alknet, or correct the name"
+            f"{what}: {exc}",
+            hint="install it for the Python that runs alknet, have PYTHONPATH name its directory, or correct the name",
         ) from exc
     except (Exception, SystemExit) as exc:  # whatever a foreign module does when it is imported
         at = traceback.extract_tb(exc.__traceback__)[-1]

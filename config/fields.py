@@ -171,7 +171,7 @@ def _host_pattern(value: str) -> str:
     except ValueError:
         raise ValueError('must be NAME or NAME:PORT, or "*", such as "node.example:7022"') from None
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT):
-        raise ValueError("has a port that is none")
+        raise ValueError(f'must be NAME or NAME:PORT, without "https://", and the port from 1 to {MAX_PORT}')
     shown = f"[{host}]" if ":" in host and port else host
     return f"{shown}:{port}" if port else shown
 

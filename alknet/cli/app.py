@@ -139,7 +139,7 @@ def _add_common(command: click.Command) -> None:
 )
 @click.version_option(__version__, prog_name="alknet")
 def app() -> None:
-    """One port, one identity, one policy: a node that people and programs reach by ssh and by operation calls."""
+    """One port, one identity, one policy: a node that people and programs reach by ssh, operation calls and HTTP."""
 
 
 def run(argv: list[str] | None) -> int:

@@ -204,8 +204,9 @@ def _greet(node: "Node", invocation: Invocation) -> None:
         return
     click.echo(f"alknet node {node.name!r} is up on {', '.join(node.addresses)}")
     click.echo(f"home {home.path}\n\nEnter it with stock ssh:\n\n  {line}\n")
-    if node.serves_http:
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}/docs"
+    if (entry := node.web_entry) is not None:
+        scheme, path = entry
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{path}"
         click.echo(f"Call its operations ('alknet token create --scope ...' makes a token):\n\n  {url}\n")
     click.echo("Ctrl-C stops it.")
 

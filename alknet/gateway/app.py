@@ -25,7 +25,7 @@ from alknet.gateway.settings import GatewaySettings
 from alknet.gateway.traces import continue_trace
 from alknet.logs import event
 
-__all__ = ["WEBSOCKET", "Gateway", "Route", "bearer_of", "is_loopback", "method_not_allowed"]
+__all__ = ["NOTHING_HERE", "WEBSOCKET", "Gateway", "Route", "bearer_of", "is_loopback", "method_not_allowed"]
 
 log = logging.getLogger("alknet.gateway")
 
@@ -36,7 +36,11 @@ WEBSOCKET: Final = "/alknet/call"
 SAFE: Final = ("GET", "HEAD")
 OPEN_PATHS: Final = ("/healthz", "/readyz", "/docs")
 """Where nobody has to be anybody: what stands there tells nothing. Credentials are not looked at."""
-CORS_HEADERS: Final = b"authorization, content-type, idempotency-key, last-event-id, traceparent, mcp-protocol-version,"
+CORS_HEADERS: Final = (
+    b"authorization, content-type, idempotency-key, last-event-id, traceparent, mcp-protocol-version, mcp-session-id,"
+    b" mcp-method, mcp-name"
+)
+NOTHING_HERE: Final = "there is nothing at this path; operations are at /ops/NAME, and GET /search lists them"
 CORS_METHODS: Final = b"GET, POST, PUT, PATCH, DELETE"
 CORS_MAX_AGE: Final = b"600"
 
@@ -137,7 +141,7 @@ class Gateway:
             exchange.more_headers += [
                 (b"access-control-allow-origin", origin.encode("latin-1")),
                 (b"vary", b"Origin"),
-                (b"access-control-allow-headers", CORS_HEADERS + b" mcp-session-id"),
+                (b"access-control-allow-headers", CORS_HEADERS),
                 (b"access-control-allow-methods", CORS_METHODS),
                 (b"access-control-expose-headers", b"traceparent, retry-after, mcp-session-id, alknet-request-id"),
                 (b"access-control-max-age", CORS_MAX_AGE),
@@ -185,7 +189,7 @@ class Gateway:
         raise HttpError(
             403,
             "FORBIDDEN",
-            "this node answers to other machines over TLS only: use https://",
+            "this node does not answer here without TLS: use https://",
             headers=[(b"connection", b"close")],
         )
 
@@ -199,12 +203,12 @@ def bearer_of(header: str | None) -> str:
     return token
 
 
-def method_not_allowed(method: str, allowed: str) -> HttpError:
-    """The path is there, for other methods."""
+def method_not_allowed(method: str, allowed: str, why: str = "") -> HttpError:
+    """The path is there, for other methods; `why` is for those who wonder."""
     return HttpError(
         405,
         "INVALID_OPERATION_TYPE",
-        f"{method} is not for this path; use {allowed}",
+        f"{method} is not for this path; use {allowed}" + (f" ({why})" if why else ""),
         headers=[(b"allow", allowed.encode("ascii"))],
     )
 
@@ -215,7 +219,7 @@ def is_loopback(host: str) -> bool:
 
 
 async def _nothing_here(exchange: Exchange) -> None:
-    raise HttpError(404, "NOT_FOUND", "there is nothing here")
+    raise HttpError(404, "NOT_FOUND", NOTHING_HERE)
 
 
 def _known(path: str, paths: tuple[str, ...]) -> str:

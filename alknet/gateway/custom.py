@@ -29,7 +29,7 @@ from alknet.call.registry import Registry
 from alknet.call.routes import HttpRoute
 from alknet.errors import InvalidInputError, NotFoundError, UnavailableError, UsageError
 from alknet.gate import Act
-from alknet.gateway.app import method_not_allowed
+from alknet.gateway.app import NOTHING_HERE, method_not_allowed
 from alknet.gateway.calls import Calls
 from alknet.gateway.exchange import NO_STORE, Exchange, too_large
 from alknet.gateway.problems import STATUS, HttpError, status_of
@@ -211,6 +211,9 @@ class CustomRoutes:
                 exchange.has_begun = True
                 run.status = message["status"]
                 message = {**message, "headers": self._headers(exchange, message["headers"], run.act)}
+            elif exchange.method == "HEAD" and message.get("more_body", False):
+                await exchange.relay({"type": "http.response.body"})
+                raise _HeadAnswered
             await exchange.relay(message)
 
         # Who sends it is in the context; the token is nobody else's business.
@@ -230,6 +233,8 @@ class CustomRoutes:
             raise CallError(exc.code, str(exc), hint=exc.hint) from exc
         except ClientDisconnect:
             return  # it was faster than the end of this task
+        except _HeadAnswered:
+            pass
         except Exception as exc:
             raise unexpected(run.route.action, exc) from exc
         run.facts = {}
@@ -240,6 +245,10 @@ class CustomRoutes:
         own = {name.lower() for name, _ in headers}
         added = [*NO_STORE, *exchange.more_headers, (b"alknet-request-id", act.request_id.encode("ascii"))]
         return [*headers, *((name, value) for name, value in added if name == b"vary" or name not in own)]
+
+
+class _HeadAnswered(Exception):
+    """A HEAD has its answer with the first piece of the body, however long that would go on."""
 
 
 class _Run:
@@ -280,17 +289,18 @@ class _Table:
             allowed |= {*route.methods}
         if allowed:
             raise method_not_allowed(method, ", ".join(sorted(allowed)))
-        raise HttpError(404, "NOT_FOUND", "there is nothing here")
+        raise HttpError(404, "NOT_FOUND", NOTHING_HERE)
 
 
 def _converted(texts: dict[str, str], convertors: dict[str, Convertor[Any]]) -> dict[str, Any] | None:
-    """What stands in the path, as its types say; None for what is none, and for a path that climbs."""
+    """What stands in the path, as its types say; None for what is none, and for a path that climbs or begins at the top:
+    joined to a directory, it would lead out of it."""
     try:
         values = {name: convertors[name].convert(text) for name, text in texts.items()}
     except ValueError:  # more digits than Python takes
         return None
     climbs = any(part in (".", "..") or "\0" in part for text in texts.values() for part in text.split("/"))
-    return None if climbs else values
+    return None if climbs or any(text.startswith("/") for text in texts.values()) else values
 
 
 class _Request(Request):

@@ -140,11 +140,11 @@ class Exchange:
             body = await self.body(limit)
             if not body and not kind:
                 return None
-            told = kind.decode("latin-1")[:100] or "no Content-Type"
+            told = f"is {kind.decode('latin-1')[:100]!r}" if kind else "has no Content-Type"
             raise HttpError(
                 415,
                 "INVALID_INPUT",
-                f"the body has {told!r}; send JSON with Content-Type: application/json",
+                f"the body {told}; send JSON with Content-Type: application/json",
                 headers=[(b"accept", JSON_TYPE)],
             )
         body = await self.body(limit)

@@ -1,7 +1,6 @@
 """uvicorn's HTTP and WebSocket protocols with the bounds that they lack, and with an end to what nobody waits for."""
 
 import asyncio
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, Final, NoReturn
 
@@ -13,6 +12,7 @@ from uvicorn.server import ServerState
 from websockets.frames import Frame
 
 from alknet.gateway.exchange import NO_STORE, Visit
+from alknet.gateway.patience import Patience
 from alknet.gateway.problems import PROBLEM, HttpError, problem_of
 from alknet.gateway.settings import (
     KEEP_ALIVE_S,
@@ -66,12 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Of the request that is being read, from its first to its last."""
         self._refusal: HttpError | None = None
         """Why the parser was stopped."""
-        self._patience: float | None = None
-        """Seconds that the client has from now on to go on with its request, if that has changed."""
-        self._waits_until = math.inf
-        """The event loop's time at which the patience with this client ends."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = math.inf
+        self._patience = Patience(self.loop, self._too_slow)
         self._running: asyncio.Task[None] | None = None
         self._is_over = False
         self._is_last = False
@@ -92,12 +87,12 @@ class HttpProtocol(HttpToolsProtocol):
         self.visit.take_body = self.take_body
         self.visit.write_answer = self.write_answer
         self._sink = _Sink(transport.write, transport.is_closing, self._finish)
-        self._wait(self._settings().header_timeout)
+        self._patience.begin(self._settings().header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._is_over = True
-        self._stop_waiting()
+        self._patience.close()
         if (task := self.running) is not None:
             self.tasks.add(task)  # until now this protocol kept it
             task.add_done_callback(self.tasks.discard)
@@ -154,15 +149,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431, TOO_MANY_HEADERS)
         else:
             super().data_received(data)
-            if self._patience is not None:  # nearly all requests arrive whole, and nobody has waited for them
-                self._wait(self._patience)
+            self._patience.settle()
 
     def on_message_begin(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop(400, "one request at a time")
         super().on_message_begin()
         self._reading, self._bytes, self._header_bytes, self._codings = HEADERS, 0, 0, 0
-        self._patience = self._settings().header_timeout
+        self._patience.soon(self._settings().header_timeout)
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -191,23 +185,23 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.get_http_version() not in VERSIONS:
             self._stop(505, "this node speaks HTTP/1.1")
         self._reading, self._bytes = BODY, 0
-        self._patience = self._settings().body_timeout
+        self._patience.soon(self._settings().body_timeout)
         super().on_headers_complete()
         if self.cycle is not None:
             self.cycle.transport = self._sink  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         self._reading = None
-        self._stop_waiting()
+        self._patience.end()
         super().on_message_complete()
         if self.cycle is not None and self.cycle.response_complete:  # the answer did not wait for all of the request
-            self._patience = KEEP_ALIVE_S
+            self._patience.soon(KEEP_ALIVE_S)
 
     def on_response_complete(self) -> None:
         if not self.transport.is_closing():
             self.flow.resume_reading()
             if self._reading is None and not self._is_last:
-                self._wait(KEEP_ALIVE_S)
+                self._patience.begin(KEEP_ALIVE_S)
 
     def take_body(self, scope: Scope) -> bytes | None:
         """The body of the request of `scope`, if all of it is there and nothing was read of it before."""
@@ -244,7 +238,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._running = self.loop.create_task(cycle.run_asgi(app))
 
     def handle_websocket_upgrade(self) -> None:
-        self._stop_waiting()
+        self._patience.close()
         self.is_websocket = True
         super().handle_websocket_upgrade()
         # What read the request is not needed any more, and a WebSocket may be open for days.
@@ -279,7 +273,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _end_after_answer(self) -> None:
         self._is_last = True
-        self._stop_waiting()
+        self._patience.end()
         if self.cycle.response_complete:
             self._linger()
         else:
@@ -295,7 +289,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer, unless this request has its answer, or a part of it, and end the connection."""
-        self._stop_waiting()
+        self._patience.end()
         is_answered = False
         if self._reading is BODY and not self.is_websocket:
             is_answered = self.cycle.response_started
@@ -317,7 +311,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _linger(self) -> None:
         """End the connection so that the answer is read: the system takes back what it has not delivered yet when a
         socket is closed on which something waits to be read. So what still comes is read and dropped for a moment."""
-        self._stop_waiting()
+        self._patience.end()
         self._is_last = True
         self._reading = None
         if self.is_websocket or self.transport.is_closing():
@@ -325,33 +319,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._wait(LINGER_S)
-
-    def _wait(self, seconds: float) -> None:
-        """Wait for the client, for so long. A connection has one timer, which looks when it is due how long there is
-        still to wait: to start one and to cancel it for each request costs more than to read that request."""
-        self._patience = None
-        self._waits_until = until = self.loop.time() + seconds
-        if until < self._timer_at:
-            self._set_timer(until)
-
-    def _stop_waiting(self) -> None:
-        self._patience, self._waits_until = None, math.inf
-        if self._is_over or self.is_websocket:
-            self._set_timer(math.inf)
-
-    def _set_timer(self, at: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = at
-        self._timer = None if at == math.inf else self.loop.call_at(at, self._look_at_time)
-
-    def _look_at_time(self) -> None:
-        self._timer, self._timer_at = None, math.inf
-        if self._waits_until > self.loop.time():
-            self._set_timer(self._waits_until)
-        else:
-            self._too_slow()
+        self._patience.begin(LINGER_S)
 
 
 class _Sink:

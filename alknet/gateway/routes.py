@@ -150,7 +150,7 @@ class Routes:
             return {}
         parameters = self._get_form(found)
         if parameters is None and dispatcher.may(exchange.identity, found):
-            raise method_not_allowed(exchange.method, "POST")
+            raise method_not_allowed(exchange.method, "POST", "GET is for queries whose inputs fit into a URL")
         return query_input(parameters or (), pairs)  # also of a refused call: it tells of which resource
 
     def _methods(self, exchange: Exchange, name: str) -> str:

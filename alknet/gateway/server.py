@@ -46,6 +46,7 @@ WATCH_EVERY_S: Final = 5.0
 LAST_WORDS_S: Final = 0.5
 """What sending an answer may take after the call has ended, when the node stops."""
 DOCS: Final = "/docs"
+MCP_METHODS: Final = ("GET", "POST", "DELETE")
 ServeCalls = Callable[[WebSocketStream, Identity | None, ChannelConnection], Awaitable[int]]
 """Serves the call protocol to somebody who was let in already."""
 
@@ -126,7 +127,9 @@ class GatewayHandler:
         app.add_below(DOCS + "/", self._page)
         if self._mcp is not None:
             for path in PATHS:
-                app.add_below(path, self._serve_mcp)
+                for method in MCP_METHODS:
+                    app.add(method, path, self._serve_mcp)
+                app.add_below(path + "/", self._serve_mcp)
         self._custom = CustomRoutes(self._doors, self._calls, lambda: self.settings, reserved=app.paths)
         app.fallback = self._custom.serve
 
@@ -182,7 +185,8 @@ class GatewayHandler:
             protocol.shutdown()
         await self._calls.drain(deadline)
         if self._mcp is not None:
-            await self._mcp.aclose(deadline)
+            # Calls that were ended just now have their answers still to send.
+            await self._mcp.aclose(max(deadline, asyncio.get_running_loop().time()) + LAST_WORDS_S)
         await self._answered(deadline)
         for protocol in tuple(self._protocols):
             protocol.end()

@@ -124,9 +124,10 @@ class ExecService:
         """Run a shell command on this machine and give its output as it comes, then its exit code.
 
         It runs in the home directory of its user, without a terminal; use `cd DIR && …` for another directory. Nothing
-        is lost when output is taken slowly: the command waits. It ends, with all that it started, when the subscription
-        is given up or `timeout_s` is over; give one for what may not end by itself. The last item comes when its output
-        is closed as well: send that of a background process elsewhere.
+        is lost when output is taken slowly: the command waits. It ends, with all that it started (but for what made a
+        session of its own, as setsid does), when the subscription is given up or `timeout_s` is over; give one for what
+        may not end by itself. The last item comes when its output is closed as well: send that of a background process
+        elsewhere.
         """
         identity = ctx.identity
         assert isinstance(identity, Identity)  # the action's own rules let nobody else in

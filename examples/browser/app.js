@@ -9,6 +9,7 @@ const $ = (id) => document.getElementById(id);
 let session = null;
 let following = null; // AbortController of the subscription
 let printing = null; // AbortController of the call
+let asked = Promise.resolve(); // the question before: a yes must not answer two
 
 // --- the connection --------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,14 @@ async function follow() {
 // --- an operation that the page offers -------------------------------------------------------------------------------
 
 /** The node asks; true for a yes. `signal` says that it does not want the answer any more. */
-function confirm({ question }, { signal }) {
+function confirm(input, how) {
+  const answer = asked.then(() => ask(input, how));
+  asked = answer.catch(() => {});
+  return answer;
+}
+
+function ask({ question }, { signal }) {
+  if (signal.aborted) return false;
   const line = log("offered", "ui/confirm");
   const began = performance.now();
   const dialog = $("confirm");

@@ -48,6 +48,23 @@ def test_what_another_process_left_undone_is_lost(tmp_path: Path) -> None:
     assert (lost.is_lost, lost.status, done.is_lost, done.status) == (True, None, False, 200)
 
 
+def test_what_has_ended_and_could_not_be_kept_is_lost_and_runs_no_more(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "db", isolation_level=None)
+    kept = Replies(db)
+    for key in (b"finished", b"forgotten"):
+        kept.begin(key, "alice", b"i", NOW)
+    db.execute("PRAGMA query_only = 1")  # as if the disk were full
+    with pytest.raises(UnavailableError):
+        kept.finish(b"finished", 200, b"body")
+    with pytest.raises(UnavailableError):
+        kept.forget(b"forgotten")
+    db.execute("PRAGMA query_only = 0")
+    for key in (b"finished", b"forgotten"):
+        known = kept.begin(key, "alice", b"i", NOW)
+        assert known is not None
+        assert (known.status, known.is_lost) == (None, True)
+
+
 def test_a_peer_has_so_many_and_others_have_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replies, "MAX_KEPT_OF_ONE_PEER", 3)
     monkeypatch.setattr(replies, "MAX_KEPT", 5)

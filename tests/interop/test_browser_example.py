@@ -175,6 +175,28 @@ def test_the_node_asks_the_page_that_wants_something(place: Place, answer: str) 
         each.close()
 
 
+def test_one_yes_answers_one_question(place: Place) -> None:
+    page = place.signed_in()
+    add(page, "Bread", "Coffee")
+    asked = len(place.outcomes("caller/call"))
+    page.evaluate("(document.querySelector('#clear').click(), document.querySelector('#clear').click())")
+    page.wait("document.querySelector('#confirm').open", "it is asked")
+    wait_until(lambda: _asking(place) == 2, "it has asked twice")
+    page.click("#yes")
+    page.wait(f"{ITEMS}.length === 0", "the first is answered")
+    page.wait("document.querySelector('#confirm').open", "the second is asked then")
+    page.click("#no")
+    wait_until(lambda: place.outcomes("caller/call")[asked:] == ["ok", "ok"], "both are answered")
+    wait_until(lambda: sorted(place.outcomes("list/clear")[-2:]) == ["error NOT_CONFIRMED", "ok"], "each as it was")
+    page.close()
+
+
+def _asking(place: Place) -> int:
+    """How many questions are open."""
+    lines = [line for line in place.node.audit() if line["action"] == "caller/call"]
+    return sum(1 if line["phase"] == "intent" else -1 for line in lines)
+
+
 def test_nobody_is_asked_where_there_is_no_way_back(place: Place) -> None:
     refused = place.node.alknet("call", ".", "list/clear", check=False)
     assert refused.returncode == 1

@@ -320,3 +320,5 @@ def test_it_says_so_where_an_operation_is_not_there(page: Page, node: NodeProces
     page.open(url(node, "no.such"))
     page.wait("document.querySelector('main h1')?.textContent === 'no.such'", "it is told")
     assert "no such operation" in page.text("main")
+    page.open(url(node, "%"))
+    page.wait("document.querySelector('main h1')?.textContent === '%'", "what is no text is told, too")

@@ -160,6 +160,20 @@ def test_the_token_does_not_come_from_stdin(node: NodeProcess) -> None:
     assert "stdin is the MCP client's" in result.stderr
 
 
+def test_a_client_that_reads_no_more_ends_it_in_silence(node: NodeProcess) -> None:
+    import subprocess
+
+    arguments = [sys.executable, "-m", "alknet", "--home", str(node.home), "mcp"]
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "gone", "version": "1"}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": hello}
+        process.stdout.close()
+        _, words = process.communicate(json.dumps(message).encode() + b"\n", timeout=10)
+        assert (process.returncode, words) == (0, b"")
+
+
 def test_ctrl_c_ends_it(node: NodeProcess) -> None:
     import signal
     import subprocess

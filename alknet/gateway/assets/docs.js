@@ -128,7 +128,7 @@ document.addEventListener("keydown", (event) => {
 // --- which one is shown ----------------------------------------------------------------------------------------------
 
 function route() {
-  const id = decodeURIComponent(location.hash.slice(1));
+  const id = fragment();
   const found = state.operations.get(id);
   state.view?.close();
   state.view = found ? operationView(found.path, found.operation, state.document, token) : null;
@@ -140,6 +140,16 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   if (id) window.scrollTo(0, 0);
+}
+
+/** What stands behind the # of the address; as it is where that is no text. */
+function fragment() {
+  const text = location.hash.slice(1);
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
 }
 
 function missing(id) {

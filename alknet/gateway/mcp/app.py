@@ -25,8 +25,8 @@ from alknet.call.context import Caller
 from alknet.call.errors import CallError, FrameError
 from alknet.call.frames import HELLO_MAX_FRAME
 from alknet.gateway.calls import Calls
-from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief
 from alknet.gateway.mcp import messages
+from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief
 from alknet.gateway.mcp.messages import Watched, answer, dropped, nothing, read_body, refuse, replayed
 from alknet.gateway.mcp.node import Directory, NodeBackend
 from alknet.gateway.mcp.server import Ctx, ToolServer, Turn
@@ -44,13 +44,17 @@ SWEEP_S: Final = 15.0
 """How often idle sessions are looked for."""
 MAX_LISTENING: Final = 8
 """Streams of one caller, or of all strangers, that tell of changed lists."""
+MAX_LASTING_BYTES: Final = 16 * 1024
+"""Of a message that is kept for as long as a session or a stream is: it takes some thirty times as much in memory."""
 NOTIFY_TIMEOUT_S: Final = 5.0
 """What it may take to tell one session that its list has changed."""
 
 _SESSION_ID: Final = MCP_SESSION_ID_HEADER.encode()
 _VERSION: Final = b"mcp-protocol-version"
 CALL: Final = "tools/call"
+INITIALIZE: Final = "initialize"
 LISTEN: Final = "subscriptions/listen"
+LASTING: Final = (INITIALIZE, LISTEN)
 BRIEF: Final = (CALL, "tools/list")
 _TURN: Final = "alknet.mcp"
 _LIVE: Final = Access(public=True)
@@ -83,7 +87,10 @@ class McpApp:
         stamp = JSON.encode({SERVER_INFO_META_KEY: self._server.server_info_stamp})
         self._brief = Brief(self._directory, stamp[1:-1])
         self._manager = StreamableHTTPSessionManager(
-            self._server, session_idle_timeout=None, max_sessions=None, max_request_body_size=MAX_BODY_BYTES
+            self._server,
+            session_idle_timeout=None,
+            max_sessions=None,
+            max_request_body_size=messages.MAX_BODY_BYTES,
         )
         self._sessions = Sessions(self._end_session)
         self._live: dict[Turn, asyncio.Task[Any]] = {}
@@ -184,13 +191,17 @@ class McpApp:
                 return await refuse(send, 404, INVALID_REQUEST, "Session not found")
         message: Any = None
         if scope["method"] == "POST":
-            body = await read_body(receive)
+            limit = messages.MAX_BODY_BYTES if caller.identity is not None else HELLO_MAX_FRAME
+            body = await read_body(receive, limit)
             if body is None:
-                return await refuse(send, 413, INVALID_REQUEST, f"a message has at most {MAX_BODY_BYTES} bytes")
+                return await refuse(send, 413, INVALID_REQUEST, f"a message has at most {limit} bytes")
             try:
                 message = JSON.decode(body)
             except FrameError as exc:
                 return await refuse(send, 400, PARSE_ERROR, f"Parse error: the body {exc}")
+            if len(body) > MAX_LASTING_BYTES and (method := _method(message)) in LASTING:
+                words = f"{method} has at most {MAX_LASTING_BYTES} bytes"
+                return await refuse(send, 413, INVALID_REQUEST, words)
             found = await self._brief.answer(message, headers, repeated, turn, session)
             if found is not None:
                 more: tuple[tuple[bytes, bytes], ...] = ()
@@ -207,7 +218,7 @@ class McpApp:
         """Let the SDK answer, and see what comes of it."""
         turn: Turn = scope[_TURN]
         turn.session = session
-        method = message.get("method") if isinstance(message, dict) else None
+        method = _method(message)
         is_new = _headers(scope)[0].get(_VERSION) not in OLD_VERSIONS
         turn.is_call = method == CALL
         if method == LISTEN:
@@ -215,7 +226,7 @@ class McpApp:
             same = [one for one in self._live if one.is_listening and owner_of(one.identity) == owner_of(turn.identity)]
             if len(same) >= MAX_LISTENING:
                 return await refuse(send, 503, INTERNAL_ERROR, f"this caller has {MAX_LISTENING} such streams already")
-        if method == "initialize" and session is None and not is_new:
+        if method == INITIALIZE and session is None and not is_new:
             return await self._open(scope, receive, send)
         if session is not None and method == "notifications/cancelled":
             session.cancel(message.get("params"))
@@ -262,8 +273,13 @@ class McpApp:
         self._live[turn] = task
         if session is not None:
             session.in_flight += 1
+        # A call has a time of its own, and then an answer.
+        patience = LIFETIME_S if turn.identity is None and not turn.is_call else None
         try:
-            await self._manager.handle_request(scope, receive, send)
+            async with asyncio.timeout(patience):
+                await self._manager.handle_request(scope, receive, send)
+        except TimeoutError:
+            await send.finish()
         except asyncio.CancelledError:
             if not turn.is_over or task.uncancel() > 0:
                 raise
@@ -292,6 +308,10 @@ def _headers(scope: Scope) -> tuple[dict[bytes, bytes], set[bytes]]:
         else:
             found[name] = value
     return found, repeated
+
+
+def _method(message: Any) -> Any:
+    return message.get("method") if isinstance(message, dict) else None
 
 
 def _text(value: bytes | None) -> str | None:

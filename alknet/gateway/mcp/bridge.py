@@ -195,6 +195,8 @@ async def serve_stdio(
         try:
             async with stdio_server() as (messages, answers):
                 await server.run(messages, answers, server.create_initialization_options())
+        except* BrokenPipeError:
+            pass  # the client has gone without a word
         finally:
             await server.aclose()
     finally:

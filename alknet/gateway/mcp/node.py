@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from alknet.access import Identity, Policy
+from alknet.call.anonymous import LIFETIME_S
 from alknet.call.context import Caller
 from alknet.call.operations import Operation, Visibility
 from alknet.call.prepared import Prepared
@@ -136,5 +137,12 @@ class NodeBackend:
 
     async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> NodeRun:
         self._admit(self.caller)
-        prepared = self._calls.prepare(operation, value, self.caller, streaming=streaming, traceparent=self.traceparent)
+        prepared = self._calls.prepare(
+            operation,
+            value,
+            self.caller,
+            streaming=streaming,
+            timeout_s=LIFETIME_S if self.caller.identity is None else None,
+            traceparent=self.traceparent,
+        )
         return NodeRun(self._calls, prepared)

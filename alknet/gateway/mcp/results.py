@@ -66,7 +66,7 @@ def encoded(output: Any) -> bytes:
     try:
         body = JSON.encode(output)
     except EncodeError as exc:
-        raise CallError("INTERNAL", f"the output cannot be sent: it {exc}") from exc
+        raise CallError("INTERNAL", f"the output cannot be sent: {exc}") from exc
     if len(body) > MAX_RESULT_BYTES:
         raise CallError(
             "RESOURCE_EXHAUSTED",

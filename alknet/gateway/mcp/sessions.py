@@ -3,6 +3,7 @@
 The SDK keeps the sessions themselves. This says who may use which, and which are to end.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -82,7 +83,8 @@ class Sessions:
         """A place for a new session; raises `CallError` when there is none.
 
         Of an identity that has as many as it may, the one that was idle for longest makes room: clients forget theirs.
-        A stranger's never does, for strangers are not one caller.
+        A stranger's never does, for strangers are not one caller. Where all together are too many, the peer that has
+        the most makes room for others in the same way.
         """
         session = OwnedSession(identity, now)
         same = [one for one in (*self._by_id.values(), *self._opening) if one.owner == session.owner]
@@ -92,10 +94,20 @@ class Sessions:
             if identity is None or not idle:
                 raise CallError("RESOURCE_EXHAUSTED", f"there are {limit} MCP sessions of this caller already")
             self.close(min(idle, key=lambda one: one.used))
-        if len(self) >= MAX_SESSIONS:
+        if len(self) >= MAX_SESSIONS and not self._make_room_for(session):
             raise CallError("RESOURCE_EXHAUSTED", "there are too many MCP sessions; try again")
         self._opening.add(session)
         return session
+
+    def _make_room_for(self, session: OwnedSession) -> bool:
+        """Whether one was ended that is idle, of the peer with the most, for a peer that will have fewer."""
+        has = Counter(_peer_of(one) for one in (*self._by_id.values(), *self._opening))
+        most, count = has.most_common(1)[0]
+        idle = [one for one in self._by_id.values() if _peer_of(one) == most and not one.in_flight]
+        if not idle or has[_peer_of(session)] + 1 >= count:
+            return False
+        self.close(min(idle, key=lambda one: one.used))
+        return True
 
     def opened(self, session: OwnedSession, id: str | None) -> None:
         """The SDK has begun it, under this id; or it has not (None)."""
@@ -119,3 +131,8 @@ class Sessions:
 
     def all(self) -> tuple[OwnedSession, ...]:
         return tuple(self._by_id.values())
+
+
+def _peer_of(session: OwnedSession) -> str:
+    """Whose it is, whichever the credential; strangers are together one."""
+    return "" if session.identity is None else session.identity.id

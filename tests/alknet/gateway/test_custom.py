@@ -235,6 +235,8 @@ async def test_strangers_may_ask_so_often_only() -> None:
         ("GET", "/v1/number/x", 404, "NOT_FOUND"),
         ("GET", "/v1/rest/a/b", 200, ""),
         ("GET", "/v1/rest/a/%2e%2e/b", 404, "NOT_FOUND"),
+        ("GET", "/v1/rest//etc/passwd", 404, "NOT_FOUND"),
+        ("GET", "/v1/rest/%2fetc/passwd", 404, "NOT_FOUND"),
     ],
 )
 async def test_which_paths_it_serves(method: str, path: str, status: int, code: str) -> None:
@@ -334,6 +336,24 @@ async def test_a_subscription_that_is_refused_has_a_real_status() -> None:
         answer = await web.ask("GET", "/v1/open", peer="carol")
         assert (answer.status_code, answer.json()["code"]) == (403, "FORBIDDEN")
         assert (await web.ask("GET", "/v1/open", peer="bob")).text == "x"
+
+
+async def test_a_head_has_its_answer_before_an_endless_body_ends() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(0.01)
+
+    @route("/v1/endless", public=True)
+    async def opened(request: Request, ctx: RouteContext) -> Response:
+        return StreamingResponse(endless(), media_type="text/x-endless")
+
+    async with Web(opened) as web:
+        answer = await web.ask("HEAD", "/v1/endless")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "text/x-endless; charset=utf-8")
+        assert answer.content == b""
+        await eventually(lambda: web.bench.outcomes("http/v1/endless"), "it is on record")
+        assert web.outcome("http/v1/endless") == "ok"
 
 
 async def test_a_subscription_that_was_not_read_is_on_record_and_ended() -> None:

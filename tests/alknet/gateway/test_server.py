@@ -74,6 +74,30 @@ async def test_what_does_not_finish_is_told_so() -> None:
         assert services.seen_marks["late"]["how"] == "CancelledError"
 
 
+@pytest.mark.parametrize("name", ["test.wait", "test.endless"])
+@pytest.mark.parametrize("mode", ["2025-11-25", "2026-07-28"])
+async def test_a_tool_that_does_not_finish_is_told_so(mode: str, name: str) -> None:
+    call: dict[str, Any] = {"name": name, "arguments": {"mark": f"late-{mode}-{name}"}}
+    headers = [("Accept", "application/json, text/event-stream"), ("MCP-Protocol-Version", mode)]
+    prefix = "io.modelcontextprotocol/"
+    async with _door(mcp=True) as door, door.connect() as http, asyncio.TaskGroup() as group:
+        if mode == "2025-11-25":
+            hello = {"protocolVersion": mode, "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+            message = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}
+            answer = await http.ask("POST", "/mcp", message, *headers)
+            headers.append(("MCP-Session-Id", answer.headers["mcp-session-id"]))
+        else:
+            headers += [("Mcp-Method", "tools/call"), ("Mcp-Name", name)]
+            call["_meta"] = {prefix + "protocolVersion": mode, prefix + "clientCapabilities": {}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+        await http.send(http.asked("POST", "/mcp", message, *headers))
+        await eventually(lambda: door.handler._calls.running, "it runs")
+        group.create_task(_shutdown(door, 0.05))
+        answer = await http.answer()
+        assert answer.status == 200
+        assert b"UNAVAILABLE" in answer.body
+
+
 async def test_a_node_that_stops_is_not_ready_and_takes_no_calls() -> None:
     async with _door() as door, door.connect() as http, door.connect() as probe, door.connect() as other:
         await http.send(http.asked("POST", "/ops/test/wait", {"mark": "drain"}))
@@ -154,6 +178,10 @@ async def test_mcp_can_be_left_out() -> None:
         assert (await http.ask("POST", "/mcp", {})).status == 404
     async with _door(mcp=True) as door, door.connect() as http:
         assert (await http.ask("POST", "/mcp", {})).status in (400, 406)
+        assert (await http.ask("PUT", "/mcp/gateway", {})).headers["allow"] == "DELETE, GET, POST"
+        for path in ("/mcp-more", "/mcp/more"):  # the first of which may be a route of somebody's
+            answer = await http.ask("POST", path, {})
+            assert (answer.status, "jsonrpc" in answer.value) == (404, path == "/mcp/more")
 
 
 # --- the pages --------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from alknet.call.errors import CallError
+from alknet.call.frames import HELLO_MAX_FRAME
 from alknet.gateway.mcp import app, messages, sessions
 from alknet.gateway.mcp.app import McpSettings
 from testkit import services
@@ -153,6 +154,37 @@ async def test_streams_of_changes_are_bounded_for_each_caller(
             assert (await raw.http.request(**request)).status_code == 503
             async with bob.http.stream(**request) as other:
                 assert other.status_code == 200
+
+
+async def test_what_stays_as_long_as_a_session_or_a_stream_is_short(served: McpBench) -> None:
+    """It takes many times as much memory as it has bytes."""
+    hello = {"protocolVersion": "2025-11-25", "clientInfo": {"name": "raw", "version": "1"}}
+    large = {**hello, "capabilities": {"experimental": {"x": {str(number): [] for number in range(3000)}}}}
+    async with served.http() as http, served.raw("legacy") as raw, served.raw("2026-07-28") as new:
+        for one in (RawMcp(http, served.url, "legacy"), raw):
+            assert (await one.post("initialize", large)).status_code == 413
+        listen = {"notifications": {"resourceSubscriptions": [f"file:///{number}" for number in range(2000)]}}
+        assert (await new.post("subscriptions/listen", listen)).status_code == 413
+        call = {"name": "test.echo", "arguments": {"value": large}}
+        assert (await raw.message("tools/call", call))["result"]["isError"] is False
+        assert len(served.app._sessions) == 1
+
+
+async def test_a_strangers_messages_and_streams_have_their_bounds(
+    served: McpBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "LIFETIME_S", 0.2)
+    async with served.raw("legacy", None) as raw, served.raw("2026-07-28", None) as new:
+        call = {"name": "test.identity", "arguments": {"value": "x" * HELLO_MAX_FRAME}}
+        assert (await raw.post("tools/call", call)).status_code == 413
+        assert (await new.post("tools/call", call)).status_code == 413
+        headers = {"mcp-session-id": str(raw.session), "accept": "text/event-stream"}
+        listen = new.request("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
+        for request in ({"method": "GET", "url": served.url, "headers": headers}, listen):
+            async with raw.http.stream(**request) as stream, asyncio.timeout(5):
+                assert stream.status_code == 200
+                assert [line async for line in stream.aiter_lines()] is not None  # it ends, and as it should
+        await eventually(lambda: served.app.in_flight == 0, "nothing is held")
 
 
 # --- what ends and what is refused ---------------------------------------------------------------------------------

@@ -34,16 +34,15 @@ def part(body: bytes, *, more: bool = False) -> Any:
 
 
 async def test_a_body_is_read_whole_however_it_comes() -> None:
-    assert await read_body(arriving(part(b"abc"))) == b"abc"
-    assert await read_body(arriving(part(b"a", more=True), part(b"", more=True), part(b"bc"))) == b"abc"
-    assert await read_body(arriving({"type": "http.request"})) == b""
+    assert await read_body(arriving(part(b"abc")), 9) == b"abc"
+    assert await read_body(arriving(part(b"a", more=True), part(b"", more=True), part(b"bc")), 9) == b"abc"
+    assert await read_body(arriving({"type": "http.request"}), 9) == b""
 
 
-async def test_a_body_that_is_too_long_or_breaks_off_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "MAX_BODY_BYTES", 3)
-    assert await read_body(arriving(part(b"abc"))) == b"abc"
-    assert await read_body(arriving(part(b"ab", more=True), part(b"cd", more=True))) is None  # and reads no further
-    assert await read_body(arriving(part(b"a", more=True), {"type": "http.disconnect"})) is None
+async def test_a_body_that_is_too_long_or_breaks_off_is_none() -> None:
+    assert await read_body(arriving(part(b"abc")), 3) == b"abc"
+    assert await read_body(arriving(part(b"ab", more=True), part(b"cd", more=True)), 3) is None  # and reads no further
+    assert await read_body(arriving(part(b"a", more=True), {"type": "http.disconnect"}), 3) is None
 
 
 async def test_a_body_that_was_read_comes_once_more() -> None:

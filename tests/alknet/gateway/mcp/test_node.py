@@ -1,14 +1,17 @@
 """The tools of a node, and who may call which."""
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from alknet import operation
 from alknet.access import Identity
+from alknet.call.errors import CallError
 from alknet.gateway.calls import Calls
 from alknet.gateway.mcp import node
-from alknet.gateway.mcp.node import Directory
+from alknet.gateway.mcp.node import Directory, NodeBackend
 from testkit import services
 from testkit.bench import Bench
 
@@ -19,6 +22,13 @@ PEERS = {"alice": ("*",), "bob": ("test:echo",)}
 async def more() -> str:
     """One that comes with a reload."""
     return "more"
+
+
+@operation("more/open", kind="subscription", public=True)
+async def more_open() -> AsyncIterator[int]:
+    """One that anybody may hold open."""
+    yield 1
+    await asyncio.Event().wait()
 
 
 @pytest.fixture
@@ -79,6 +89,22 @@ async def test_so_many_lists_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPa
 async def test_which_operations_answer_once(bench: Bench) -> None:
     directory = Directory(Calls(bench.dispatcher))
     assert [directory.is_plain(name) for name in ("test/echo", "test/count", "no/such")] == [True, False, False]
+
+
+async def test_a_stranger_holds_nothing_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As over the call protocol; who is known may subscribe for as long as they like."""
+    monkeypatch.setattr(node, "LIFETIME_S", 0.05)
+    bench.serve(services, more_open)
+    calls = Calls(bench.dispatcher)
+    stranger = NodeBackend(Directory(calls), calls, bench.caller(None), None, lambda caller: None)
+    run = await stranger.begin("more/open", {})
+    with pytest.raises(CallError) as ended:
+        assert [item async for item in run.stream()] == []
+    assert ended.value.code == "TIMEOUT"
+    alice = NodeBackend(Directory(calls), calls, bench.caller("alice"), None, lambda caller: None)
+    known = await alice.begin("more/open", {})
+    assert known.prepared.act is not None
+    known.prepared.drop()
 
 
 class Clock:

@@ -83,6 +83,26 @@ def test_there_are_so_many_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
         kept.open(None, 0.0)
 
 
+def test_where_all_are_taken_the_peer_with_the_most_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 4)
+    kept = Kept()
+    kept.begin(ALICE, "a1", now=2.0)
+    kept.begin(OTHER_TOKEN, "a2", now=1.0)  # of the same peer
+    kept.begin(ALICE, "a3", now=3.0)
+    kept.begin(BOB, "b1", now=0.0)
+    with pytest.raises(CallError):
+        kept.open(ALICE, 4.0)  # nobody has more
+    kept.begin(BOB, "b2")
+    assert (kept.ended, len(kept)) == (["a2"], 4)
+    with pytest.raises(CallError):
+        kept.open(BOB, 4.0)
+    for session in kept.all():
+        session.in_flight = 1
+    with pytest.raises(CallError):
+        kept.open(None, 4.0)
+    assert kept.ended == ["a2"]
+
+
 def test_an_idle_session_ends_a_strangers_sooner() -> None:
     kept = Kept()
     kept.begin(ALICE, "mine")
