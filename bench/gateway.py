@@ -55,7 +55,7 @@ class Effort:
     idle: int
 
 
-FULL = Effort(rounds=7, seconds=3.0, idle=GOAL_IDLE)
+FULL = Effort(rounds=15, seconds=1.5, idle=GOAL_IDLE)
 QUICK = Effort(rounds=3, seconds=1.0, idle=2000)
 
 

@@ -187,6 +187,8 @@ def _redirect_host(value: str) -> str:
 def _origin(value: str) -> str:
     if value not in ("*", "null") and not ORIGIN.match(value):
         raise ValueError('must be a web origin in lower case, such as "https://app.example" or "http://localhost:3000"')
+    if (value.startswith("https:") and value.endswith(":443")) or (value.startswith("http:") and value.endswith(":80")):
+        raise ValueError("must leave out the usual port, as browsers do")
     return value
 
 

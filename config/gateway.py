@@ -20,8 +20,8 @@ class Gateway(Model):
     hosts: Hosts = Field(
         (),
         description="Names by which clients may reach the node, NAME or NAME:PORT, beside loopback names, the addresses"
-        ' that it listens on and the names in its certificate; "*" takes any, and gives up the defence against DNS'
-        " rebinding.",
+        ' that it listens on and the names in its certificate; "*.example.org" is every name with one label more, and'
+        ' "*" takes any, which gives up the defence against DNS rebinding.',
         json_schema_extra=LIVE,
     )
     origins: Origins = Field(

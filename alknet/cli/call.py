@@ -52,7 +52,7 @@ def call(
     alknet call hub fs/read path=project/notes.txt offset=10
     alknet call hub fs/read '{"path": "project/notes.txt"}'
     alknet call --stream hub logs/follow unit=web
-    alknet call hub fs/read path=project/photo.jpg -o photo.jpg
+    alknet call hub photos/get name=sea.jpg -o sea.jpg
 
     Ctrl-C stops it there, too. The output is shown as JSON, a text as it is; --json prints one line of JSON for each
     output. Bytes go to a file or a pipe as they are, and with --json as base64.

@@ -50,7 +50,7 @@ class Calls:
         self._running: set[_Running] = set()
         self._in_flight: dict[str, int] = {}
         self._idle = asyncio.Event()
-        self._idle.set()
+        """Set when the last one has ended, once nothing more begins."""
 
     @property
     def running(self) -> int:
@@ -125,7 +125,6 @@ class Calls:
         running = _Running(what, who, task)
         self._running.add(running)
         self._in_flight[who] = self._in_flight.get(who, 0) + 1
-        self._idle.clear()
         return running
 
     def _over(self, running: _Running) -> None:
@@ -135,7 +134,7 @@ class Calls:
             self._in_flight[running.who] = left
         else:
             del self._in_flight[running.who]
-        if not self._running:
+        if self.is_draining and not self._running:
             self._idle.set()
 
     def recheck(self) -> None:
@@ -148,6 +147,8 @@ class Calls:
     async def drain(self, deadline: float) -> None:
         """Begin nothing new; let what runs finish until `deadline` (event-loop time), and end it then."""
         self.is_draining = True
+        if not self._running:
+            self._idle.set()
         for until in (deadline, deadline + SLOWEST_END_S):
             try:
                 async with asyncio.timeout_at(until):

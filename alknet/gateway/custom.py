@@ -293,7 +293,7 @@ class _Table:
 
 
 def _converted(texts: dict[str, str], convertors: dict[str, Convertor[Any]]) -> dict[str, Any] | None:
-    """What stands in the path, as its types say; None for what is none, and for a path that climbs or begins at the top:
+    """What stands in the path, as its types say. None for what is none, and for what climbs or begins at the top:
     joined to a directory, it would lead out of it."""
     try:
         values = {name: convertors[name].convert(text) for name, text in texts.items()}

@@ -60,7 +60,7 @@ _NOT_PERMITTED: Final = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, er
 _NOT_STORED: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMLINK}
 _WRONG_KIND: Final = {errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}
 _WRONG_NAME: Final = {errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
-_SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_SCARCE: Final = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # EAGAIN: somebody holds a lease on it
 
 
 @contextmanager

@@ -94,15 +94,13 @@ class Guard:
             raise _protected()
 
     def check_file(self, info: os.stat_result) -> None:
-        """A file may have a second name in a directory that is out of reach."""
-        if info.st_nlink < 2 or not self._directories:
-            return
-        for (device, _), path in self._directories.items():
-            if device != info.st_dev:
-                continue
+        """A file may have a second name in a directory that is out of reach, or be mounted from there by itself."""
+        for path in self._directories.values():
             with suppress(OSError), os.scandir(path) as entries:
-                if any(entry.inode() == info.st_ino for entry in entries):
-                    raise _protected()
+                for entry in entries:  # what the directory itself says of numbers is not always what files say
+                    with suppress(OSError):
+                        if os.path.samestat(entry.stat(follow_symlinks=False), info):
+                            raise _protected()
 
 
 class Spot:

@@ -38,6 +38,13 @@ def test_what_is_no_host_is_refused(text: str) -> None:
         Gateway(hosts=(text,))
 
 
+@pytest.mark.parametrize("text", ["https://node.example", "https://node.example/x", "node.example:99999"])
+def test_a_host_that_was_copied_from_a_url_is_refused_with_what_it_should_be(text: str) -> None:
+    for field, value in (("hosts", (text,)), ("https_host", text)):
+        with pytest.raises(ValidationError, match=r"must be NAME or NAME:PORT, without \"https://\""):
+            Gateway(**{field: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("text", ["https://app.example", "http://localhost:3000", "null", "*"])
 def test_an_origin_is_one_as_browsers_write_it(text: str) -> None:
     assert Gateway(origins=(text,)).origins == (text,)
@@ -45,7 +52,8 @@ def test_an_origin_is_one_as_browsers_write_it(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "app.example", "https://App.example", "https://app.example/", "https://app.example/x", "https://*.example",
-             "https://u@app.example", "https://app.example:x", "NULL", "https://"],
+             "https://u@app.example", "https://app.example:x", "https://app.example:443", "http://app.example:80",
+             "NULL", "https://"],
 )  # fmt: skip
 def test_what_is_no_origin_is_refused(text: str) -> None:
     with pytest.raises(ValidationError):

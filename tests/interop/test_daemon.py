@@ -58,6 +58,28 @@ def test_up_prints_a_line_that_works_and_ctrl_c_drains_and_exits_0(tmp_path: Pat
     assert up.exitstatus == 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "printed"),
+    [
+        ("", "http://127.0.0.1:{port}/docs"),
+        ("plaintext_loopback = false", "https://127.0.0.1:{port}/docs"),
+        ("docs = false", "http://127.0.0.1:{port}/ops/NAME"),
+        ("enabled = false", None),
+    ],
+)
+def test_up_prints_where_its_operations_are_called_over_http(
+    settings: str, printed: str | None, tmp_path: Path
+) -> None:
+    home, port = tmp_path / "home", free_port()
+    subprocess.run([*ALKNET, "--home", str(home), "init", "--no-user-keys"], check=True, capture_output=True)
+    (home / "alknet.toml").write_text(f"[gateway]\n{settings}\n")
+    up = _up(home, "--listen", f"127.0.0.1:{port}")
+    up.expect_exact("Ctrl-C stops it.")
+    assert re.findall(r"https?://\S+", up.before or "") == ([printed.format(port=port)] if printed else [])
+    up.sendintr()
+    up.expect(pexpect.EOF)
+
+
 def test_a_second_start_finds_the_same_home_and_identity(tmp_path: Path) -> None:
     homes = []
     for _ in range(2):

@@ -335,6 +335,7 @@ def test_the_input_and_the_output_alone(curl: Curl, few: Curl, nobody: Curl) -> 
         options = ("--head",) if method == "HEAD" else ("-X", method)
         reply = curl("/ops/test/order?item=a&amount=1", *options)
         assert (reply.status, reply.headers["allow"]) == (405, "POST")
+        assert method != "GET" or "queries whose inputs fit into a URL" in reply.problem()[2]
     assert curl("/ops/test/thread", "-X", "PUT").headers["allow"] == "GET, HEAD, POST"
     assert few("/ops/test/thread", "-X", "PUT").headers["allow"] == "POST"  # it is not told what that is
     for who, status in ((curl, 404), (few, 404), (nobody, 401)):
@@ -462,7 +463,8 @@ def test_foreign_pages_get_nothing(curl: Curl, headers: dict[str, str], code: in
         reply = curl(path, **headers)
         assert reply.status == code, (path, reply)
         assert not {name for name in reply.headers if name.startswith("access-control-")}
-    assert curl.node.audit()[seen:] == []
+    # The node may still be noticing what the fixtures have changed.
+    assert [line for line in curl.node.audit()[seen:] if line["surface"] != "config"] == []
 
 
 def test_own_names_and_pages_are_fine(curl: Curl) -> None:

@@ -26,8 +26,8 @@ from alknet.call.errors import CallError, FrameError
 from alknet.call.frames import HELLO_MAX_FRAME
 from alknet.gateway.calls import Calls
 from alknet.gateway.mcp import messages
-from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief
-from alknet.gateway.mcp.messages import Watched, answer, dropped, nothing, read_body, refuse, replayed
+from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief, Headers
+from alknet.gateway.mcp.messages import Patient, Watched, dropped, nothing, read_body, refuse, replayed
 from alknet.gateway.mcp.node import Directory, NodeBackend
 from alknet.gateway.mcp.server import Ctx, ToolServer, Turn
 from alknet.gateway.mcp.sessions import OwnedSession, Sessions, owner_of
@@ -189,28 +189,45 @@ class McpApp:
             session = self._sessions.find(headers[_SESSION_ID].decode("latin-1"), caller.identity)
             if session is None or _SESSION_ID in repeated:
                 return await refuse(send, 404, INVALID_REQUEST, "Session not found")
-        message: Any = None
+        body, message = None, None
         if scope["method"] == "POST":
-            limit = messages.MAX_BODY_BYTES if caller.identity is not None else HELLO_MAX_FRAME
-            body = await read_body(receive, limit)
-            if body is None:
-                return await refuse(send, 413, INVALID_REQUEST, f"a message has at most {limit} bytes")
+            found = await _read(receive, send, caller)
+            if found is None:
+                return None
+            body, message = found
+        if caller.identity is None and _method(message) != CALL:  # calls are counted one by one
             try:
-                message = JSON.decode(body)
-            except FrameError as exc:
-                return await refuse(send, 400, PARSE_ERROR, f"Parse error: the body {exc}")
-            if len(body) > MAX_LASTING_BYTES and (method := _method(message)) in LASTING:
-                words = f"{method} has at most {MAX_LASTING_BYTES} bytes"
-                return await refuse(send, 413, INVALID_REQUEST, words)
-            found = await self._brief.answer(message, headers, repeated, turn, session)
-            if found is not None:
-                more: tuple[tuple[bytes, bytes], ...] = ()
-                if session is not None:
-                    session.used = asyncio.get_running_loop().time()
-                    more = ((_SESSION_ID, headers[_SESSION_ID]),)
-                return await answer(send, 200, found, more)
+                self._admit(caller)
+            except CallError as exc:
+                return await refuse(send, 429, INTERNAL_ERROR, str(exc))
+        if body is not None:
+            if await self._answer_briefly(message, headers, repeated, turn, session, send):
+                return None
             receive = replayed(body, receive)
         return await self._pass_on({**scope, _TURN: turn}, receive, Watched(send), message, session)
+
+    async def _answer_briefly(
+        self,
+        message: Any,
+        headers: Headers,
+        repeated: set[bytes],
+        turn: Turn,
+        session: OwnedSession | None,
+        send: Send,
+    ) -> bool:
+        """Whether it was answered without the SDK."""
+        more = () if session is None else ((_SESSION_ID, headers[_SESSION_ID]),)
+        patient = Patient(send, more, self._tasks)
+        try:
+            found = await self._brief.answer(message, headers, repeated, turn, session)
+        finally:
+            patient.stop()
+        if found is None:
+            return False
+        if session is not None:
+            session.used = asyncio.get_running_loop().time()
+        await patient.answer(found)
+        return True
 
     async def _pass_on(
         self, scope: Scope, receive: Receive, send: Send, message: Any, session: OwnedSession | None
@@ -290,6 +307,24 @@ class McpApp:
             if session is not None:
                 session.in_flight -= 1
                 session.used = asyncio.get_running_loop().time()
+
+
+async def _read(receive: Receive, send: Send, caller: Caller) -> tuple[bytes, Any] | None:
+    """A message, as it came and as a value; None for one that was refused."""
+    limit = messages.MAX_BODY_BYTES if caller.identity is not None else HELLO_MAX_FRAME
+    body = await read_body(receive, limit)
+    if body is None:
+        await refuse(send, 413, INVALID_REQUEST, f"a message has at most {limit} bytes")
+        return None
+    try:
+        message = JSON.decode(body)
+    except FrameError as exc:
+        await refuse(send, 400, PARSE_ERROR, f"Parse error: the body {exc}")
+        return None
+    if len(body) > MAX_LASTING_BYTES and (method := _method(message)) in LASTING:
+        await refuse(send, 413, INVALID_REQUEST, f"{method} has at most {MAX_LASTING_BYTES} bytes")
+        return None
+    return body, message
 
 
 def _turn_of(ctx: Ctx) -> Turn:

@@ -191,7 +191,7 @@ async def serve_stdio(
     try:
         await connector.remote()
         turn = Turn(LinkBackend(connector, max_tools=max_tools), max_tools, is_general)
-        server = ToolServer(lambda ctx: turn)
+        server = ToolServer(lambda ctx: turn, tells_changes=False)  # nobody tells this side
         try:
             async with stdio_server() as (messages, answers):
                 await server.run(messages, answers, server.create_initialization_options())

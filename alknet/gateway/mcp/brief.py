@@ -26,7 +26,7 @@ from alknet.gateway.mcp.server import REQUEST_CANCELLED, Turn
 from alknet.gateway.mcp.sessions import OwnedSession
 from alknet.gateway.mcp.tools import Revision
 
-__all__ = ["OLD_VERSIONS", "Brief", "Envelopes"]
+__all__ = ["OLD_VERSIONS", "Brief", "Envelopes", "Headers"]
 
 MAX_ENVELOPES: Final = 1000
 """That are known to be good; then all are judged again."""

@@ -80,9 +80,10 @@ class Session:
 
 
 class ToolServer(Server[Any]):
-    """The SDK's server, which says in both revisions that it tells of changed lists."""
+    """The SDK's server, which says in both revisions whether it `tells_changes` of lists: whoever runs it then does."""
 
-    def __init__(self, turn_of: Callable[[Ctx], Turn]) -> None:
+    def __init__(self, turn_of: Callable[[Ctx], Turn], *, tells_changes: bool = True) -> None:
+        self._tells_changes = tells_changes
         self.bus = InMemorySubscriptionBus()
         self.listening = ListenHandler(self.bus, max_subscriptions=MAX_LISTENERS)
         self._turn_of = turn_of
@@ -95,14 +96,14 @@ class ToolServer(Server[Any]):
             # No schema asks for headers that repeat arguments (see `tools`), so there is nothing to compare. Without
             # this the SDK would list all tools at each call.
             get_tool_input_schema=lambda name: None,
-            on_subscriptions_listen=self.listening,
+            on_subscriptions_listen=self.listening if tells_changes else None,
         )
         self.add_request_handler("tools/list", PaginatedRequestParams, self._list_tools)
         self.add_request_handler("tools/call", CallToolRequestParams, self._call_tool)
         self.middleware = [self._watch_initialize]  # spans are not recorded here: the audit log has every call
 
     def create_initialization_options(self, *args: Any, **options: Any) -> Any:
-        return super().create_initialization_options(NotificationOptions(tools_changed=True), **options)
+        return super().create_initialization_options(NotificationOptions(tools_changed=self._tells_changes), **options)
 
     async def aclose(self) -> None:
         """End what runs."""

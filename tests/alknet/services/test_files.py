@@ -126,4 +126,4 @@ def test_a_digest_is_of_the_whole_file_and_can_be_given_up(tmp_path: Path) -> No
 
 def _context(*, is_over: bool) -> OperationContext:
     """Of a call that has ended, or not."""
-    return cast(OperationContext, SimpleNamespace(is_over=is_over))
+    return cast("OperationContext", SimpleNamespace(is_over=is_over))

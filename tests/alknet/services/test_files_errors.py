@@ -28,6 +28,7 @@ from alknet.services.files_errors import Conflict, Found, NotPermitted, NotStore
         (errno.ELOOP, WrongKind),
         (errno.ENAMETOOLONG, InvalidInputError),
         (errno.EMFILE, UnavailableError),
+        (errno.EAGAIN, UnavailableError),
     ],
 )
 def test_every_error_is_told_under_the_callers_own_name_of_the_file(number: int, kind: type[AlknetError]) -> None:

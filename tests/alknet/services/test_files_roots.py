@@ -328,6 +328,17 @@ def test_a_guard_looks_again_and_knows_what_was_made_meanwhile(top: Path) -> Non
     guard.check_directory(os.stat(top))
 
 
+def test_a_protected_file_that_is_mounted_elsewhere_by_itself_is_protected_there(top: Path, home: Path) -> None:
+    need_root()
+    (top / "root" / "mounted").touch()
+    assert os.system(f"mount --bind {home}/keys/node {top}/root/mounted") == 0
+    try:
+        with pytest.raises(Barred):
+            content(roots_of(top, home), "root/mounted")
+    finally:
+        assert os.system(f"umount {top}/root/mounted") == 0
+
+
 def test_a_home_that_is_mounted_elsewhere_is_protected_there(top: Path, home: Path) -> None:
     need_root()
     (top / "root" / "mount").mkdir()

@@ -183,7 +183,8 @@ async def test_a_strangers_messages_and_streams_have_their_bounds(
         for request in ({"method": "GET", "url": served.url, "headers": headers}, listen):
             async with raw.http.stream(**request) as stream, asyncio.timeout(5):
                 assert stream.status_code == 200
-                assert [line async for line in stream.aiter_lines()] is not None  # it ends, and as it should
+                async for _ in stream.aiter_lines():  # it ends, and as it should
+                    pass
         await eventually(lambda: served.app.in_flight == 0, "nothing is held")
 
 
@@ -222,6 +223,18 @@ async def test_each_call_of_a_batch_is_asked_about() -> None:
         assert [one["isError"] for one in results] == [False] * 3 + [True] * 2
         assert set(asked) == {("mcp", "127.0.0.1")}
         assert {record["surface"] for record in bench.audit.records} == {"mcp"}
+
+
+async def test_what_a_stranger_asks_for_is_counted_too() -> None:
+    def admit(caller: Any) -> None:
+        raise CallError("RESOURCE_EXHAUSTED", "too many calls a second")
+
+    async with Bench(services) as bench, serve_mcp(bench, admit=admit) as served, served.http(None) as http:
+        for mode in MODES:
+            raw = RawMcp(http, served.url, mode)
+            for method in ("initialize", "tools/list", "ping"):
+                assert (await raw.post(method, {})).status_code == 429
+            assert (await http.get(served.url)).status_code == 429
 
 
 @pytest.mark.parametrize("mode", MODES)

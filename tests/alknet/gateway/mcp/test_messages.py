@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from alknet.gateway.mcp import messages
-from alknet.gateway.mcp.messages import Watched, answer, dropped, nothing, read_body, refuse, replayed
+from alknet.gateway.mcp.messages import Patient, Watched, answer, dropped, nothing, read_body, refuse, replayed
+from alknet.tasks import Tasks
+from testkit.polling import eventually
 
 
 class Sent:
@@ -62,6 +64,30 @@ async def test_an_answer_is_whole() -> None:
     assert json.loads(sent.messages[-1]["body"]) == {
         "jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "not here"},
     }  # fmt: skip
+
+
+async def test_an_answer_that_takes_long_is_a_stream_that_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "PING_S", 0.01)
+    tasks, sent = Tasks("test"), Sent()
+    patient = Patient(sent, [(b"x", b"y")], tasks)
+    await eventually(lambda: len(sent.messages) >= 4, "it is kept alive")
+    patient.stop()
+    await patient.answer(b"{}")
+    start, *pings, last = sent.messages
+    assert (start["status"], dict(start["headers"])[b"content-type"]) == (200, b"text/event-stream")
+    assert dict(start["headers"])[b"x"] == b"y"
+    assert {(one["body"], one["more_body"]) for one in pings} == {(b": ping\r\n\r\n", True)}
+    assert last == {"type": "http.response.body", "body": b"event: message\r\ndata: {}\r\n\r\n"}
+    assert len(tasks) == 0
+
+
+async def test_an_answer_that_comes_soon_is_json() -> None:
+    tasks, sent = Tasks("test"), Sent()
+    patient = Patient(sent, [], tasks)
+    patient.stop()
+    await patient.answer(b"{}")
+    assert [one.get("body") for one in sent.messages] == [None, b"{}"]
+    assert len(tasks) == 0
 
 
 async def test_an_answer_is_watched_and_ended_once() -> None:

@@ -78,6 +78,17 @@ async def test_it_says_who_it_is_and_that_lists_change(mode: str, server: ToolSe
         assert turn.session.is_initialized
 
 
+async def test_where_nobody_is_told_of_changes_nothing_is_promised(mode: str, turn: Turn) -> None:
+    server = ToolServer(lambda ctx: turn, tells_changes=False)
+    async with Client(server, mode="legacy" if mode == "legacy" else "auto", cache=None) as client:
+        assert not client.server_capabilities.tools.list_changed
+        if mode != "legacy":
+            with pytest.raises(MCPError):
+                async with client.listen(tools_list_changed=True):
+                    pass
+    await server.aclose()
+
+
 async def test_a_list_that_cannot_be_had_is_an_error(mode: str, server: ToolServer, turn: Turn) -> None:
     turn.backend.error = CallError("UNAVAILABLE", "the node cannot be reached")  # type: ignore[attr-defined]
     async with Client(server, mode=mode, cache=None) as client:
