@@ -129,7 +129,12 @@ def call_options(command: Callable[..., Any]) -> Callable[..., Any]:
     `token` and `verbose`."""
 
     def read(context: click.Context, parameter: click.Parameter, file: Any) -> str | None:
-        return None if file is None else str(file.read(MAX_TOKEN_CHARS)).strip()
+        if file is None:
+            return None
+        token = str(file.read(MAX_TOKEN_CHARS)).strip()
+        if not token:
+            raise click.BadParameter("there is no token in it", context, parameter)
+        return token
 
     for option in (
         click.option("-v", "--verbose", is_flag=True, help="Say on stderr how the peer is reached."),

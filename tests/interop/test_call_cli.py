@@ -157,6 +157,7 @@ def test_pairs_are_typed_by_the_schema(node: NodeProcess, words: list[str], chan
         (["--timeout", "soon", "name=a"], 2, "--timeout must be a duration"),
         (["--timeout", "0s", "name=a"], 2, "--timeout must be more than nothing"),
         (["--token-file", "/no/such", "name=a"], 2, "'/no/such': No such file"),
+        (["--token-file", "/dev/null", "name=a"], 2, "there is no token in it"),
         (["-o", "/no/such/file", "name=a"], 2, "'/no/such/file': No such file"),
     ],
 )

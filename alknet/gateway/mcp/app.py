@@ -41,7 +41,7 @@ CALLER: Final = "alknet.caller"
 TRACEPARENT: Final = "alknet.traceparent"
 """Under these names the scope has who calls (`Caller`) and the trace that it belongs to (text, or None)."""
 SWEEP_S: Final = 15.0
-"""How often idle sessions are looked for."""
+"""How often idle sessions are looked for, and answers that take long are kept alive."""
 MAX_LISTENING: Final = 8
 """Streams of one caller, or of all strangers, that tell of changed lists."""
 MAX_LASTING_BYTES: Final = 16 * 1024
@@ -95,6 +95,7 @@ class McpApp:
         self._sessions = Sessions(self._end_session)
         self._live: dict[Turn, asyncio.Task[Any]] = {}
         """Requests that the SDK has, and the tasks that run them."""
+        self._patients: set[Patient] = set()
         self._tasks = Tasks("mcp")
         self._stopping = asyncio.Event()
         self._served = self._version_served()
@@ -152,6 +153,8 @@ class McpApp:
         while True:
             await asyncio.sleep(SWEEP_S)
             self._sessions.close_idle(asyncio.get_running_loop().time())
+            for patient in tuple(self._patients):
+                patient.pulse(self._tasks)
 
     def _is_live(self, identity: Any) -> bool:
         """Whether this caller may still do anything at all; what, is decided at each call."""
@@ -217,11 +220,12 @@ class McpApp:
     ) -> bool:
         """Whether it was answered without the SDK."""
         more = () if session is None else ((_SESSION_ID, headers[_SESSION_ID]),)
-        patient = Patient(send, more, self._tasks)
+        patient = Patient(send, more)
+        self._patients.add(patient)
         try:
             found = await self._brief.answer(message, headers, repeated, turn, session)
         finally:
-            patient.stop()
+            self._patients.discard(patient)
         if found is None:
             return False
         if session is not None:

@@ -1,7 +1,6 @@
 """What the ASGI side of MCP reads and writes besides what the SDK does."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -14,8 +13,6 @@ __all__ = ["MAX_BODY_BYTES", "Patient", "Watched", "answer", "dropped", "nothing
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 """Of a message; the gateway's own limit may be lower."""
-PING_S: Final = 15.0
-"""How often something is sent to a client that waits, so that nothing in between takes the connection for dead."""
 _PING: Final = b": ping\r\n\r\n"
 _HEADERS: Final = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
 _STREAM: Final = (
@@ -68,42 +65,39 @@ async def refuse(send: Send, status: int, code: int, words: str) -> None:
 
 
 class Patient:
-    """The answer to a client that takes JSON and event streams: JSON, or, where it is not there after `PING_S`, an
-    event stream that is kept alive until it is, as the SDK does. `headers` go with either."""
+    """The answer to a client that takes JSON and event streams: JSON, or, where it is not there at the second `pulse`,
+    an event stream that is kept alive until it is, so that nothing in between takes the connection for dead. The SDK
+    does the same. `headers` go with either."""
 
-    def __init__(self, send: Send, headers: Iterable[tuple[bytes, bytes]], tasks: Tasks) -> None:
+    __slots__ = ("_has_begun", "_has_waited", "_headers", "_pinging", "_send")
+
+    def __init__(self, send: Send, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = headers
-        self._tasks = tasks
+        self._has_waited = False
+        self._has_begun = False
         self._pinging: asyncio.Task[None] | None = None
-        self._is_there: asyncio.Event | None = None
-        self._timer = asyncio.get_running_loop().call_later(PING_S, self._begin)
 
-    def stop(self) -> None:
-        """Wait no longer, whether there is an answer or not."""
-        self._timer.cancel()
-        if self._is_there is not None:
-            self._is_there.set()
+    def pulse(self, tasks: Tasks) -> None:
+        """Keep the client waiting. To be called now and then until there is an answer, or will be none."""
+        if not self._has_waited:
+            self._has_waited = True
+        elif self._pinging is None or self._pinging.done():  # else the client reads nothing
+            self._pinging = tasks.start(self._ping(), name="ping")
 
     async def answer(self, body: bytes) -> None:
-        """Send the message, after `stop`."""
+        """Send the message."""
         if self._pinging is None:
             return await answer(self._send, 200, body, self._headers)
         await self._pinging
         event = b"event: message\r\ndata: %b\r\n\r\n" % body  # JSON text has no line breaks of its own
         return await self._send({"type": "http.response.body", "body": event})
 
-    def _begin(self) -> None:
-        self._is_there = asyncio.Event()
-        self._pinging = self._tasks.start(self._ping(self._is_there), name="ping")
-
-    async def _ping(self, is_there: asyncio.Event) -> None:
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *self._headers]})
-        while not is_there.is_set():
-            await self._send({"type": "http.response.body", "body": _PING, "more_body": True})
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PING_S):
-                    await is_there.wait()
+    async def _ping(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": [*_STREAM, *self._headers]})
+        await self._send({"type": "http.response.body", "body": _PING, "more_body": True})
 
 
 class Watched:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alknet.gateway.mcp import messages
+from alknet.gateway.mcp import app
 from alknet.gateway.mcp.app import McpSettings
 from alknet.gateway.mcp.brief import MAX_ENVELOPES, Envelopes
 from testkit import services
@@ -193,14 +193,12 @@ async def test_sessions_that_did_not_begin_are_not_known(served: McpBench, monke
 
 
 @pytest.mark.parametrize("mode", MODES)
-async def test_a_call_that_takes_long_is_kept_alive(
-    mode: str, served: McpBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(messages, "PING_S", 0.02)
-    async with served.raw(mode) as raw:
+async def test_a_call_that_takes_long_is_kept_alive(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "SWEEP_S", 0.02)
+    async with Bench(services) as bench, serve_mcp(bench) as served, served.raw(mode) as raw:
         await raw.post("tools/list")
         ways = Ways(served, monkeypatch)
-        call = {"name": "test.wait", "arguments": {"mark": f"long-{mode}", "seconds": 0.1}}
+        call = {"name": "test.wait", "arguments": {"mark": f"long-{mode}", "seconds": 0.2}}
         answer = await raw.post("tools/call", call)
         assert (ways.short, answer.headers["content-type"]) == (1, "text/event-stream")
         assert answer.headers.get("mcp-session-id") == raw.session
