@@ -11,11 +11,12 @@ from typing import Final
 
 from alknet.errors import UnavailableError
 
-__all__ = ["KEPT_S", "MAX_KEPT", "MAX_KEPT_OF_ONE_PEER", "Remembered", "Replies"]
+__all__ = ["KEPT_S", "MAX_KEPT", "MAX_KEPT_BYTES", "MAX_KEPT_OF_ONE_PEER", "Remembered", "Replies"]
 
 KEPT_S: Final = 24 * 3600.0
 MAX_KEPT: Final = 100_000
 MAX_KEPT_OF_ONE_PEER: Final = 10_000
+MAX_KEPT_BYTES: Final = 64 * 1024 * 1024
 PRUNE_EVERY: Final = 256
 """Requests between two looks for what is too old."""
 
@@ -47,6 +48,8 @@ class Replies:
         self._begun = 0
         for statement in TABLE:
             db.execute(statement)
+        self._bytes = self._sum()
+        """Of all kept answers together."""
 
     def begin(self, key: bytes, peer: str, input: bytes, now: float) -> Remembered | None:
         """Note that the act is about to be done; or what is known of it, if it was noted before. Raises
@@ -54,6 +57,7 @@ class Replies:
         try:
             if self._begun % PRUNE_EVERY == 0:
                 self._db.execute("DELETE FROM replies WHERE at <= ?", (now - KEPT_S,))
+                self._bytes = self._sum()
             self._begun += 1
             row = self._db.execute("SELECT input, at, status, body FROM replies WHERE key = ?", (key,)).fetchone()
             if row is not None and (row[1] > now - KEPT_S or key in self._running):
@@ -66,6 +70,10 @@ class Replies:
         self._running.add(key)
         return None
 
+    def has_room(self, size: int) -> bool:
+        """Whether an answer of so many bytes can be kept beside the others."""
+        return self._bytes + size <= MAX_KEPT_BYTES
+
     def finish(self, key: bytes, status: int, body: bytes) -> None:
         """Keep the answer; raises `UnavailableError`."""
         self._running.discard(key)
@@ -73,6 +81,7 @@ class Replies:
             self._db.execute("UPDATE replies SET status = ?, body = ? WHERE key = ?", (status, body, key))
         except sqlite3.Error as exc:
             raise UnavailableError(f"the answer cannot be kept: {exc}") from exc
+        self._bytes += len(body)
 
     def forget(self, key: bytes) -> None:
         """The act was not done after all; raises `UnavailableError`."""
@@ -81,6 +90,9 @@ class Replies:
             self._db.execute("DELETE FROM replies WHERE key = ?", (key,))
         except sqlite3.Error as exc:
             raise UnavailableError(f"the idempotency key cannot be given free: {exc}") from exc
+
+    def _sum(self) -> int:
+        return int(self._db.execute("SELECT coalesce(sum(length(body)), 0) FROM replies").fetchone()[0])
 
     def _count(self, peer: str) -> int:
         if peer:

@@ -24,7 +24,7 @@ log = logging.getLogger("alknet.gateway")
 
 MAX_KEY_CHARS: Final = 255
 MAX_BODY_BYTES: Final = 256 * 1024
-"""Of an answer that is kept; a larger one is not, and a second request is told so."""
+"""Of an answer that is kept; a larger one is not, nor one that finds no room, and a second request is told so."""
 TOO_LARGE_STATUS: Final = -1
 LOST_STATUS: Final = -2
 REPLAYED: Final = (b"idempotent-replayed", b"true")
@@ -39,7 +39,7 @@ class Kept:
 
     def finish(self, status: int, body: bytes) -> None:
         """It is done, and was answered so."""
-        if len(body) > MAX_BODY_BYTES:
+        if len(body) > MAX_BODY_BYTES or not self._replies.has_room(len(body)):
             status, body = TOO_LARGE_STATUS, b""
         self._note(lambda: self._replies.finish(self._key, status, body))
 
@@ -95,7 +95,7 @@ class Idempotency:
         if known.status is None:
             raise HttpError(409, "UNAVAILABLE", "this request is being done; ask again for its answer")
         if known.status == TOO_LARGE_STATUS:
-            words = f"this request was done; its answer had more than {MAX_BODY_BYTES} bytes and was not kept"
+            words = "this request was done; its answer was too large to be kept"
             raise HttpError(409, "UNAVAILABLE", words, retryable=False)
         return known
 

@@ -248,7 +248,7 @@ def _enter(parent: int, name: str, guard: Guard, path: str, *, make: bool = Fals
         directory = os.open(name, _DIRECTORY, dir_fd=parent)
     except FileNotFoundError:
         if not make:
-            raise
+            raise NotFoundError(f"there is no {path!r}: the directory {name!r} is missing") from None
         return _make(parent, name, guard, path)
     except OSError as exc:
         if exc.errno not in (errno.ENOTDIR, errno.ELOOP):

@@ -36,6 +36,20 @@ def test_what_is_forgotten_may_begin_again() -> None:
     assert kept.begin(b"k", "alice", b"i", NOW) is None
 
 
+def test_all_answers_together_have_a_bound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(replies, "MAX_KEPT_BYTES", 10)
+    monkeypatch.setattr(replies, "PRUNE_EVERY", 1)
+    kept = _replies(tmp_path / "db")
+    kept.begin(b"k", "alice", b"i", NOW)
+    assert kept.has_room(10)
+    kept.finish(b"k", 200, b"six by")
+    assert kept.has_room(4)
+    assert not kept.has_room(5)
+    assert not _replies(tmp_path / "db").has_room(5)  # also after a start
+    kept.begin(b"l", "alice", b"i", NOW + KEPT_S)
+    assert kept.has_room(10)
+
+
 def test_what_another_process_left_undone_is_lost(tmp_path: Path) -> None:
     first = _replies(tmp_path / "db")
     first.begin(b"undone", "alice", b"i", NOW)

@@ -283,7 +283,7 @@ class McpApp:
         finally:
             if session.id is None:
                 self._sessions.opened(session, None)
-            elif not session.is_initialized:
+            elif not session.is_initialized or not _went_well(serving):  # else the SDK has not kept it either
                 self._sessions.close(session)
         return None
 
@@ -347,6 +347,10 @@ def _headers(scope: Scope) -> tuple[dict[bytes, bytes], set[bytes]]:
         else:
             found[name] = value
     return found, repeated
+
+
+def _went_well(task: asyncio.Task[Any]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 def _method(message: Any) -> Any:

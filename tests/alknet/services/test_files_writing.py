@@ -50,7 +50,8 @@ async def test_a_file_is_written_and_written_again(bench: FilesBench) -> None:
 
 
 async def test_directories_on_the_way_are_made_if_asked(bench: FilesBench) -> None:
-    assert (await bench.refusal("fs/write", {"path": "root/a/b/c", "text": "x"})).code == "NOT_FOUND"
+    error = await bench.refusal("fs/write", {"path": "root/a/b/c", "text": "x"})
+    assert (error.code, str(error)) == ("NOT_FOUND", "there is no 'root/a/b/c': the directory 'a' is missing")
     assert os.listdir(bench.root) == []
     await bench.call("fs/write", {"path": "root/a/b/c", "text": "x", "parents": True})
     await bench.call("fs/write", {"path": "root/a/b/d", "text": "x", "parents": True})

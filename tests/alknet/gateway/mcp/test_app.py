@@ -1,6 +1,7 @@
 """MCP over HTTP: sessions, whose they are and when they end, and what is no message at all."""
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -292,3 +293,17 @@ async def test_the_answer_outlives_a_client_that_hangs_up_at_once(served: McpBen
             again = RawMcp(http, served.url, "legacy")
             again.session = session
             assert message_of(await again.post("tools/call", CALL))["result"]["isError"] is False
+
+
+async def test_a_session_whose_client_hung_up_before_its_answer_is_none(served: McpBench) -> None:
+    """Whenever that is, both sides of the table say the same."""
+    hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "1"}}
+    async with served.http() as http:
+        for number in range(50):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(number * 0.0003):  # which closes the connection
+                    await RawMcp(http, served.url, "legacy").post("initialize", hello)
+    await eventually(lambda: served.app.in_flight == 0, "nothing is begun any more")
+    ours = {session.id for session in served.app._sessions.all()}
+    await eventually(lambda: set(served.app._manager._server_instances) == ours, "the SDK has the same")
+    assert len(served.app._sessions) == len(ours)

@@ -4,9 +4,6 @@ import asyncio
 import json
 from typing import Any
 
-import pytest
-
-from alknet.gateway.mcp import messages
 from alknet.gateway.mcp.messages import Patient, Watched, answer, dropped, nothing, read_body, refuse, replayed
 from alknet.tasks import Tasks
 from testkit.polling import eventually
