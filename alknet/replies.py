@@ -5,13 +5,17 @@ process died, or the disk was full when it had ended) says so: nobody knows then
 not be done again on that guess.
 """
 
+import logging
 import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
 from alknet.errors import UnavailableError
+from alknet.logs import event
 
 __all__ = ["KEPT_S", "MAX_KEPT", "MAX_KEPT_BYTES", "MAX_KEPT_OF_ONE_PEER", "Remembered", "Replies"]
+
+log = logging.getLogger("alknet.state")
 
 KEPT_S: Final = 24 * 3600.0
 MAX_KEPT: Final = 100_000
@@ -66,7 +70,8 @@ class Replies:
                 raise UnavailableError("too many answers are kept for idempotency keys", hint="try again later")
             self._db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?, ?, NULL, NULL)", (key, peer, input, now))
         except sqlite3.Error as exc:
-            raise UnavailableError(f"the idempotency key cannot be kept: {exc}", hint="try again") from exc
+            log.error(event("an idempotency key cannot be kept", reason=exc))
+            raise UnavailableError("the idempotency key cannot be kept, so nothing was done", hint="try again") from exc
         self._running.add(key)
         return None
 

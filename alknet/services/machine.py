@@ -1,5 +1,6 @@
 """What gives callers hands on this machine, where the configuration turns it on: ``fs/*`` and ``exec/run``."""
 
+import logging
 import os
 import pwd
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from alknet.clock import Clock
 from alknet.config.model import Settings
 from alknet.gate import Gate
+from alknet.logs import event
 from alknet.services.exec import ExecService
 from alknet.services.files import Files
 from alknet.services.files_drafts import Uploads
@@ -16,6 +18,8 @@ from alknet.services.files_roots import Root
 from alknet.services.files_writing import FileWriter
 
 __all__ = ["MachineServices"]
+
+log = logging.getLogger("alknet.services")
 
 
 class MachineServices:
@@ -39,7 +43,11 @@ class MachineServices:
         return tuple(services)
 
     def apply(self, settings: Settings) -> None:
-        """These settings are in force."""
+        """These settings are in force. A root that is not there is no mistake, for it may be mounted later, but it may
+        be one."""
+        for name, root in settings.fs.roots.items():
+            if not os.path.isdir(root.path):
+                log.warning(event("this root is no directory", setting=f"fs.roots.{name}", path=root.path))
         self._exec.env_allow = settings.ssh.env_allow
 
     def recheck(self) -> None:

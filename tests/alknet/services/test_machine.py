@@ -136,3 +136,11 @@ def _may_run(bench: MachineBench) -> Policy:
 def test_the_services_can_be_made_operations_of(tmp_path: Path) -> None:
     """Nothing at all is no mistake."""
     assert operations_of(MachineServices(Bench().gate, ManualClock(), tmp_path).of(Settings())) == ()
+
+
+def test_a_root_that_is_no_directory_is_told_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bench = MachineBench(tmp_path)
+    bench.set(fs={"roots": {"there": str(tmp_path), "typo": str(tmp_path / "typo")}})
+    assert [record.getMessage() for record in caplog.records if "root" in record.getMessage()] == [
+        f"this root is no directory setting=fs.roots.typo path={tmp_path / 'typo'}"
+    ]
