@@ -64,7 +64,6 @@ _LIVE: Final = Access(public=True)
 class McpSettings:
     """See `config.model` for the meaning."""
 
-    enabled: bool = True
     max_tools: int = 100
 
 
@@ -180,7 +179,7 @@ class McpApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_general = PATHS.get(scope["path"].rstrip("/"))
-        if is_general is None or not self.settings.enabled:
+        if is_general is None:
             return await refuse(send, 404, INVALID_REQUEST, "there is nothing here")
         headers, repeated = _headers(scope)
         who: Caller = scope[CALLER]

@@ -10,7 +10,6 @@ import pytest
 from alknet.call.errors import CallError
 from alknet.call.frames import HELLO_MAX_FRAME
 from alknet.gateway.mcp import app, messages, sessions
-from alknet.gateway.mcp.app import McpSettings
 from testkit import services
 from testkit.bench import Bench
 from testkit.mcp_bench import MODES, McpBench, RawMcp, message_of, serve_mcp
@@ -260,12 +259,10 @@ async def test_a_body_that_is_too_long(served: McpBench, monkeypatch: pytest.Mon
         assert (await raw.post("tools/call", call)).status_code == 413
 
 
-async def test_other_paths_and_a_gateway_that_is_off(served: McpBench) -> None:
+async def test_other_paths(served: McpBench) -> None:
     async with served.http() as http:
         for path in ("/other", "/gateway/x", "x"):
             assert (await http.post(served.url + path)).status_code == 404
-        served.app.settings = McpSettings(enabled=False)
-        assert (await http.post(served.url, json={})).status_code == 404
 
 
 async def test_requests_without_a_session_that_need_one(served: McpBench) -> None:
