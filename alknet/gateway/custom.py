@@ -31,7 +31,7 @@ from alknet.errors import InvalidInputError, NotFoundError, UnavailableError, Us
 from alknet.gate import Act
 from alknet.gateway.app import NOTHING_HERE, method_not_allowed
 from alknet.gateway.calls import Calls
-from alknet.gateway.exchange import NO_STORE, Exchange, too_large
+from alknet.gateway.exchange import NO_STORE, REQUEST_ID, Exchange, too_large
 from alknet.gateway.problems import STATUS, HttpError, status_of
 from alknet.gateway.settings import GatewaySettings
 
@@ -243,7 +243,7 @@ class CustomRoutes:
     @staticmethod
     def _headers(exchange: Exchange, headers: Any, act: Act) -> list[tuple[bytes, bytes]]:
         own = {name.lower() for name, _ in headers}
-        added = [*NO_STORE, *exchange.more_headers, (b"alknet-request-id", act.request_id.encode("ascii"))]
+        added = [*NO_STORE, *exchange.more_headers, (REQUEST_ID, act.request_id.encode("ascii"))]
         return [*headers, *((name, value) for name, value in added if name == b"vary" or name not in own)]
 
 

@@ -13,7 +13,7 @@ from alknet.call.codecs import JSON, EncodeError
 from alknet.call.errors import CallError
 from alknet.call.prepared import Prepared
 from alknet.gateway.calls import Calls
-from alknet.gateway.exchange import NO_STORE, Exchange
+from alknet.gateway.exchange import NO_STORE, REQUEST_ID, Exchange
 from alknet.gateway.problems import problem_of, status_of
 from alknet.tasks import Tasks
 
@@ -105,7 +105,7 @@ class _EventStream:
             return
         exchange.has_begun = True
         headers = [(b"content-type", EVENT_STREAM), *NO_STORE, (b"x-accel-buffering", b"no"), *exchange.more_headers]
-        headers.append((b"alknet-request-id", self._prepared.act.request_id.encode("ascii")))
+        headers.append((REQUEST_ID, self._prepared.act.request_id.encode("ascii")))
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 

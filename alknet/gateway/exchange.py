@@ -21,6 +21,8 @@ JSON_TYPE: Final = b"application/json"
 LENGTH: Final = b"content-length"
 MAX_QUERY_FIELDS: Final = 100
 WITHOUT_CONTENT: Final = (204, 304)
+REQUEST_ID: Final = b"alknet-request-id"
+"""Under which the audit log has the call or the refusal."""
 NO_STORE: Final = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 
@@ -209,6 +211,8 @@ class Exchange:
         """Answer with a problem document."""
         status = status_of(error, spec, is_anonymous=self.identity is None)
         body, headers, _ = problem_of(error, status, request_id)
+        if known := request_id or error.request_id:
+            headers.append((REQUEST_ID, known.encode("ascii")))
         await self.reply(status, body, PROBLEM, headers)
 
     async def _reply_instead(

@@ -15,7 +15,7 @@ from alknet.call.prepared import Prepared
 from alknet.gateway.app import method_not_allowed
 from alknet.gateway.calls import Calls
 from alknet.gateway.events import EventStreams
-from alknet.gateway.exchange import Exchange
+from alknet.gateway.exchange import REQUEST_ID, Exchange
 from alknet.gateway.idempotency import REPLAYED, Idempotency, Kept
 from alknet.gateway.openapi_query import QueryParameter, query_input, query_parameters
 from alknet.gateway.problems import PROBLEM, HttpError, error_fields, problem_of, status_of
@@ -34,7 +34,6 @@ MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 MAX_LAST_EVENT_ID_CHARS: Final = 256
 FIRST_ERROR_STATUS: Final = 400
 MAX_TICKET_BODY: Final = 1024
-REQUEST_ID: Final = b"alknet-request-id"
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
 
 Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
