@@ -5,6 +5,7 @@ its input is looked at.
 """
 
 import asyncio
+import hmac
 import ipaddress
 import logging
 import time
@@ -125,8 +126,10 @@ class Gateway:
         """Host and Origin; whether a listed origin asks, so that CORS headers go with the answer."""
         settings, visit = self.settings, exchange.visit
         host = exchange.header(b"host")
-        local = None if visit.connection.local is None else visit.connection.local.host
-        check_host(host, settings.names, local, settings.hosts)
+        if visit.good_host is None or visit.good_host[0] != host or visit.good_host[1] is not settings:
+            local = None if visit.connection.local is None else visit.connection.local.host
+            check_host(host, settings.names, local, settings.hosts)
+            visit.good_host = host, settings
         if b"origin" in exchange.repeated or b"sec-fetch-site" in exchange.repeated:
             raise HttpError(400, "INVALID_INPUT", "the request has its Origin twice")
         origin = exchange.header(b"origin")
@@ -163,10 +166,16 @@ class Gateway:
 
     def _authenticate(self, exchange: Exchange) -> None:
         """Find out who asks, if they say so; raises `HttpError` for a credential that lets nobody in."""
-        if b"authorization" not in exchange.headers:
+        header = exchange.headers.get(b"authorization")
+        if header is None:
+            return
+        visit, policy = exchange.visit, self._doors.gate.policy
+        kept = visit.bearer
+        is_one = b"authorization" not in exchange.repeated
+        if kept is not None and is_one and kept[1] is policy and hmac.compare_digest(kept[0], header):
+            exchange.identity = kept[2]  # nothing has changed since the request before
             return
         token = bearer_of(exchange.header(b"authorization"))
-        visit = exchange.visit
         try:
             identity = self._doors.bearer(visit.connection, token, None, surface=visit.surface)
             if identity.via not in visit.known:
@@ -178,6 +187,7 @@ class Gateway:
             status = 429 if exc.code == "RESOURCE_EXHAUSTED" else 401
             raise HttpError(status, exc.code, str(exc), denial_id=exc.denial_id, headers=headers) from exc
         exchange.identity = identity
+        visit.bearer = header, policy, identity
 
     async def _answer_outside(self, exchange: Exchange) -> None:
         """In plaintext from another machine nothing is served, and a credential would have been seen by everybody."""

@@ -36,6 +36,10 @@ class Visit:
     is_outside: bool = False
     """In plaintext, and not from this machine."""
     known: set[str] = field(default_factory=set)
+    bearer: tuple[bytes, object, Identity] | None = None
+    """The last credential that was good: the header, the policy that it was good by, and whose it is."""
+    good_host: tuple[str | None, object] | None = None
+    """The last Host that was good, and the settings that it was good by."""
     refused: int = 0
     """Credentials that it has shown in vain."""
     is_guest: bool = False

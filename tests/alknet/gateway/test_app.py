@@ -205,6 +205,21 @@ async def test_two_credentials_are_none() -> None:
         assert answer.status == 401
 
 
+async def test_what_a_connection_was_good_for_before_is_looked_at_again() -> None:
+    async with _door() as door, door.connect() as http:
+        alice, bob = (("Authorization", f"Bearer {door.tokens[peer]}") for peer in ("alice", "bob"))
+        for header, peer in ((alice, "alice"), (alice, "alice"), (bob, "bob"), (alice, "alice")):
+            answer = await http.ask("POST", "/call", IDENTITY, header, peer=None)
+            assert answer.value["output"]["peer"] == peer
+        twice = await http.ask("POST", "/call", IDENTITY, alice, bob, peer=None)
+        assert twice.status == 401
+        door.change({"alice": ("*",)}, without=["alice"])  # and not yet rechecked
+        gone = await http.ask("POST", "/call", IDENTITY, alice, peer=None)
+        assert (gone.status, gone.value["detail"]) == (401, "the token is not valid")
+        await http.send(request("GET", "/search", host="evil.example"))
+        assert (await http.answer()).status == 403
+
+
 async def test_tokens_that_are_guessed_count_and_end_the_connection(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     guess = "alk_guessed1_" + "z" * 27
