@@ -137,10 +137,13 @@ async def test_idle_sessions_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_session_with_a_request_in_it_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "SWEEP_S", 0.01)
-    monkeypatch.setattr(sessions, "IDLE_S", 0.02)
     async with Bench(services) as bench, serve_mcp(bench) as served, served.raw("legacy") as raw:
         call = {"name": "test.wait", "arguments": {"mark": "busy", "seconds": 0.2}}
-        assert (await raw.message("tools/call", call))["result"]["isError"] is False
+        async with asyncio.TaskGroup() as group:
+            answer = group.create_task(raw.message("tools/call", call))
+            await eventually(lambda: any(one.in_flight for one in served.app._sessions.all()), "it runs")
+            monkeypatch.setattr(sessions, "IDLE_S", 0.02)
+        assert answer.result()["result"]["isError"] is False
 
 
 async def test_streams_of_changes_are_bounded_for_each_caller(
