@@ -9,13 +9,10 @@ when both reach it; one that is missed fails nothing: it is for reading.
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "_lib"))
 from call_client import Order
 from call_nats import configuration as nats_configuration
 from call_operations import SCOPE
-from tables import Figures, goal, median, ratios, shown, table
+from tables import Figures, goal, median, ratios, report, shown, table
 
 from alknet.certificates import make_certificate, write_certificate
 from testkit.node import NodeProcess, free_port, wait_until
@@ -270,14 +267,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="leave tables out")
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else FULL
-    began = time.monotonic()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    print(f"{versions}; {os.cpu_count()} processors; {effort}")
-    for part in arguments.only:
-        with tempfile.TemporaryDirectory(prefix="alknet-bench-") as directory:
-            print(f"\n{MEASURES[part](Path(directory), effort)}", flush=True)
-    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
-    print(f"\ntook {time.monotonic() - began:.0f} s; load at the end {load}")
+    report([MEASURES[part] for part in arguments.only], effort, LIBRARIES)
 
 
 if __name__ == "__main__":

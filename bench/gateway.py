@@ -9,12 +9,9 @@ the ratio of the best rounds: where the two differ the machine had other work. O
 """
 
 import argparse
-import importlib.metadata
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -31,7 +28,7 @@ from gateway_client import NEW, OLD, Order
 from gateway_idle import Idle
 from gateway_operations import INPUT, LISTED, PLACE, SCOPE
 from gateway_servers import PATH
-from tables import Figures, goal, median, ratios, shown, table
+from tables import Figures, goal, median, ratios, report, shown, table
 
 from alknet.nofile import raise_limit
 from testkit.node import NodeProcess
@@ -290,14 +287,7 @@ def main() -> None:
     arguments = parser.parse_args()
     raise_limit()
     effort = QUICK if arguments.quick else FULL
-    began = time.monotonic()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    print(f"{versions}; {os.cpu_count()} processors; {effort}")
-    for part in arguments.only:
-        with tempfile.TemporaryDirectory(prefix="alknet-bench-") as directory:
-            print(f"\n{MEASURES[part](Path(directory), effort)}", flush=True)
-    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
-    print(f"\ntook {time.monotonic() - began:.0f} s; load at the end {load}")
+    report([MEASURES[part] for part in arguments.only], effort, LIBRARIES)
 
 
 if __name__ == "__main__":

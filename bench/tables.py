@@ -1,9 +1,15 @@
 """Figures of several rounds as tables, and goals as ratios with what came of each."""
 
+import importlib.metadata
+import os
 import statistics
-from collections.abc import Callable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Figures", "goal", "median", "ratios", "shown", "table"]
+__all__ = ["Figures", "goal", "median", "ratios", "report", "shown", "table"]
 
 Figures = dict[tuple[str, str], list[float]]
 """By (who was measured, what): one for each round."""
@@ -37,3 +43,15 @@ def table(title: str, rows: dict[str, str], columns: dict[str, Callable[[str], s
     lines = [[title, *columns]] + [[text, *(show(name) for show in columns.values())] for name, text in rows.items()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def report(measures: Iterable[Callable[[Path, Any], str]], effort: Any, libraries: Iterable[str]) -> None:
+    """Print what was measured and with what, each part as it comes, in a directory of its own."""
+    began = time.monotonic()
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in libraries)
+    print(f"{versions}; {os.cpu_count()} processors; {effort}")
+    for measure in measures:
+        with tempfile.TemporaryDirectory(prefix="alknet-bench-") as directory:
+            print(f"\n{measure(Path(directory), effort)}", flush=True)
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    print(f"\ntook {time.monotonic() - began:.0f} s; load at the end {load}")

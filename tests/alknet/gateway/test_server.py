@@ -224,3 +224,42 @@ async def test_what_fails_in_the_gateway_itself_is_in_the_log_and_not_in_the_ans
         await http.send(http.asked("GET", "/late"))
         assert (await http.head()).status == 200
         assert not (await http.rest()).endswith(b"0\r\n\r\n")  # what is cut does not look complete
+
+
+# --- every route asks -------------------------------------------------------------------------------------------------
+
+IDENTITY = {"operation": "test/identity", "input": {}}
+DECIDED = {
+    # path of a route: a request for it, and the action that it must ask the decision for
+    "/metrics": ("GET", "/metrics", None, "node/metrics"),
+    "/search": ("GET", "/search", None, "services/list"),
+    "/schema": ("GET", "/schema?name=services/list", None, "services/schema"),
+    "/call": ("POST", "/call", IDENTITY, "test/identity"),
+    "/batch": ("POST", "/batch", [IDENTITY], "test/identity"),
+    "/subscribe": ("POST", "/subscribe", {"operation": "test/count", "input": {}}, "test/count"),
+    "/ops/": ("POST", "/ops/test/identity", {}, "test/identity"),
+    "/openapi.json": ("GET", "/openapi.json", None, "http/openapi"),
+    "/ticket": ("POST", "/ticket", None, "call/connect"),
+    "/alknet/call": ("GET", "/alknet/call", None, "call/connect"),
+}
+SILENT = {"/healthz", "/readyz", "/docs", "/docs/"}
+"""They do nothing and tell nothing that is not the same for everybody."""
+
+
+async def test_no_route_acts_without_a_decision() -> None:
+    """(The routes of MCP and of services are decided where they are tested.)"""
+
+    @operation("node/metrics", kind="query", scopes=["node:read"])
+    async def metrics() -> str:
+        """What the node counts."""
+        return ""
+
+    async with GatewayDoor(services, [metrics], peers=PEERS, settings=GatewaySettings(mcp=False)) as door:
+        assert set(door.handler.app.paths) == DECIDED.keys() | SILENT, "say what a new route asks for"
+        for method, path, value, action in DECIDED.values():
+            door.bench.audit.records.clear()
+            async with door.connect() as http:
+                await http.ask(method, path, value, peer="bob")
+            asked = [record for record in door.bench.audit.records if record["action"] == action]
+            assert asked, path
+            assert asked[0]["decision"] in ("allow", "deny")
