@@ -44,10 +44,9 @@ TOKEN_PREFIX_CHARS: Final = 8
 class Identity:
     """A caller as proven by a credential.
 
-    `id` is the peer's stable name, never key material. `via` names the credential that proved it, such as
-    ``key:SHA256:…`` or ``token:PREFIX``, so that the identity can be looked up again after a reload. `scopes` are
-    the credential's; the peer's own count as well, see `authorize`. `expires_at` is the credential's own end, in
-    seconds since 1970.
+    `id` is the peer's stable name, never key material. `via` names the credential that proved it (``key:SHA256:…``,
+    ``token:PREFIX``, ``dial:PEER``), so that the identity can be looked up again after a reload. `scopes` are the
+    credential's; the peer's own count as well, see `authorize`. `expires_at` is its own end, in seconds since 1970.
     """
 
     id: str
@@ -187,6 +186,9 @@ class Policy:
         if kind == "token":
             token = self.tokens.get(credential)
             found = None if token is None else _bearer(token)
+        elif kind == "dial":  # who was dialled as that peer, and has proven to be it
+            peer = self.peers.get(credential)
+            found = Identity(peer.id, frozenset(peer.scopes), identity.via) if peer else None
         else:
             found = self.lookup_key(credential) if kind == "key" else None
         return found if found is not None and found.id == identity.id else None

@@ -4,13 +4,15 @@ from collections.abc import Iterable
 
 from alknet.alpn.admission import AdmissionLimits
 from alknet.call.doorkeeper import DoorLimits
+from alknet.call.exposed import Exposure, MeshSettings, Terms
 from alknet.call.handler import CallSettings
+from alknet.call.routing import Routing
 from alknet.config.addresses import ListenAddress
 from alknet.config.model import Settings
 from alknet.gateway.settings import GatewaySettings
 from alknet.ssh.handler import SshSettings
 
-__all__ = ["admission_limits", "call_settings", "door_limits", "gateway_settings", "ssh_settings"]
+__all__ = ["admission_limits", "call_settings", "door_limits", "gateway_settings", "mesh_settings", "ssh_settings"]
 
 
 def admission_limits(settings: Settings) -> AdmissionLimits:
@@ -47,6 +49,16 @@ def door_limits(settings: Settings) -> DoorLimits:
 
 def call_settings(settings: Settings) -> CallSettings:
     return CallSettings(max_frame=settings.call.max_frame, max_in_flight=settings.call.max_in_flight)
+
+
+def mesh_settings(settings: Settings) -> MeshSettings:
+    """Of what peers bring. A peer that is dialled with ``import = false`` brings nothing, whatever its entry offers."""
+    not_imported = {dial.peer for dial in settings.dial if not dial.imports}
+    terms = {}
+    for peer in settings.peers:
+        expose = None if peer.expose is None else Exposure(peer.expose.prefix, peer.expose.scope)
+        terms[peer.id] = Terms(() if peer.id in not_imported else peer.offers, expose)
+    return MeshSettings(Routing(settings.call.routing), terms)
 
 
 def gateway_settings(

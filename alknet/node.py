@@ -26,8 +26,8 @@ from alknet.call.command import serve_command
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import Dispatcher, Stats
 from alknet.call.doorkeeper import Doorkeeper
-from alknet.call.errors import CallError
 from alknet.call.handler import CallHandler, CallSettings
+from alknet.call.mesh import Mesh
 from alknet.call.operations import operations_of, served_by
 from alknet.call.registry import Registry, load_entry_points, load_modules
 from alknet.clock import Clock, SystemClock
@@ -38,6 +38,7 @@ from alknet.config.load import load
 from alknet.config.model import Settings
 from alknet.config.policy import build_policy, daemon_user
 from alknet.config.watch import watch
+from alknet.dialer import Dialer
 from alknet.errors import AuditError, ConfigError, StartupError
 from alknet.gate import Gate
 from alknet.gateway.server import GatewayHandler
@@ -85,6 +86,7 @@ class Node:
         self._clock = clock or SystemClock()
         self._tasks = Tasks("node")
         self._stop = asyncio.Event()
+        self._is_started = False
         self._stopped = False
         self._undo = contextlib.ExitStack()
         self._daemon: DaemonUser = daemon_user()
@@ -128,7 +130,8 @@ class Node:
         self._state.prune(self._clock.wall())
         self.gate = Gate(self._policy(settings, self._tokens()), audit, self._clock)
         self._admission = Admission(AdmissionLimits())
-        self._dispatcher = Dispatcher(Registry(), self.gate, call_peer=self._call_peer)
+        self._mesh = Mesh(self._publish)
+        self._dispatcher = Dispatcher(Registry(), self.gate, peers=self._mesh)
         self._machine = MachineServices(self.gate, self._clock, home.path)
         self._undo.callback(self._machine.close)
 
@@ -136,13 +139,15 @@ class Node:
             self._admission.failed_login(host, loop.time())
 
         self._doors = Doorkeeper(self.gate, on_login_failed=login_failed, connections_of=self._connections_of)
+        node_key = KeySigner.from_file(home.node_key)
         self._calls = CallHandler(
             self.gate,
             self._dispatcher,
             self._doors,
             CallSettings(),
             name=settings.node.name or os.uname().nodename,
-            key=KeySigner.from_file(home.node_key),
+            key=node_key,
+            mesh=self._mesh,
         )
         self._ssh = SshHandler(
             self.gate,
@@ -163,6 +168,7 @@ class Node:
                 serve_calls=self._calls.serve_stream,
             )
         self.router = Router([self._ssh, self._calls, *([self._gateway] if self._gateway else [])])
+        self._dialer = Dialer(home, self._calls, self.router, node_key, self._clock)
         identity = TlsIdentity.of(certificate, self.router.alpns)
         self._tls = TlsListener(identity, self.router.dispatch)
         # The node's own key is of this home alone, where a certificate may serve several machines.
@@ -191,6 +197,8 @@ class Node:
         self._lock.publish(tuple((a.host, a.port) for a in self._port.addresses))
         if self._gateway is not None:
             await self._gateway.start()
+        self._dialer.apply(settings)
+        self._is_started = True
         self._tasks.start(self._watch_files(), name="watch")
         self._tasks.start(self._watch_expiry(), name="expiry")
         self.gate.note({"surface": "node", "action": "node/start", "outcome": "ok", "version": __version__})
@@ -235,8 +243,11 @@ class Node:
         notify("STOPPING=1")
         self._port.stop_accepting()
         self._tls.stop_accepting()
+        self._dialer.stop_dialling()
         deadline = asyncio.get_running_loop().time() + self._reloader.running.settings.node.drain_timeout
         cut = await self.router.shutdown(deadline)
+        await self._dialer.aclose()
+        await self._mesh.aclose()
         await self._dispatcher.aclose()  # only now: SSH sessions call operations, too
         self._stop.set()
         await self._tasks.aclose()
@@ -256,6 +267,8 @@ class Node:
                 "revision": self.gate.policy.revision,
             },
             **describe(self.gate.policy, self.router, self._port, self._quic, self._admission, leave_out=leave_out),
+            "dials": self._dialer.describe(),
+            "mesh": self._mesh.describe(),
         }
 
     # --- changing ---------------------------------------------------------------------------------------------
@@ -293,12 +306,17 @@ class Node:
             listen = self._listen or settings.node.listen
             self._gateway.settings = doors.gateway_settings(settings, new.identity.certificate.names, listen)
         self._dispatcher.default_timeout_s = settings.call.default_timeout
-        self._dispatcher.registry = new.registry
         self._machine.apply(settings)
         self._tls.identity = self._quic.identity = new.identity
         self.gate.audit_required = settings.audit.required
         self.gate.policy = policy
+        self._mesh.apply(doors.mesh_settings(settings), new.registry)
+        if self._is_started:
+            self._dialer.apply(settings)
         asyncio.get_running_loop().call_later(ANSWER_FIRST_S, self._recheck)
+
+    def _publish(self, registry: Registry) -> None:
+        self._dispatcher.registry = registry
 
     def _recheck(self) -> None:
         self.router.recheck()
@@ -343,27 +361,6 @@ class Node:
 
     def _connections_of(self, peer: str) -> int:
         return sum(c.identity is not None and c.identity.id == peer for c in self.router.connections)
-
-    async def _call_peer(
-        self,
-        peer: str,
-        name: str,
-        value: Any,
-        *,
-        timeout_s: float | None,
-        forwarded_for: str | None,
-        traceparent: str | None,
-    ) -> Any:
-        extra = {key: text for key, text in (("forwarded_for", forwarded_for), ("traceparent", traceparent)) if text}
-        missing = CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
-        for session in self._calls.sessions_of(peer):
-            try:
-                return await session.call(name, value, timeout_s=timeout_s, **extra)
-            except CallError as exc:
-                if exc.code != "NOT_FOUND" or exc.details != {"operation": name}:
-                    raise  # else another of the peer's connections may be the one that offers it
-                missing = exc
-        raise missing
 
     # --- causes of a reload -------------------------------------------------------------------------------------------
 

@@ -24,6 +24,10 @@ log = logging.getLogger("alknet.alpn")
 
 KEEPALIVE_S: Final = 20.0
 """A connection that has heard nothing for so long asks whether the other side is there; NATs forget after 30 s."""
+QUESTIONS: Final = 3
+"""So often a connection that is watched asks, in equal steps of its patience, before it gives the other side up."""
+LAST_LOOK_S: Final = 0.01
+"""Before that it looks once more for what has arrived: after this process was held up, a timer may come first."""
 
 CLOSE_LINGER_S: Final = 3.0
 """How long a closed connection is kept, so that the other side hears of it; QUIC's own measure is the other side's to
@@ -85,6 +89,10 @@ class QuicConnection(BaseConnection):
         self._move_logged_at = -MOVE_LOG_INTERVAL_S
         self._linger: asyncio.TimerHandle | None = None
         self._keepalive: asyncio.TimerHandle | None = None
+        self._patience_s: float | None = None
+        """How long the other side may be silent; None for as long as QUIC itself allows."""
+        self._asked = 0
+        """Questions since the other side was heard."""
 
     # --- the contract -----------------------------------------------------------------------------------------
 
@@ -120,6 +128,12 @@ class QuicConnection(BaseConnection):
         self.flush()
         self._ended(code, reason)
 
+    def watch(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        if self.is_established and not self._closed.is_set():
+            self._asked = 0
+            self._look_in(self._step_s, self._keep_alive)
+
     # --- being driven -----------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, address: Any, now: float) -> bool:
@@ -128,6 +142,7 @@ class QuicConnection(BaseConnection):
         is_theirs = self.engine.receive(data, address, now)
         if is_theirs:
             self._heard_at = now
+            self._asked = 0
         return is_theirs
 
     def progressed(self) -> None:
@@ -204,13 +219,44 @@ class QuicConnection(BaseConnection):
         else:
             self._set_timer()
 
+    # --- whether the other side is there ----------------------------------------------------------------------
+
+    @property
+    def _step_s(self) -> float:
+        """How long the other side is silent before it is asked."""
+        return KEEPALIVE_S if self._patience_s is None else min(KEEPALIVE_S, self._patience_s / (QUESTIONS + 1))
+
+    def _look_in(self, delay_s: float, look: Callable[[], None]) -> None:
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+        self._keepalive = self._loop.call_later(delay_s, self.safely, look)
+
     def _keep_alive(self) -> None:
-        quiet = time.monotonic() - self._heard_at
-        if quiet >= KEEPALIVE_S:
+        """Ask whether the other side is there when it was silent for a step.
+
+        What gives it up is unanswered questions, each of which had a step of its own, and not the clock: a process that
+        was held up for long has asked nobody and read nothing meanwhile.
+        """
+        step_s, patience_s = self._step_s, self._patience_s
+        quiet_s = time.monotonic() - self._heard_at
+        if quiet_s < step_s:
+            self._look_in(step_s - quiet_s, self._keep_alive)
+        elif patience_s is not None and (self._asked + 1) * step_s >= patience_s:
+            self._look_in(LAST_LOOK_S, self._last_look)
+        else:
+            self._asked += 1
             self.engine.ping()
             self.flush_soon()
-            quiet = 0.0
-        self._keepalive = self._loop.call_later(KEEPALIVE_S - quiet, self._keep_alive)
+            self._look_in(step_s, self._keep_alive)
+
+    def _last_look(self) -> None:
+        if not self._asked:  # it was heard after all
+            self._keep_alive()
+            return
+        reason = f"nothing was heard for {self._patience_s:g} s"
+        self.engine.close(0, reason)  # for a path that works in the other direction only
+        self.flush()
+        self._ended(0, reason)
 
     # --- QuicEvents -------------------------------------------------------------------------------------------
 
@@ -219,7 +265,7 @@ class QuicConnection(BaseConnection):
         self.is_established = True
         self.channel_binding = ChannelBinding("tls-spki", self.engine.spki)
         self.peer_certificates = self.engine.peer_certificates
-        self._keepalive = self._loop.call_later(KEEPALIVE_S, self._keep_alive)
+        self._look_in(self._step_s, self._keep_alive)
         self._on_established(self)
 
     def stream_opened(self, stream_id: int) -> None:
@@ -285,6 +331,8 @@ class QuicConnection(BaseConnection):
         if self._closed.is_set():
             return
         self.close_reason = (code, reason)
+        if self._keepalive is not None:
+            self._keepalive.cancel()
         self._closed.set()
         self._arrived.set()
         for stream in tuple(self._streams.values()):

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Final
 
@@ -81,6 +82,15 @@ class Router:
             return
         self._connections[connection.id] = connection
         self._tasks.start(self._serve(handler, connection), name=connection.id)
+
+    @contextmanager
+    def tracking(self, connection: Connection) -> Iterator[None]:
+        """Count a connection among the live ones that somebody else serves: one that this node has dialled."""
+        self._connections[connection.id] = connection
+        try:
+            yield
+        finally:
+            self._connections.pop(connection.id, None)
 
     def recheck(self) -> None:
         """Have every handler end what the current policy forbids."""

@@ -121,6 +121,12 @@ class Connection(Protocol):
         """End the connection and reset its streams; `code` and `reason` reach the other side where the carrier has
         them. Idempotent."""
 
+    def watch(self, patience_s: float) -> None:
+        """From now on the other side is given up when it has not been heard for about `patience_s`, and the connection
+        ends as lost: at this end, with its streams broken. For connections whose loss somebody waits for, because a
+        sign of life is asked for more often than otherwise. Does nothing where the carrier has no means of its own
+        (memory, and what runs inside another connection); on TCP and TLS it is the other machine that is heard."""
+
     close_reason: tuple[int, str] | None
     """What ended it, code and words, where the carrier tells: None on TCP and TLS. The words are the other side's, so
     show them escaped."""
@@ -166,6 +172,9 @@ class BaseConnection:
         self.identity = identity
         if self._on_login is not None:
             self._on_login()
+
+    def watch(self, patience_s: float) -> None:
+        pass
 
     async def wait_closed(self) -> None:
         await self._closed.wait()

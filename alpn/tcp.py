@@ -17,6 +17,7 @@ from typing import Final
 
 from alknet.alpn.errors import ConnectionClosed, StreamBroken, StreamClosed, StreamsExhausted
 from alknet.alpn.streams import MAX_BUFFERED_BYTES, READ_SIZE, Address, BaseConnection
+from alknet.alpn.tcp_watch import QUESTIONS
 from alknet.tasks import Tasks
 
 __all__ = ["OneStreamConnection", "TcpConnection", "TcpStream", "keep_alive"]
@@ -33,12 +34,17 @@ _LINGER_ZERO: Final = struct.pack("ii", 1, 0)
 _Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-def keep_alive(sock: socket.socket) -> None:
-    """Have the kernel notice that the machine at the other end is gone, which on TCP nobody else would."""
+def keep_alive(sock: socket.socket, patience_s: float | None = None) -> None:
+    """Have the kernel notice that the machine at the other end is gone, which on TCP nobody else would: after two
+    minutes, or after about `patience_s`, in whole seconds and not less than four."""
+    idle_s, interval_s, probes = KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES
+    if patience_s is not None:
+        probes = QUESTIONS
+        idle_s = interval_s = max(1, int(patience_s / (probes + 1)))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
 
 
 class OneStreamConnection(BaseConnection):
@@ -74,6 +80,10 @@ class OneStreamConnection(BaseConnection):
     def close(self, code: int = 0, reason: str = "") -> None:
         self._stream.reset()
         self._ended()
+
+    def watch(self, patience_s: float) -> None:
+        if not self._closed.is_set():
+            self._stream.watch(patience_s)
 
     def _ended(self) -> None:
         if not self._closed.is_set():
@@ -178,6 +188,11 @@ class TcpStream:
                 await self._ended.wait()
         elif not self._is_taken:
             self._close_unused(is_cut=False)
+
+    def watch(self, patience_s: float) -> None:
+        """Have a machine that is gone noticed by then; while something is unsent, it takes as long as it does."""
+        with contextlib.suppress(OSError):  # closed already
+            keep_alive(self._sock, patience_s)
 
     async def _open(self) -> _Ends:
         """Reader and writer, made when first asked for: once, whoever asks, and whoever is cancelled."""

@@ -163,6 +163,10 @@ class _TlsStream(TcpStream):
         super().__init__(layer.sock)
         self._layer = layer
 
+    def watch(self, patience_s: float) -> None:
+        super().watch(patience_s)
+        self._layer.watch(patience_s)
+
     async def _connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         self._layer.start(protocol)
         return self._layer

@@ -9,7 +9,10 @@ import asyncio
 import contextlib
 import socket
 import ssl
+from functools import partial
 from typing import Any, Final, cast
+
+from alknet.alpn.tcp_watch import TcpWatch
 
 __all__ = ["TlsTransport", "reason_of"]
 
@@ -54,6 +57,7 @@ class TlsTransport(asyncio.Transport):
         """TCP has ended; whether that was a cut is known when everything that arrived is decrypted."""
         self._failure: Exception | None = None
         """Why this side gave up, where it was the one to see that the session is over."""
+        self._watch: TcpWatch | None = None
 
     # --- the handshake ----------------------------------------------------------------------------------------
 
@@ -97,6 +101,18 @@ class TlsTransport(asyncio.Transport):
         else:
             self._loop.call_soon(self.resume_reading)
 
+    def watch(self, patience_s: float) -> None:
+        """Fail when the other machine has not answered for so long."""
+        self._stop_watching()
+        if not self._is_lost:
+            lost = ConnectionResetError(f"nothing was heard for {patience_s:g} s")
+            self._watch = TcpWatch(self.sock, patience_s, partial(self._fail, lost))
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
     # --- from below -------------------------------------------------------------------------------------------
 
     def raw_made(self, transport: asyncio.Transport) -> None:
@@ -120,6 +136,7 @@ class TlsTransport(asyncio.Transport):
 
     def raw_lost(self, exc: Exception | None) -> None:
         self._is_lost = self._is_closing = True
+        self._stop_watching()
         if self._shaken is not None and not self._shaken.done():
             self._fail_handshake(ConnectionResetError(str(exc or "the connection was closed")))
         if self._protocol is not None:

@@ -13,7 +13,7 @@ from alknet.call.machine import Limits
 
 __all__ = ["ANONYMOUS_LIMITS", "IDLE_S", "LIFETIME_S", "Anonymous"]
 
-ANONYMOUS_LIMITS: Final = Limits(in_flight=32, in_flight_bytes=1024 * 1024)
+ANONYMOUS_LIMITS: Final = Limits(in_flight=32, in_flight_bytes=1024 * 1024, channels=0)
 """What one connection may have running."""
 IDLE_S: Final = 60.0
 """After so long without a call a connection is ended."""

@@ -61,6 +61,7 @@ class Channel(asyncio.Protocol):
         self._is_full = False
         self._gone = asyncio.Event()
         self._waiting: deque[asyncio.Future[None]] = deque()
+        """Who waits for room."""
 
     @classmethod
     async def on(cls, stream: Stream, number: int = 0) -> "Channel":
@@ -145,8 +146,9 @@ class Channel(asyncio.Protocol):
         return self._is_full
 
     async def room(self) -> None:
-        """Wait until the other side has taken most of what was sent; returns at once when the stream has ended."""
-        while self._is_full and self.is_open:
+        """Wait until the other side has taken most of what was sent, and whoever came before has had his turn; returns
+        at once when the stream has ended."""
+        if (self._is_full or self._waiting) and self.is_open:
             waiter = self._loop.create_future()
             self._waiting.append(waiter)
             await waiter
@@ -203,7 +205,18 @@ class Channel(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._is_full = False
-        self._wake()
+        self._next_turn()
+
+    def _next_turn(self) -> None:
+        """Let the one go on who has waited longest, and the next one in the event loop's next round: then what the
+        first one has sent is seen, which may be all that there is room for."""
+        while self._waiting and not self._is_full:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                if self._waiting:
+                    self._loop.call_soon(self._next_turn)
+                return
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

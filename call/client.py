@@ -28,7 +28,7 @@ from alknet.errors import UnavailableError
 from alknet.keys import PublicKey
 from alknet.sshsig import SignatureError, Signer, sign
 
-__all__ = ["CallTarget", "Credentials", "Link", "connect", "over_connection", "over_stream"]
+__all__ = ["CallTarget", "Credentials", "Link", "ServerOf", "connect", "over_connection", "over_stream"]
 
 HELLO_TIMEOUT_S: Final = 10.0
 MAX_KEYS: Final = 6
@@ -39,6 +39,11 @@ MAX_INBOUND_FRAME: Final = 8 * 1024 * 1024
 """What a node may send in one frame, whatever it says of itself: a subscription may have many of them unread."""
 MAX_PEER_TIMEOUT_S: Final = 300.0
 """How long a node may say that a call takes by default; a call that says how long it may take is not bound by it."""
+
+
+ServerOf = Callable[[Challenge, Connection], Server]
+"""Who serves the calls of the other side, which has proven itself with the challenge, on that connection. It may refuse
+with a `CallError`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,11 @@ async def connect(
     carriers: Sequence[str] = CARRIERS,
     report: Callable[[str], None] = lambda line: None,
     codecs: Sequence[str] = ("msgpack", "json"),
-    server_of: Callable[[Challenge], Server] | None = None,
+    server_of: ServerOf | None = None,
 ) -> AsyncIterator[Link]:
     """Open a session, and close it in order afterwards.
 
-    `server_of` serves the calls of the other side, which it knows from its challenge. Raises `UnavailableError` when no
+    `server_of` gives who serves the calls of the other side. Raises `UnavailableError` when no
     address answers, `NodeKeyError` when it is not the right node, `HelloError` when it proves nothing, and `CallError`
     FORBIDDEN when it does not let this side in.
     """
@@ -132,7 +137,7 @@ async def _open(
     dialed: Dialed,
     key: Signer | None,
     codecs: Sequence[str],
-    server_of: Callable[[Challenge], Server] | None,
+    server_of: ServerOf | None,
     *,
     patience_s: float | None = None,
 ) -> Link:
@@ -165,7 +170,7 @@ async def over_connection(
     key: Signer | None = None,
     token: str | None = None,
     codecs: Sequence[str] = ("msgpack", "json"),
-    server_of: Callable[[Challenge], Server] | None = None,
+    server_of: ServerOf | None = None,
 ) -> Link:
     """Say hello on a connection that was dialled, and begin the session.
 
@@ -174,7 +179,9 @@ async def over_connection(
     if connection.channel_binding is None:
         raise HelloError("this carrier does not bind the hello to its connection")
     channel = await Channel.on(await first_stream(connection))
-    hello = DialerHello(alpn=connection.alpn, binding=connection.channel_binding, codecs=codecs)
+    hello = DialerHello(
+        alpn=connection.alpn, binding=connection.channel_binding, codecs=codecs, serves=server_of is not None
+    )
     async with asyncio.timeout(HELLO_TIMEOUT_S):
         challenge = await _challenge(channel, hello)
     check(challenge)
@@ -191,11 +198,11 @@ async def over_stream(
     carrier: Connection,
     *,
     codecs: Sequence[str] = ("msgpack", "json"),
-    server_of: Callable[[Challenge], Server] | None = None,
+    server_of: ServerOf | None = None,
 ) -> Link:
     """Say hello on the subsystem ``alknet-call`` of an SSH connection, and begin the session."""
     channel = await Channel.on(stream)
-    hello = DialerHello(alpn=ALPN, binding=None, codecs=codecs)
+    hello = DialerHello(alpn=ALPN, binding=None, codecs=codecs, serves=server_of is not None)
     async with asyncio.timeout(HELLO_TIMEOUT_S):
         challenge = await _challenge(channel, hello)
         accepted = hello.finished(await _next(channel))
@@ -222,7 +229,7 @@ def _begin(
     channel: Channel,
     challenge: Challenge,
     accepted: Accepted,
-    server_of: Callable[[Challenge], Server] | None,
+    server_of: ServerOf | None,
 ) -> Link:
     anonymous = accepted.identity is None
     max_frame = challenge.limits.get("max_frame", DEFAULT_MAX_FRAME)
@@ -236,7 +243,7 @@ def _begin(
         sizes=Sizes(inbound, max_frame),
         features=challenge.features,
         limits=Limits(),
-        server=None if server_of is None else server_of(challenge),
+        server=None if server_of is None else server_of(challenge, connection),
         peer_timeout_s=DEFAULT_TIMEOUT_S if timeout_ms is None else min(timeout_ms / 1000, MAX_PEER_TIMEOUT_S),
     )
     session.start()

@@ -78,42 +78,32 @@ class Family:
         """Whether that call has ended; read by other threads."""
 
     async def call(self, name: str, value: Any, *, continue_running: bool) -> Any:
-        parent, operation = self._parent, self._parent.operation
         self._check_open(name)
-        if not may_reach(operation.calls, name):
+        if not may_reach(self._parent.operation.calls, name):
             raise self._out_of_reach(name)
-        caller = Caller(
-            operation.authority,
-            COMPOSED,
-            connection=parent.caller.connection,
-            remote=parent.caller.remote,
-            parent=parent,
-        )
-        prepared = parent.dispatcher.prepare(name, value, caller, traceparent=parent.traceparent, soon=True)
+        prepared = self._prepare(name, value)
         return await self._have(
             _Child(name, prepared.call, prepared.drop, lambda: continue_running and prepared.has_begun)
         )
 
     async def call_peer(self, peer: str, name: str, value: Any) -> Any:
-        parent, operation = self._parent, self._parent.operation
+        whole_name = f"{peer}:{name}"
         self._check_open(name)
-        if not may_reach(operation.calls, name, peer=peer):
-            raise self._out_of_reach(f"{peer}:{name}")
-        access = Access(required_scopes=(f"peer:{peer}",))
-        act = parent.dispatcher.gate.ask(
-            operation.authority,
-            "peer/call",
-            f"{peer}:{name}",
-            surface=COMPOSED,
-            access=access,
-            parent=parent.act.request_id,
-            origin=parent.origin,
+        if not may_reach(self._parent.operation.calls, name, peer=peer):
+            raise self._out_of_reach(whole_name)
+        prepared = self._prepare(name, value, peer=peer)
+        return await self._have(_Child(whole_name, prepared.call, prepared.drop))
+
+    def _prepare(self, name: str, value: Any, *, peer: str | None = None) -> "Prepared":
+        parent = self._parent
+        caller = Caller(
+            parent.operation.authority,
+            COMPOSED,
+            connection=parent.caller.connection,
+            remote=parent.caller.remote,
+            parent=parent,
         )
-        if not act.decision:
-            raise CallError("FORBIDDEN", act.decision.words, denial_id=act.decision.denial_id)
-        there = partial(parent.dispatcher.call_peer, peer, name, value, forwarded_for=parent.origin)
-        run = partial(self._run_elsewhere, act, there)
-        return await self._have(_Child(f"{peer}:{name}", run, partial(act.done, "dropped")))
+        return parent.dispatcher.prepare(name, value, caller, peer=peer, traceparent=parent.traceparent, soon=True)
 
     async def call_caller(self, name: str, value: Any) -> Any:
         parent, operation = self._parent, self._parent.operation

@@ -62,6 +62,7 @@ def operation(
     scopes: Iterable[str] | None = None,
     any_scopes: Iterable[str] | None = None,
     public: bool = False,
+    any_peer: bool = False,
     visibility: str = "external",
     version: str = "1",
     resource: str | None = None,
@@ -82,7 +83,8 @@ def operation(
     """Declare the function below an operation; `UsageError` names the function and what is wrong.
 
     `kind` is query unless said otherwise, and subscription for a generator. Callers need every one of `scopes` and one
-    of `any_scopes`; where neither is given, the operation's own name with ``:`` for ``/``; `public` lets everybody in.
+    of `any_scopes`; where neither is given, the operation's own name with ``:`` for ``/``; `public` lets everybody in,
+    `any_peer` every peer that the node knows.
     With `resource` (a type) they need a resource entry of that type for `resource_action` as well, and for the resource
     whose name stands in the input at `resource_id`, such as ``$.path``; without, `resource_id` only says what the audit
     log has of the input. `rules` names an action (`alknet.actions`) whose own rules hold for callers, too.
@@ -118,7 +120,9 @@ def operation(
                 style=style,
                 visibility=_member(Visibility, visibility, "visibility"),
                 version=version,
-                access=access_of(name, scopes, any_scopes, public, resource, resource_action, resource_id, rules),
+                access=access_of(
+                    name, scopes, any_scopes, public, resource, resource_action, resource_id, rules, any_peer=any_peer
+                ),
                 resource_id_path=resource_id,
                 errors=_errors(errors),
                 summary=first if summary is None else summary,
@@ -203,15 +207,19 @@ def access_of(
     action: str | None = None,
     path: str | None = None,
     rules: str | None = None,
+    *,
+    any_peer: bool = False,
 ) -> Access:
     """What a declaration asks of callers; `UsageError` for what makes no sense."""
-    if public:
+    if public or any_peer:
+        what = "public" if public else "for any peer"
+        asks = any_peer if public else False
         _check(
-            all(one is None for one in (scopes, any_scopes, resource, action, path, rules)),
-            "it is public and asks for scopes or a resource",
-            "what is public asks for nothing: drop one or the other",
+            all(one is None for one in (scopes, any_scopes, resource, action, path, rules)) and not asks,
+            f"it is {what} and asks for scopes or a resource",
+            f"what is {what} asks for nothing more: drop one or the other",
         )
-        return Access(public=True)
+        return Access(public=public)
     required = () if scopes is None else _texts(scopes, "scopes", _SCOPE)
     any_of = None if any_scopes is None else _texts(any_scopes, "any_scopes", _SCOPE)
     empty = "leave it out to require the default scope, or say public=True to let everybody in"

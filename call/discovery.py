@@ -4,9 +4,11 @@ Strangers ask, too. So a page is bounded in bytes, a question in words, and how 
 what the caller may not see: first what it may see is found, then what it asked for among that.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
+
+from blake3 import blake3
 
 from alknet.access import Authority, Identity, Policy
 from alknet.call.codecs import JSON
@@ -14,7 +16,8 @@ from alknet.call.context import OperationContext
 from alknet.call.dispatch import Dispatcher
 from alknet.call.operations import MAX_NAME_CHARS, Operation, operation
 from alknet.call.registry import Registry
-from alknet.errors import InvalidInputError, NotFoundError
+from alknet.call.specs import OperationSpec
+from alknet.errors import InvalidInputError, NotFoundError, UnavailableError
 
 __all__ = ["Discovery"]
 
@@ -27,6 +30,9 @@ MAX_SUMMARY_CHARS: Final = 200
 MAX_QUERY_CHARS: Final = 200
 MAX_WORDS: Final = 8
 """Different words in a query."""
+DIGEST_BYTES: Final = 12
+CHANGES_PAUSE_S: Final = 0.2
+"""Changes that come within this are told as one."""
 
 
 class Discovery:
@@ -45,40 +51,84 @@ class Discovery:
         kind: str = "",
         cursor: str = "",
         limit: int = DEFAULT_PAGE,
+        peer: str = "",
         *,
         ctx: OperationContext,
     ) -> dict[str, Any]:
         """The operations that you may call, by name.
 
         `query` is looked for in names, summaries and tags: up to 8 words, 200 characters. `cursor` is the `next_cursor`
-        of the page before. A page has up to `limit` entries, 1000 at most, and fewer when they are long.
+        of the page before. A page has up to `limit` entries, 1000 at most, and fewer when they are long. With `peer`
+        they are those that a connected peer of this node offers. An operation whose `digest` is the same is the same;
+        `revision` is a number that `services/changed` tells, too.
         """
         words = _words(query)
-        for name, text in (("namespace", namespace), ("kind", kind), ("cursor", cursor)):
+        for name, text in (("namespace", namespace), ("kind", kind), ("cursor", cursor), ("peer", peer)):
             _check_length(name, text, MAX_NAME_CHARS)
         size = max(1, min(limit, MAX_PAGE))
         found: list[dict[str, Any]] = []
         total = 0
-        for entry in self._visible(ctx.identity):
-            spec = entry.operation.spec
+        revision = self._dispatcher.changes.number
+        for entry in self._visible(ctx.identity) if not peer else map(_Entry, self._of_peer(ctx, peer).values()):
+            spec = entry.spec
             if spec.name <= cursor or (namespace and spec.namespace != namespace) or (kind and spec.kind != kind):
                 continue
             if not all(word in entry.text for word in words):
                 continue
             total += entry.bytes
             if len(found) == size or (found and total > MAX_PAGE_BYTES):
-                return {"operations": found, "next_cursor": found[-1]["name"]}
-            found.append(_summary(entry.operation))
-        return {"operations": found, "next_cursor": None}
+                return {"operations": found, "next_cursor": found[-1]["name"], "revision": revision}
+            found.append(entry.summary)
+        return {"operations": found, "next_cursor": None, "revision": revision}
 
     @operation("services/schema", kind="query", public=True)
-    async def schema(self, name: str, *, ctx: OperationContext) -> dict[str, Any]:
-        """How an operation is called: its schemas, errors and what it asks of its caller."""
+    async def schema(self, name: str, peer: str = "", *, ctx: OperationContext) -> dict[str, Any]:
+        """How an operation is called: its schemas, errors and what it asks of its caller. With `peer` it is one that a
+        connected peer of this node offers."""
         _check_length("name", name, MAX_NAME_CHARS + 1)
-        found = self._dispatcher.registry.get(name.removeprefix("/"))
-        if found is None or not self._dispatcher.may(ctx.identity, found):
+        _check_length("peer", peer, MAX_NAME_CHARS)
+        name = name.removeprefix("/")
+        if peer:
+            spec = self._of_peer(ctx, peer).get(name)
+        else:
+            found = self._dispatcher.registry.get(name)
+            spec = None if found is None or not self._dispatcher.may(ctx.identity, found) else found.spec
+        if spec is None:
             raise NotFoundError(f"there is no operation {name!r} that you may call")
-        return found.spec.describe()
+        return spec.describe()
+
+    @operation("services/list-peers", kind="query", public=True)
+    async def list_peers(self, cursor: str = "", limit: int = DEFAULT_PAGE, *, ctx: OperationContext) -> dict[str, Any]:
+        """The connected peers of this node whose operations you may call, with the names of these.
+
+        `cursor` is the `next_cursor` of the page before. A page has up to `limit` peers, 1000 at most, and fewer when
+        they have many operations.
+        """
+        _check_length("cursor", cursor, MAX_NAME_CHARS)
+        size = max(1, min(limit, MAX_PAGE))
+        found: list[dict[str, Any]] = []
+        total = 0
+        for peer in sorted(self._dispatcher.peers.connected()):
+            if peer <= cursor or not self._dispatcher.may_reach(ctx.identity, peer):
+                continue
+            entry = {"peer": peer, "operations": [*self._dispatcher.peers.operations_of(peer)]}
+            total += len(JSON.encode(entry)) + 1
+            if len(found) == size or (found and total > MAX_PAGE_BYTES):
+                return {"peers": found, "next_cursor": found[-1]["peer"]}
+            found.append(entry)
+        return {"peers": found, "next_cursor": None}
+
+    @operation("services/changed", any_peer=True)
+    async def changed(self) -> AsyncIterator[dict[str, int]]:
+        """A number that is another one whenever the operations that may be called here could be others: at once the
+        one of now, then the new one after each change."""
+        changes = self._dispatcher.changes
+        number = changes.number
+        while True:
+            yield {"revision": number}
+            number = await changes.wait_beyond(number)
+            await asyncio.sleep(CHANGES_PAUSE_S)  # one that has changed will often change again
+            number = changes.number
 
     @operation("services/stats", kind="query", scopes=["node:read"])
     async def stats(self) -> dict[str, Any]:
@@ -88,48 +138,62 @@ class Discovery:
             for name, s in sorted(self._dispatcher.stats.items())
         }
 
+    def _of_peer(self, ctx: OperationContext, peer: str) -> Mapping[str, OperationSpec]:
+        """What a connected peer offers, for somebody who may call it."""
+        if not self._dispatcher.may_reach(ctx.identity, peer):
+            raise NotFoundError(f"there is no peer {peer!r} whose operations you may call")
+        if peer not in self._dispatcher.peers.connected():
+            raise UnavailableError(f"peer {peer!r} is not connected")
+        return self._dispatcher.peers.operations_of(peer)
+
     def _visible(self, identity: Identity | Authority | None) -> "Sequence[_Entry]":
         """What this caller may call, by name. It is the same for all strangers until something is changed."""
         registry, policy = self._dispatcher.registry, self._dispatcher.gate.policy
         catalog = self._catalog
         if catalog is None or catalog.registry is not registry:
-            catalog = self._catalog = _Catalog(registry)
+            catalog = self._catalog = _Catalog(registry, catalog)
         if identity is not None:
-            return [entry for entry in catalog.entries if self._dispatcher.may(identity, entry.operation)]
+            return [entry for entry in catalog.entries if self._dispatcher.may(identity, entry.served)]
         if self._public is None or self._public[0] is not catalog or self._public[1] is not policy:
-            public = [entry for entry in catalog.entries if self._dispatcher.may(None, entry.operation)]
+            public = [entry for entry in catalog.entries if self._dispatcher.may(None, entry.served)]
             self._public = catalog, policy, public
         return self._public[2]
 
 
-@dataclass(frozen=True, slots=True)
 class _Entry:
-    """An operation, and what a list needs to know of it each time."""
+    """An operation, and what a list needs to know of it each time; `operation` is None for a peer's."""
 
-    operation: Operation
-    text: str
-    """What queries are looked for in."""
-    bytes: int
-    """Of its entry in a list, as JSON, which is longer than msgpack."""
+    __slots__ = ("bytes", "operation", "spec", "summary", "text")
+
+    def __init__(self, spec: OperationSpec, operation: Operation | None = None) -> None:
+        self.spec = spec
+        self.operation = operation
+        self.summary = _summary(spec)
+        self.text = " ".join((spec.name, spec.summary, *spec.tags)).lower()
+        """What queries are looked for in."""
+        self.bytes = len(JSON.encode(self.summary)) + 1
+        """Of its entry in a list, as JSON, which is longer than msgpack."""
+
+    @property
+    def served(self) -> Operation:
+        """The node's own operation."""
+        assert self.operation is not None
+        return self.operation
 
 
 class _Catalog:
-    """The entries of a registry, in its order."""
+    """The entries of a registry, in its order. What was the same `before` is not made again: with many peers there are
+    many operations, and few that change."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, before: "_Catalog | None") -> None:
         self.registry = registry
-        self.entries = [
-            _Entry(one, _text(one), len(JSON.encode(_summary(one))) + 1) for one in registry.operations.values()
+        known = {} if before is None else {id(entry.operation): entry for entry in before.entries}
+        self.entries: list[_Entry] = [
+            known.get(id(one)) or _Entry(one.spec, one) for one in registry.operations.values()
         ]
 
 
-def _text(one: Operation) -> str:
-    spec = one.spec
-    return " ".join((spec.name, spec.summary, *spec.tags)).lower()
-
-
-def _summary(one: Operation) -> dict[str, Any]:
-    spec = one.spec
+def _summary(spec: OperationSpec) -> dict[str, Any]:
     is_long = len(spec.summary) > MAX_SUMMARY_CHARS
     return {
         "name": spec.name,
@@ -140,6 +204,7 @@ def _summary(one: Operation) -> dict[str, Any]:
         "tags": list(spec.tags),
         "idempotent": spec.idempotent,
         "destructive": spec.destructive,
+        "digest": blake3(JSON.encode(spec.describe())).hexdigest(DIGEST_BYTES),
     }
 
 

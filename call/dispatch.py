@@ -7,22 +7,24 @@ what it returns is then run with :meth:`Prepared.call` or :meth:`Prepared.stream
 
 import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, Protocol
 
-from alknet.access import Access, Authority, Identity
+from alknet.access import Access, Authority, Decision, Identity
+from alknet.call.changes import Changes
 from alknet.call.context import Caller
 from alknet.call.errors import CallError, unknown_operation
 from alknet.call.operations import Kind, Operation, OperationSpec, Visibility
-from alknet.call.prepared import Prepared, unexpected
+from alknet.call.prepared import Prepared, counted_as, unexpected
 from alknet.call.registry import Registry
 from alknet.call.threads import Threads
 from alknet.gate import Act, Gate
 from alknet.logs import event
 from alknet.tasks import Tasks
 
-__all__ = ["THREAD_NAME", "Dispatcher", "PeerCaller", "Stats"]
+__all__ = ["THREAD_NAME", "Dispatcher", "Peers", "Question", "Stats", "peer_access"]
 
 log = logging.getLogger("alknet.call")
 
@@ -33,20 +35,28 @@ THREAD_NAME: Final = "alknet-operation"
 _UNKNOWN: Final = Access(required_scopes=("*",))
 
 
-class PeerCaller(Protocol):
-    """Reaches the operations of connected peers."""
+class Question(NamedTuple):
+    """What the access decision is asked about a call."""
 
-    async def __call__(
-        self,
-        peer: str,
-        name: str,
-        value: Any,
-        *,
-        timeout_s: float | None,
-        forwarded_for: str | None,
-        traceparent: str | None,
-    ) -> Any:
-        """Call it there; `CallError` UNAVAILABLE when the peer is not connected."""
+    action: str
+    resource: str | None
+    access: Access
+
+
+class Peers(Protocol):
+    """The operations of connected peers."""
+
+    def operation(self, peer: str, name: str) -> Operation:
+        """What that very peer offers under this name; raises `CallError`."""
+
+    def anywhere(self, name: str, may: Callable[[str], bool]) -> tuple[Operation, tuple[str, ...]] | None:
+        """What some of the peers that `may` says yes to offer under this name, and which; None when nobody does."""
+
+    def operations_of(self, peer: str) -> Mapping[str, OperationSpec]:
+        """What a peer offers now, by name, in order."""
+
+    def connected(self) -> Sequence[str]:
+        """The peers that are here."""
 
 
 @dataclass(slots=True)
@@ -59,8 +69,20 @@ class Stats:
     """Spent in calls that have ended, subscriptions included."""
 
 
-async def _nobody(peer: str, name: str, value: Any, **_: Any) -> Any:
-    raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
+class _NoPeers:
+    """Of somebody who is no node, and has no peers."""
+
+    def operation(self, peer: str, name: str) -> Operation:
+        raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected: calls to peers go through a node")
+
+    def anywhere(self, name: str, may: Callable[[str], bool]) -> tuple[Operation, tuple[str, ...]] | None:
+        return None
+
+    def operations_of(self, peer: str) -> Mapping[str, OperationSpec]:
+        return {}
+
+    def connected(self) -> Sequence[str]:
+        return ()
 
 
 class Dispatcher:
@@ -72,15 +94,27 @@ class Dispatcher:
         gate: Gate,
         *,
         default_timeout_s: float = DEFAULT_TIMEOUT_S,
-        call_peer: PeerCaller = _nobody,
+        peers: Peers | None = None,
     ) -> None:
-        self.registry = registry
+        self.changes = Changes()
+        """What may be called, and by whom, has changed."""
+        self._registry = registry
         self.gate = gate
         self.default_timeout_s = default_timeout_s
-        self.call_peer = call_peer
+        self.peers: Peers = peers or _NoPeers()
         self.stats: dict[str, Stats] = {}
         self.tasks = Tasks("composed")
         self.threads = Threads(THREAD_NAME)
+
+    @property
+    def registry(self) -> Registry:
+        """What is served now."""
+        return self._registry
+
+    @registry.setter
+    def registry(self, registry: Registry) -> None:
+        self._registry = registry
+        self.changes.happened()
 
     async def aclose(self) -> None:
         """End what was left to run on its own, and give the threads back (a function that is in one goes on)."""
@@ -95,6 +129,7 @@ class Dispatcher:
         value: Any,
         caller: Caller,
         *,
+        peer: str | None = None,
         streaming: bool | None = False,
         timeout_s: float | None = None,
         traceparent: str | None = None,
@@ -103,29 +138,34 @@ class Dispatcher:
     ) -> Prepared:
         """Everything up to the handler; raises `CallError`, and has then recorded the refusal.
 
-        `streaming` says what the caller can take: one answer, a subscription, or (None) whichever it is. `timeout_s`
-        may shorten the time that a call has, and gives a subscription one. `metadata` is what the door tells the
-        handler about this call. `soon`: see `Gate.ask`.
+        `peer` means what that connected peer offers under the name, and never anything else. `streaming` says what the
+        caller can take: one answer, a subscription, or (None) whichever it is. `timeout_s` may shorten the time that a
+        call has, and gives a subscription one. `metadata` is what the door tells the handler about this call. `soon`:
+        see `Gate.ask`.
         """
-        operation = self.registry.get(name)
-        if operation is None or (operation.spec.visibility is Visibility.INTERNAL and caller.parent is None):
-            raise self._unknown(name, caller, soon=soon)
-        spec = operation.spec
-        # What a stranger hears does not depend on what is asked of the operation: it might not be there.
-        resource = None if caller.identity is None else operation.resource_of(value)
-        act = self._ask(spec.name, spec.access, resource, caller, soon=soon)
+        operation: Operation | None = None
+        if peer is not None:
+            # Before it is looked for: who may not call there does not learn who is connected.
+            question = Question("peer/call", f"{peer}:{name}", peer_access(peer))
+        else:
+            operation, question = self._find(name, value, caller, soon=soon)
+        act = self._ask(question, caller, soon=soon)
         if not act.decision:
             reason = act.decision.words if caller.identity is not None else "authentication required"
             raise _of(act, CallError("FORBIDDEN", reason, denial_id=act.decision.denial_id))
         try:
+            if operation is None:
+                assert peer is not None
+                operation = self.peers.operation(peer, name)
             inputs = self._inputs(operation, value)
-            is_stream = spec.kind is Kind.SUBSCRIPTION
+            is_stream = operation.spec.kind is Kind.SUBSCRIPTION
             if streaming is not None and streaming is not is_stream:
                 wanted = "subscribe to it, do not call it" if is_stream else "call it, do not subscribe to it"
-                raise CallError("INVALID_OPERATION_TYPE", f"{name} is a {spec.kind}: {wanted}")
+                raise CallError("INVALID_OPERATION_TYPE", f"{name} is a {operation.spec.kind}: {wanted}")
         except CallError as exc:
             act.done(f"error {exc.code}")
-            self.count(name, 0.0, failed=True)
+            if operation is not None:
+                self.count(counted_as(name, peer), 0.0, failed=True)
             exc.request_id = act.request_id
             raise
         loop = asyncio.get_running_loop()
@@ -136,11 +176,44 @@ class Dispatcher:
             caller,
             act,
             loop=loop,
-            resource=resource,
+            question=question,
+            peer=peer,
             deadline=self._deadline(loop.time(), is_stream, timeout_s, caller),
             traceparent=traceparent,
             metadata=metadata,
         )
+
+    def _find(self, name: str, value: Any, caller: Caller, *, soon: bool) -> tuple[Operation, Question]:
+        """The node's own operation, or, for an operation that calls others, one that any of its peers offers."""
+        operation = self.registry.get(name)
+        if operation is None and caller.parent is not None:
+            found = self.peers.anywhere(name, lambda peer: bool(self._still(caller.identity, name, peer)))
+            if found is not None:
+                return found[0], Question("peer/call", f"*:{name}", peer_access(*found[1]))
+        if operation is None or (operation.spec.visibility is Visibility.INTERNAL and caller.parent is None):
+            raise self._unknown(name, caller, soon=soon)
+        # What a stranger hears does not depend on what is asked of the operation: it might not be there.
+        resource = None if caller.identity is None else operation.resource_of(value)
+        return operation, Question(operation.spec.name, resource, operation.spec.access)
+
+    def _still(self, caller: Identity | Authority | None, name: str, peer: str) -> Decision:
+        return self.gate.still(caller, "peer/call", f"{peer}:{name}", access=peer_access(peer))
+
+    def still(self, prepared: Prepared) -> Decision | None:
+        """Whether what runs may go on under the current policy; None when it is not served any more."""
+        action, resource, access = prepared.question
+        name = prepared.operation.spec.name
+        if action != "peer/call":
+            now = self.registry.get(name)
+            if now is None:
+                return None
+            access = now.spec.access
+        elif prepared.peer is not None:
+            try:
+                self.peers.operation(prepared.peer, name)
+            except CallError:
+                return None
+        return self.gate.still(prepared.caller.identity, action, resource, access=access)
 
     def may(self, identity: Identity | Authority | None, operation: Operation) -> bool:
         """Whether a caller sees the operation in lists."""
@@ -151,6 +224,10 @@ class Dispatcher:
             self.gate.still(identity, spec.name, resource, access=spec.access)
             for resource in (None, *self._resources(identity, spec))
         )
+
+    def may_reach(self, identity: Identity | Authority | None, peer: str) -> bool:
+        """Whether a caller may call what a peer offers."""
+        return bool(self.gate.still(identity, "peer/call", None, access=peer_access(peer)))
 
     def _resources(self, identity: Identity | Authority | None, spec: OperationSpec) -> Iterator[str]:
         """What the caller's own rules name of this type; a glob stands for all that it matches: it matches itself."""
@@ -173,7 +250,7 @@ class Dispatcher:
         except Exception as exc:  # of a validator that the operation's author wrote
             raise unexpected(operation.spec.name, exc) from exc
 
-    def _ask(self, name: str, access: Access, resource: str | None, caller: Caller, *, soon: bool) -> Act:
+    def _ask(self, question: Question, caller: Caller, *, soon: bool) -> Act:
         facts: dict[str, Any] = {}
         parent = caller.parent
         if parent is not None:
@@ -182,10 +259,10 @@ class Dispatcher:
             facts = {"via": caller.identity.via}
         return self.gate.ask(
             caller.identity,
-            name,
-            resource,
+            question.action,
+            question.resource,
             surface=caller.surface,
-            access=access,
+            access=question.access,
             soon=soon,
             connection=caller.connection,
             remote=caller.remote,
@@ -196,7 +273,7 @@ class Dispatcher:
     def _unknown(self, name: str, caller: Caller, *, soon: bool) -> CallError:
         """A proven caller learns that there is no such operation; a stranger learns nothing, as if it were denied."""
         if caller.identity is None:
-            act = self._ask(name, _UNKNOWN, None, caller, soon=soon)
+            act = self._ask(Question(name, None, _UNKNOWN), caller, soon=soon)
             return _of(act, CallError("FORBIDDEN", "authentication required", denial_id=act.decision.denial_id))
         return unknown_operation(name)
 
@@ -216,6 +293,13 @@ class Dispatcher:
         stats.calls += 1
         stats.errors += failed
         stats.seconds += seconds
+
+
+@lru_cache(maxsize=4096)
+def peer_access(*peers: str) -> Access:
+    """What calling an operation of one of these peers asks for."""
+    scopes = tuple(f"peer:{peer}" for peer in peers)
+    return Access(required_scopes=scopes) if len(scopes) == 1 else Access(required_scopes_any=scopes)
 
 
 def _of(act: Act, error: CallError) -> CallError:

@@ -19,6 +19,13 @@ __all__ = [
     "Aborted",
     "Answered",
     "BadField",
+    "ChannelClosed",
+    "ChannelCredited",
+    "ChannelData",
+    "ChannelEnded",
+    "ChannelJoined",
+    "ChannelOpened",
+    "ChannelRequested",
     "Credited",
     "Ended",
     "Envelope",
@@ -28,6 +35,7 @@ __all__ = [
     "Requested",
     "aborted",
     "error_payload",
+    "read_channel_request",
     "read_error",
     "read_request",
     "refusal",
@@ -39,6 +47,11 @@ MAX_REASON_CHARS: Final = 1000
 MAX_TEXT_CHARS: Final = 256
 """A peer's name, a token, whom a call is forwarded for."""
 MAX_TIMEOUT_MS: Final = 366 * 24 * 3600 * 1000
+MAX_TARGET_CHARS: Final = 512
+"""What a byte channel is to reach: a host and a port, a path."""
+MAX_CHANNEL_CREDIT: Final = 1 << 30
+"""Bytes that may be sent on a byte channel beyond what was taken; credit above counts as this."""
+_SERVICE: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
 Envelope = dict[str, Any]
@@ -112,7 +125,95 @@ class Refusal:
     envelope: Envelope
 
 
-Event = Requested | Credited | Aborted | Answered | Ended | GoAway | Refusal
+@dataclass(slots=True)
+class ChannelRequested:
+    """The other side asks for a byte channel. Answer with `accept` or `refuse`; say `finished` when nothing of it runs
+    any more."""
+
+    id: str
+    stream: int
+    service: str
+    """What it is to lead to: ``ssh``, and others."""
+    target: str | None = None
+    """Where that is, for a service that leads on: ``host:port``, a path."""
+    peer: str | None = None
+    """At which peer of this node, if not here."""
+    forwarded_for: str | None = None
+    credit: int = 0
+    """Bytes that this side may send at first; 0 where the channel has a stream of its own."""
+
+
+@dataclass(slots=True)
+class ChannelOpened:
+    """The other side has accepted a byte channel of this side's."""
+
+    id: str
+
+
+@dataclass(slots=True)
+class ChannelJoined:
+    """The stream that this came on says that it is the one of the byte channel `id`, and nothing but its bytes follows.
+
+    `is_due`: there is such a channel, and it waits for its stream. `is_late`: there was, and this side has given it up
+    meanwhile, of which the other side could not know."""
+
+    id: str
+    is_due: bool
+    is_late: bool = False
+
+
+@dataclass(slots=True)
+class ChannelData:
+    """Bytes of a byte channel, within its credit."""
+
+    id: str
+    data: bytes
+
+
+@dataclass(slots=True)
+class ChannelCredited:
+    """More bytes of a byte channel may be sent."""
+
+    id: str
+
+
+@dataclass(slots=True)
+class ChannelEnded:
+    """The other side has sent all that it will send on a byte channel."""
+
+    id: str
+
+
+@dataclass(slots=True)
+class ChannelClosed:
+    """A byte channel is over: closed or refused by the other side, closed for what the other side did, or lost."""
+
+    id: str
+    error: CallError
+    is_finished: bool = False
+    """The other side had sent everything: what has arrived is whole, and may still be read."""
+    is_lost: bool = False
+    """With the stream that it was opened on."""
+    reply: Envelope | None = None
+    """To be sent back: the other side does not know yet that it is over."""
+
+
+Event = (
+    Requested
+    | Credited
+    | Aborted
+    | Answered
+    | Ended
+    | GoAway
+    | Refusal
+    | ChannelRequested
+    | ChannelOpened
+    | ChannelJoined
+    | ChannelData
+    | ChannelCredited
+    | ChannelEnded
+    | ChannelClosed
+)
 
 
 class BadField(ValueError):
@@ -136,10 +237,28 @@ def read_request(id: str, stream: int, payload: Envelope) -> Requested:
     return request
 
 
-def _optional_text(payload: Envelope, name: str) -> str | None:
+def read_channel_request(id: str, stream: int, payload: Envelope, *, has_credit: bool) -> ChannelRequested:
+    """The request in a ``channel.open``, which must have `credit` where that paces the channel; raises `BadField`."""
+    service, credit = payload.get("service"), payload.get("credit")
+    if type(service) is not str or not _SERVICE.match(service):
+        raise BadField("service is not a name of at most 32 lower-case letters, digits and hyphens")
+    if has_credit and (type(credit) is not int or credit < 1):
+        raise BadField("credit is not a whole number of bytes above 0")
+    return ChannelRequested(
+        id,
+        stream,
+        service,
+        _optional_text(payload, "target", MAX_TARGET_CHARS),
+        _optional_text(payload, "peer"),
+        _optional_text(payload, "forwarded_for"),
+        min(credit, MAX_CHANNEL_CREDIT) if has_credit and type(credit) is int else 0,
+    )
+
+
+def _optional_text(payload: Envelope, name: str, most: int = MAX_TEXT_CHARS) -> str | None:
     value = payload.get(name)
-    if value is not None and (type(value) is not str or not 0 < len(value) <= MAX_TEXT_CHARS):
-        raise BadField(f"{name} is not a text of 1 to {MAX_TEXT_CHARS} characters")
+    if value is not None and (type(value) is not str or not 0 < len(value) <= most):
+        raise BadField(f"{name} is not a text of 1 to {most} characters")
     return value
 
 

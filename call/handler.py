@@ -13,23 +13,26 @@ from alknet.alpn.streams import Connection, Stream
 from alknet.call.anonymous import ANONYMOUS_LIMITS, IDLE_S, LIFETIME_S
 from alknet.call.carried import ALPN, ChannelConnection
 from alknet.call.channel import Channel
+from alknet.call.client import Link
 from alknet.call.codecs import CODECS
 from alknet.call.context import Caller
 from alknet.call.dispatch import Dispatcher
 from alknet.call.doorkeeper import Doorkeeper, host_of
-from alknet.call.envelopes import Requested
+from alknet.call.envelopes import ChannelRequested, Requested
 from alknet.call.errors import CallError, FrameError, HelloError
 from alknet.call.frames import DEFAULT_MAX_FRAME, HELLO_MAX_FRAME
-from alknet.call.hello import LISTENER_NAMESPACE, ListenerHello, Proof
+from alknet.call.hello import LISTENER_NAMESPACE, Challenge, ListenerHello, Proof
 from alknet.call.machine import Limits
+from alknet.call.mesh import Mesh
 from alknet.call.prepared import Prepared
+from alknet.call.serving import ByteService, Server
 from alknet.call.session import Session, Sizes
 from alknet.gate import Gate
 from alknet.logs import event
 from alknet.sshsig import Signer, sign
 from alknet.tasks import Tasks
 
-__all__ = ["CallHandler", "CallSettings"]
+__all__ = ["CallHandler", "CallSettings", "Dialled"]
 
 log = logging.getLogger("alknet.call")
 
@@ -37,6 +40,8 @@ HELLO_TIMEOUT_S: Final = 10.0
 MAX_DENIALS: Final = 1000
 """Calls that one connection may be refused within `DENIALS_S` before it is ended; each costs an audit line."""
 DENIALS_S: Final = 600.0
+PROVEN_BY_KEY: Final = ("key:", "dial:")
+"""Who holds no more than a token of a peer is not the one that the peer's operations are called on."""
 SHUTTING_DOWN: Final = "the node is shutting down"
 
 
@@ -62,7 +67,10 @@ class CallHandler:
         *,
         name: str,
         key: Signer,
+        mesh: Mesh | None = None,
     ) -> None:
+        """What peers bring goes to `mesh`."""
+        self._mesh = mesh
         self.gate = gate
         self.dispatcher = dispatcher
         self.doors = doors
@@ -212,7 +220,7 @@ class CallHandler:
             size, limits = HELLO_MAX_FRAME, ANONYMOUS_LIMITS
         else:
             size, limits = self.settings.max_frame, Limits(in_flight=self.settings.max_in_flight)
-        door = _Door(self, connection, identity, has_credit="credit" in features)
+        door = _Door(self, connection, identity)
         session = Session(
             connection,
             channel,
@@ -222,16 +230,27 @@ class CallHandler:
             limits=limits,
             server=door,
         )
+        await self._run(session, door, identity, start=session.start)
+
+    async def _run(
+        self, session: Session, door: "_Door", identity: Identity | None, *, start: Callable[[], None] = lambda: None
+    ) -> None:
+        connection = session.connection
         door.end = lambda reason: self._end(session, reason)
-        door.find_back(session)
+        door.belongs_to(session)
         self._sessions[session] = identity
         connection.polite_close = door.end
+        attachment = None
         try:
-            session.start()
+            start()
             if identity is None:
                 await self._watch_idle(session, door)
+            elif self._mesh is not None and identity.via.startswith(PROVEN_BY_KEY):
+                attachment = self._mesh.attach(identity.id, session)
             await session.wait_ended()
         finally:
+            if self._mesh is not None:
+                self._mesh.detach(attachment)
             del self._sessions[session]
             if identity is None:
                 self.doors.leave(connection)
@@ -253,26 +272,49 @@ class CallHandler:
         self._tasks.start(session.aclose(reason), name="end")
 
 
+class Dialled:
+    """A peer of this node that the node itself has dialled: both sides call each other over that connection."""
+
+    def __init__(self, handler: CallHandler, peer: str) -> None:
+        self._handler = handler
+        self._peer = peer
+        self._door: _Door | None = None
+
+    def server_of(self, challenge: Challenge, connection: Connection) -> Server:
+        """Let in whoever was dialled, as any other door would; raises `CallError`."""
+        peer = self._handler.gate.policy.peers.get(self._peer)
+        if peer is None:
+            raise CallError("FORBIDDEN", f"there is no peer {self._peer!r} any more")
+        identity = Identity(peer.id, frozenset(peer.scopes), f"dial:{peer.id}")
+        self._handler.doors.enter(connection, identity, surface=connection.transport)
+        self._door = _Door(self._handler, connection, identity)
+        return self._door
+
+    async def serve(self, link: Link) -> None:
+        """Serve it until the session ends."""
+        assert self._door is not None
+        await self._handler._run(link.session, self._door, self._door.identity)
+
+
 class _Door:
     """Serves the calls of one connection."""
 
-    def __init__(
-        self, handler: CallHandler, connection: Connection, identity: Identity | None, *, has_credit: bool
-    ) -> None:
+    def __init__(self, handler: CallHandler, connection: Connection, identity: Identity | None) -> None:
         self.requests = 0
         self.end: Callable[[str], None] = lambda reason: None
         self._handler = handler
         self._connection = connection
-        self._identity = identity
-        self._has_credit = has_credit
+        self.identity = identity
+        self._has_credit = False
         self._caller = Caller(identity, connection.transport, connection.id, host_of(connection))
         self._loop = asyncio.get_running_loop()
         self._denials = 0
         self._denials_since = 0.0
 
-    def find_back(self, session: Session) -> None:
+    def belongs_to(self, session: Session) -> None:
         """What handlers may call of the caller's own goes through `session`."""
         self._caller = replace(self._caller, back=session)
+        self._has_credit = "credit" in session.features
 
     def prepare(self, request: Requested) -> Prepared:
         self.requests += 1
@@ -283,8 +325,6 @@ class _Door:
             self._handler.doors.anonymous_called(host_of(self._connection))
         if request.forwarded_for is not None and caller.identity is not None:
             caller = replace(caller, forwarded_for=request.forwarded_for)
-        if request.peer is not None:
-            raise CallError("UNAVAILABLE", f"this node does not route calls: peer {request.peer!r} cannot be reached")
         # Who never sends credit can take either; its subscriptions are paced by the stream.
         streaming = request.credit is not None if self._has_credit else None
         try:
@@ -292,6 +332,7 @@ class _Door:
                 request.name,
                 request.input,
                 caller,
+                peer=request.peer,
                 streaming=streaming,
                 timeout_s=request.timeout_s,
                 traceparent=request.traceparent,
@@ -302,11 +343,14 @@ class _Door:
                 self._denied()
             raise
 
+    async def accept_channel(self, request: ChannelRequested) -> ByteService:
+        raise CallError("NOT_FOUND", f"no byte channel leads to {request.service} here")
+
     def _bearer(self, token: str) -> Identity:
         """A token of the connection's own peer, or on an anonymous connection of any, replaces the rights."""
         try:
             return self._handler.doors.bearer(
-                self._connection, token, self._identity, surface=self._connection.transport
+                self._connection, token, self.identity, surface=self._connection.transport
             )
         except CallError:
             self._denied()

@@ -37,6 +37,7 @@ __all__ = [
     "DIALER_NAMESPACE",
     "FEATURES",
     "LISTENER_NAMESPACE",
+    "SERVE",
     "VERSION",
     "Accepted",
     "Challenge",
@@ -47,7 +48,9 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-FEATURES: Final = ("credit",)
+FEATURES: Final = ("credit", "channels")
+SERVE: Final = "serve"
+"""The feature of a side that brings operations, which the other one may look for and import."""
 LABEL: Final = b"alknet-hello-1"
 LISTENER_NAMESPACE: Final = "alknet-hello-listener-1"
 DIALER_NAMESPACE: Final = "alknet-hello-dialer-1"
@@ -59,7 +62,7 @@ MAX_TOKEN_CHARS: Final = 256
 MAX_WORDS_CHARS: Final = 1000
 """What the other side's reason for a refusal is cut to."""
 MAX_LIMIT: Final = 2**31 - 1
-"""Any limit above counts as this, with which time and memory can still be counted."""
+"""Any limit above counts as this."""
 HELLO_ID: Final = "hello"
 
 
@@ -131,8 +134,14 @@ class DialerHello:
     """
 
     def __init__(
-        self, *, alpn: str, binding: ChannelBinding | None, codecs: Sequence[str] = ("msgpack", "json")
+        self,
+        *,
+        alpn: str,
+        binding: ChannelBinding | None,
+        codecs: Sequence[str] = ("msgpack", "json"),
+        serves: bool = False,
     ) -> None:
+        self._features = (*FEATURES, SERVE) if serves else FEATURES
         self._is_signed = binding is not None
         self._codecs = tuple(codecs)
         self._transcript = _Transcript(alpn, binding)
@@ -143,7 +152,7 @@ class DialerHello:
     def start(self) -> bytes:
         """The first message."""
         self._advance(_State.NEW, _State.STARTED)
-        data = _text({"versions": [VERSION], "features": FEATURES, "codecs": self._codecs, "nonce": self._nonce})
+        data = _text({"versions": [VERSION], "features": self._features, "codecs": self._codecs, "nonce": self._nonce})
         self._transcript.add(data.encode())
         return _message("hello.start", data)
 
@@ -238,7 +247,7 @@ class ListenerHello:
         self._challenge = _text(
             {
                 "version": VERSION,
-                "features": FEATURES,
+                "features": (*FEATURES, SERVE),
                 "codec": self._start.codec,
                 "node": {"id": node, "key": _line(key)},
                 "nonce": _nonce(),

@@ -16,6 +16,8 @@ call.aborted       an outbound call            `Ended`: the other side gave it u
 session.goaway     the session                 `GoAway`: no new calls, please finish
 =================  ==========================  =============================================================
 
+Byte channels share the ids and the streams with the calls; what their envelopes do: :mod:`alknet.call.channel_states`.
+
 Whatever else comes is counted in `ignored` and has no effect: unknown types, unknown ids, what is late.
 """
 
@@ -23,6 +25,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
+from alknet.call.channel_states import MAX_CHANNELS, ChannelStates
 from alknet.call.envelopes import (
     MAX_CREDIT,
     MAX_ID_CHARS,
@@ -35,6 +38,7 @@ from alknet.call.envelopes import (
     Envelope,
     Event,
     GoAway,
+    Refusal,
     aborted,
     error_payload,
     read_error,
@@ -57,6 +61,8 @@ class Limits:
     """Inbound calls and subscriptions at the same time."""
     in_flight_bytes: int = 32 * 1024 * 1024
     """What the requests of these may measure together."""
+    channels: int = MAX_CHANNELS
+    """Byte channels at the same time, those of this side's among them."""
 
 
 @dataclass(slots=True)
@@ -81,9 +87,19 @@ class Outbound:
 
 
 class Machine:
-    """One end. `prefix` makes this side's ids differ from the other's; `peer_features` is what the hello said."""
+    """One end. `prefix` makes this side's ids differ from the other's; `peer_features` is what the hello said.
 
-    def __init__(self, *, prefix: str, peer_features: tuple[str, ...] = (), limits: Limits | None = None) -> None:
+    `has_streams`: the carrier has many. `channels_unavailable` says why there can be no byte channels at all."""
+
+    def __init__(
+        self,
+        *,
+        prefix: str,
+        peer_features: tuple[str, ...] = (),
+        limits: Limits | None = None,
+        has_streams: bool = False,
+        channels_unavailable: str = "",
+    ) -> None:
         self.limits = limits or Limits()
         self.inbound: dict[str, Inbound] = {}
         self.outbound: dict[str, Outbound] = {}
@@ -93,6 +109,13 @@ class Machine:
         self.peer_is_draining = False
         self.peer_has_credit = "credit" in peer_features
         """Otherwise nothing but the stream paces subscriptions, in both directions."""
+        self.channels = ChannelStates(
+            self.ignored,
+            limit=self.limits.channels,
+            has_streams=has_streams,
+            unavailable=channels_unavailable,
+        )
+        self._peer_has_channels = "channels" in peer_features
         self._prefix = prefix
         self._count = 0
         self._in_flight_bytes = 0
@@ -104,6 +127,8 @@ class Machine:
             "call.aborted": self._aborted,
             "call.credit": self._credited,
             "session.goaway": self._going_away,
+            "channel.open": self._channel_requested,
+            **self.channels.handlers,
         }
 
     # --- what comes in ----------------------------------------------------------------------------------------------
@@ -137,13 +162,11 @@ class Machine:
             del self.outbound[id]
             error = CallError("UNAVAILABLE", "the connection was lost before the call ended")
             events.append(Ended(id, error, is_lost=True))
-        return events
+        return events + self.channels.stream_ended(stream)
 
     def _requested(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
-        if id in self.inbound:
-            return refusal(id, "INVALID_INPUT", f"the id {id!r} is in use: each request needs one of its own")
-        if self.is_draining:
-            return refusal(id, "UNAVAILABLE", "the node is shutting down")
+        if (refused := self._refuse_any(id)) is not None:
+            return refused
         if len(self.inbound) >= self.limits.in_flight:
             return refusal(id, "RESOURCE_EXHAUSTED", f"more than {self.limits.in_flight} calls at the same time")
         if self._in_flight_bytes + size > self.limits.in_flight_bytes and self.inbound:
@@ -158,6 +181,15 @@ class Machine:
         self.inbound[id] = Inbound(stream, size, credit)
         self._in_flight_bytes += size
         return request
+
+    def _channel_requested(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
+        return self._refuse_any(id) or self.channels.requested(stream, id, payload)
+
+    def _refuse_any(self, id: str) -> Refusal | None:
+        """Why nothing new can begin under this id."""
+        if id in self.inbound or id in self.channels.channels:
+            return refusal(id, "INVALID_INPUT", f"the id {id!r} is in use: each request needs one of its own")
+        return refusal(id, "UNAVAILABLE", "the node is shutting down") if self.is_draining else None
 
     def _responded(self, stream: int, id: str, payload: Envelope, size: int) -> Event | None:
         outbound = self.outbound.get(id)
@@ -185,8 +217,7 @@ class Machine:
 
     def _failed(self, stream: int, id: str, payload: Envelope, size: int) -> Event | None:
         if self.outbound.pop(id, None) is None:
-            self.ignored["unknown id"] += 1
-            return None
+            return self.channels.failed(id, payload)
         return Ended(id, read_error(payload))
 
     def _aborted(self, stream: int, id: str, payload: Envelope, size: int) -> Event | None:
@@ -221,15 +252,19 @@ class Machine:
         self, stream: int, name: str, value: Any, *, credit: int | None = None, **extra: Any
     ) -> tuple[str, Envelope]:
         """Begin a call (or, with `credit`, a subscription). `extra` are further fields of the payload."""
-        if self.peer_is_draining:
-            raise CallError("UNAVAILABLE", "the other side is shutting down and takes no new calls")
-        self._count += 1
-        id = f"{self._prefix}{self._count}"
+        id = self._new_id()
         payload = {"operationId": "/" + name, "input": value, **extra}
         if credit is not None:
             payload["credit"] = credit
         self.outbound[id] = Outbound(stream, credit is not None, credit if self.peer_has_credit else None)
         return id, {"type": "call.requested", "id": id, "payload": payload}
+
+    def request_channel(self, stream: int, service: str, **fields: Any) -> tuple[str, Envelope]:
+        """Ask for a byte channel; `fields` are further ones of the payload. What follows is the `channels`'."""
+        if not self._peer_has_channels:
+            raise CallError("UNAVAILABLE", "the other side does not know byte channels", retryable=False)
+        id = self._new_id()
+        return id, self.channels.request(stream, id, service, **fields)
 
     def respond(self, id: str, output: Any) -> Envelope | None:
         """The output, or an item; None when nobody wants it any more. An item uses up credit, which must be there."""
@@ -251,10 +286,12 @@ class Machine:
         return {"type": "call.error", "id": id, "payload": error_payload(error)} if self._is_wanted(id) else None
 
     def finished(self, id: str) -> None:
-        """Nothing of an inbound call runs any more: its place is free."""
+        """Nothing of an inbound call, or for a byte channel of the other side's, runs any more: its place is free."""
         inbound = self.inbound.pop(id, None)
         if inbound is not None:
             self._in_flight_bytes -= inbound.size
+        else:
+            self.channels.finished(id)
 
     def abort(self, id: str, reason: str = "") -> Envelope | None:
         """Give up an outbound call; None when it is over already."""
@@ -284,6 +321,12 @@ class Machine:
         """How many items of an inbound subscription may be sent; None when nothing limits them."""
         inbound = self.inbound.get(id)
         return None if inbound is None else inbound.credit
+
+    def _new_id(self) -> str:
+        if self.peer_is_draining:
+            raise CallError("UNAVAILABLE", "the other side is shutting down and takes no new calls")
+        self._count += 1
+        return f"{self._prefix}{self._count}"
 
     def _is_wanted(self, id: str) -> bool:
         inbound = self.inbound.get(id)

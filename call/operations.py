@@ -11,10 +11,10 @@ schemas that follow from the annotations, and only then loads pydantic.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import FunctionType, ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from alknet.access import Authority
 from alknet.call.declarations import DECLARED, Declaration, located, operation
@@ -24,9 +24,13 @@ from alknet.call.signatures import Style, read_signature, style_of
 from alknet.call.specs import MAX_NAME_CHARS, ErrorSpec, Kind, OperationError, OperationSpec, Visibility
 from alknet.errors import UsageError
 
+if TYPE_CHECKING:
+    from alknet.call.prepared import Prepared
+
 __all__ = [
     "MAX_NAME_CHARS",
     "ErrorSpec",
+    "Forward",
     "Kind",
     "Operation",
     "OperationError",
@@ -40,6 +44,17 @@ __all__ = [
 
 SERVED: Final = "__operations__"
 """What a module serves when it is not the functions that it has decorated, such as an object with methods."""
+
+
+class Forward(Protocol):
+    """Runs calls of one operation elsewhere, each within its time. Errors that it raises are the caller's to see: those
+    of the protocol, and those that the operation declares."""
+
+    async def call(self, prepared: "Prepared", value: Any) -> Any:
+        """The output; raises `CallError`. Cancelling it cancels it there."""
+
+    def items(self, prepared: "Prepared", value: Any) -> AsyncGenerator[Any, None]:
+        """The items of a subscription; raises `CallError`. Closing it ends it there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +75,8 @@ class Operation:
     authority: Authority
     context_parameter: str | None = None
     calls: tuple[str, ...] = ()
+    forward: "Forward | None" = field(default=None, compare=False)
+    """Runs it elsewhere, instead of `handler`, which only stands for where it comes from."""
 
     def resource_of(self, value: Any) -> str | None:
         """The resource that an input names, before it is validated; only text names one."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from alknet.call.composition import Family
 from alknet.call.context import Caller, OperationContext
-from alknet.call.errors import CallError
+from alknet.call.errors import PROTOCOL_CODES, CallError
 from alknet.call.operations import Kind, Operation, Style
 from alknet.call.schema import OutputError, check_details
 from alknet.call.threads import Place
@@ -19,9 +19,9 @@ from alknet.gate import Act
 from alknet.logs import event
 
 if TYPE_CHECKING:
-    from alknet.call.dispatch import Dispatcher
+    from alknet.call.dispatch import Dispatcher, Question
 
-__all__ = ["Prepared", "unexpected"]
+__all__ = ["Prepared", "counted_as", "unexpected"]
 
 log = logging.getLogger("alknet.call")
 
@@ -42,7 +42,8 @@ class Prepared:
         act: Act,
         *,
         loop: asyncio.AbstractEventLoop,
-        resource: str | None,
+        question: "Question",
+        peer: str | None = None,
         deadline: float | None,
         traceparent: str | None,
         metadata: dict[str, Any] | None = None,
@@ -53,11 +54,16 @@ class Prepared:
         self.deadline = deadline
         self.traceparent = traceparent
         self.dispatcher = dispatcher
+        self.question = question
+        self.peer = peer
+        """The peer whose operation it is; None for the node's own."""
+        self.facts: dict[str, Any] = {}
+        """What the audit line of its outcome has besides."""
         self._metadata = metadata
         self._inputs = inputs
-        self._resource = resource
         self._family: Family | None = None
         self.has_begun = False
+        self._counted_as = counted_as(operation.spec.name, peer)
         self.was_cut_short = False
         """Whether it was ended from outside, by its deadline or by whoever runs it: nobody knows what was done."""
         self._expired = False
@@ -82,6 +88,14 @@ class Prepared:
             return self.caller.parent.origin
         return None if self.caller.identity is None else self.caller.identity.id
 
+    @property
+    def on_behalf_of(self) -> str | None:
+        """Whom other nodes are told that the call is made for: whoever began the tree of calls, or whom that one named
+        in turn. A claim, and nothing but a note for their audit logs."""
+        if self.caller.parent is not None:
+            return self.caller.parent.on_behalf_of
+        return self.caller.forwarded_for or self.origin
+
     def drop(self, because: str = "dropped") -> None:
         """Nothing runs any more: one that never began is recorded as `because`."""
         if not self.has_begun:
@@ -92,13 +106,11 @@ class Prepared:
         """The refusal, when the current policy forbids what it allowed before."""
         if self._is_revoked:
             return None
-        name = self.operation.spec.name
-        now = self.dispatcher.registry.get(name)
-        if now is None:
+        decision = self.dispatcher.still(self)
+        if decision is None:
             self._is_revoked = True
             self.ended_because = "removed"
-            return CallError("UNAVAILABLE", f"{name} is not served any more")
-        decision = self.dispatcher.gate.still(self.caller.identity, name, self._resource, access=now.spec.access)
+            return CallError("UNAVAILABLE", f"{self.operation.spec.name} is not served any more")
         if decision:
             return None
         self._is_revoked = True
@@ -172,12 +184,16 @@ class Prepared:
     # --- the handler ------------------------------------------------------------------------------------------------
 
     def _run(self) -> Awaitable[Any]:
+        if self.operation.forward is not None:
+            return self.operation.forward.call(self, self._inputs)
         inputs = self._with_context()
         if self.operation.style is Style.ASYNC:
             return self.operation.handler(**inputs)  # type: ignore[no-any-return]
         return self._in_thread(partial(self.operation.handler, **inputs))
 
     def _items(self) -> AsyncIterator[Any]:
+        if self.operation.forward is not None:
+            return self.operation.forward.items(self, self._inputs)
         inputs = self._with_context()
         if self.operation.style is Style.ASYNC_STREAM:
             return self.operation.handler(**inputs)  # type: ignore[no-any-return]
@@ -288,6 +304,8 @@ class Prepared:
         if isinstance(exc, CallError) and exc is self._refusal:
             return exc
         spec = self.operation.spec
+        if self.operation.forward is not None and isinstance(exc, CallError) and exc.code in PROTOCOL_CODES:
+            return exc  # of the node that runs it, or of the way there
         declared = spec.error(exc.code) if isinstance(exc, CallError) else None
         if declared is not None and isinstance(exc, CallError):
             try:
@@ -308,10 +326,15 @@ class Prepared:
     def _done(self, outcome: str, **facts: Any) -> None:
         if outcome == "revoked":
             facts |= self._revocation
-        self.act.done(outcome, **facts)
+        self.act.done(outcome, **self.facts, **facts)
         self.dispatcher.count(
-            self.operation.spec.name, time.monotonic() - self._began, failed=outcome.startswith(("error", "failed"))
+            self._counted_as, time.monotonic() - self._began, failed=outcome.startswith(("error", "failed"))
         )
+
+
+def counted_as(name: str, peer: str | None) -> str:
+    """Under which name the calls of an operation are counted."""
+    return name if peer is None else f"{peer}:{name}"
 
 
 def _denial(exc: BaseException) -> dict[str, Any]:

@@ -42,11 +42,20 @@ class Registry:
                     f" and {where_defined(one.handler)}",
                     hint="rename one of them",
                 )
-        self.operations: Final[Mapping[str, Operation]] = MappingProxyType(dict(sorted(found.items())))
-        self.get: Final = self.operations.get
+        self.operations: Mapping[str, Operation] = MappingProxyType(dict(sorted(found.items())))
+        self.get = self.operations.get
         """The operation with this name, or None."""
-        self.routes: Final = tuple(sorted(dict.fromkeys(routes.values()), key=lambda route: route.order))
+        self.routes = tuple(sorted(dict.fromkeys(routes.values()), key=lambda route: route.order))
         """Where two fit a path, the one that comes first gets it."""
+
+    def beside(self, more: Mapping[str, Operation]) -> "Registry":
+        """Another one with these operations as well; where both have a name, this one's stands."""
+        registry = Registry()
+        joined = {**more, **self.operations}
+        registry.operations = MappingProxyType(dict(sorted(joined.items())))
+        registry.get = registry.operations.get
+        registry.routes = self.routes
+        return registry
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.operations)

@@ -1,4 +1,5 @@
-"""The inbound calls of one session: a task for each, its answers on the stream that its request came on."""
+"""What the other side of one session asks for: a task for each of its calls, the answers on the stream that the request
+came on, and a task for each byte channel that it opens."""
 
 import asyncio
 import contextlib
@@ -7,16 +8,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from alknet.call.channel import Channel
-from alknet.call.envelopes import Envelope, Requested
+from alknet.call.channel_serving import ByteService, ServedChannel
+from alknet.call.envelopes import ChannelRequested, Envelope, Requested
 from alknet.call.errors import CallError, unknown_operation
 from alknet.call.machine import Machine
 from alknet.logs import event
 from alknet.tasks import Tasks
 
 if TYPE_CHECKING:
+    from alknet.call.byte_channels import ByteChannels
     from alknet.call.prepared import Prepared
 
-__all__ = ["Nobody", "Server", "Serving"]
+__all__ = ["ByteService", "ChannelRequested", "Nobody", "Server", "Serving"]
 
 log = logging.getLogger("alknet.call")
 
@@ -29,17 +32,24 @@ UNPREPARED: Final = "the call could not be prepared; see the node's log"
 
 
 class Server(Protocol):
-    """Who serves inbound calls."""
+    """Who serves inbound calls, and what is asked for with them."""
 
     def prepare(self, request: Requested) -> "Prepared":
         """Everything up to the handler; raises `CallError`."""
 
+    async def accept_channel(self, request: ChannelRequested) -> ByteService:
+        """Accept a byte channel, or raise `CallError` to refuse it. May take its time, above all to reach somebody; it
+        is cancelled when the other side gives up. What it returns is run, once."""
+
 
 class Nobody:
-    """Serves no operations."""
+    """Serves no operations, and no byte channels."""
 
     def prepare(self, request: Requested) -> "Prepared":
         raise unknown_operation(request.name)
+
+    async def accept_channel(self, request: ChannelRequested) -> ByteService:
+        raise CallError("NOT_FOUND", f"no byte channel leads to {request.service} here")
 
 
 class _Running:
@@ -53,18 +63,23 @@ class _Running:
         self.channel = channel
         self.credited: asyncio.Event | None = None
 
+    @property
+    def name(self) -> str:
+        return self.prepared.operation.spec.name
+
 
 class Serving:
     """Runs what `server` prepares and tells `machine`."""
 
     def __init__(self, machine: Machine, server: Server) -> None:
         self.is_idle = asyncio.Event()
-        """Set while no inbound call runs."""
+        """Set while no inbound call runs, and no byte channel of the other side's."""
         self.is_idle.set()
         self._machine = machine
         self._server = server
         self._tasks = Tasks("operation")
         self._running: dict[str, _Running] = {}
+        self._channels: dict[str, ServedChannel] = {}
         self._waiting_bytes = 0
         self._is_left = False
 
@@ -83,6 +98,19 @@ class Serving:
             self._running[request.id] = _Running(task, prepared, channel)
             self.is_idle.clear()
             task.add_done_callback(partial(self._served, request.id))
+
+    def channel_requested(self, channels: "ByteChannels", frames: Channel, request: ChannelRequested) -> None:
+        """Begin to serve a byte channel."""
+        served = self._channels[request.id] = ServedChannel(self._server, channels, frames, request)
+        served.task = self._tasks.start(served.run(), name=served.name)
+        self.is_idle.clear()
+        served.task.add_done_callback(partial(self._served, request.id))
+
+    def channel_closed(self, id: str) -> None:
+        """The other side, or what it did, has ended a byte channel."""
+        served = self._channels.get(id)
+        if served is not None:
+            served.given_up()
 
     def cancel(self, id: str, because: str) -> None:
         """Nobody wants the answer any more."""
@@ -104,10 +132,12 @@ class Serving:
             if denial is not None:
                 running.channel.post(self._machine.fail(id, denial))
                 running.task.cancel()
+        for served in tuple(self._channels.values()):
+            served.recheck()
 
     def end(self) -> None:
         """Cancel everything, what is cancelled already no second time; does not wait."""
-        for running in tuple(self._running.values()):
+        for running in self._all():
             if not running.task.cancelling():
                 running.task.cancel()
 
@@ -118,9 +148,12 @@ class Serving:
         left = await self._tasks.wait(timeout_s=ENDING_GRACE_S)
         if left and not self._is_left:
             self._is_left = True
-            names = sorted({running.prepared.operation.spec.name for running in self._running.values()})
+            names = sorted({running.name for running in self._all()})
             log.warning(event("operations did not end in time", count=left, operations=",".join(names)))
             self._tasks.cancel()
+
+    def _all(self) -> "list[_Running | ServedChannel]":
+        return [*self._running.values(), *self._channels.values()]
 
     def _refuse(self, channel: Channel, id: str, error: CallError) -> None:
         self._reply(channel, id, self._machine.fail(id, error))
@@ -214,7 +247,10 @@ class Serving:
             return b""
 
     def _served(self, id: str, task: "asyncio.Task[None]") -> None:
-        self._running.pop(id).prepared.drop()
+        if id in self._channels:
+            del self._channels[id]
+        else:
+            self._running.pop(id).prepared.drop()
         self._machine.finished(id)
-        if not self._running:
+        if not self._running and not self._channels:
             self.is_idle.set()

@@ -12,14 +12,27 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
-from alknet.alpn.errors import ConnectionClosed, StreamsExhausted
 from alknet.alpn.streams import Connection
+from alknet.call.byte_channel import ByteChannel
+from alknet.call.byte_channels import NEEDED_CODEC, OPEN_TIMEOUT_S, ByteChannels
 from alknet.call.channel import Channel
 from alknet.call.codecs import Codec
-from alknet.call.envelopes import Aborted, Answered, Credited, Ended, GoAway, Refusal, Requested
+from alknet.call.envelopes import (
+    Aborted,
+    Answered,
+    ChannelClosed,
+    ChannelJoined,
+    ChannelRequested,
+    Credited,
+    Ended,
+    GoAway,
+    Refusal,
+    Requested,
+)
 from alknet.call.errors import CallError, FrameError
 from alknet.call.machine import DEFAULT_CREDIT, Limits, Machine
 from alknet.call.serving import Nobody, Server, Serving
+from alknet.call.session_streams import SessionStreams, Sizes
 from alknet.call.subscription import Subscription
 from alknet.logs import event
 from alknet.tasks import Tasks
@@ -28,10 +41,6 @@ __all__ = ["Session", "Sizes"]
 
 log = logging.getLogger("alknet.call")
 
-MAX_UNDISPATCHED_BYTES: Final = 32 * 1024 * 1024
-"""What may have arrived on all streams together of frames that are not whole yet."""
-MAX_REFUSED_STREAMS: Final = 16
-"""Streams on which the other side may send what is no frame, before the session is ended."""
 MAX_OWN_STREAMS: Final = 64
 """Subscriptions that have a stream of their own where the carrier has many; further ones share the first."""
 BATCH_AT_ONCE: Final = 256
@@ -39,16 +48,6 @@ BATCH_AT_ONCE: Final = 256
 DEFAULT_TIMEOUT_S: Final = 30.0
 GRACE_S: Final = 5.0
 """What a call without a timeout of its own may take longer than the other side's default, to hear of that from it."""
-
-
-class Sizes:
-    """How large frames may be: what this side takes, and what the other side said that it takes."""
-
-    __slots__ = ("inbound", "outbound")
-
-    def __init__(self, inbound: int, outbound: int) -> None:
-        self.inbound = inbound
-        self.outbound = outbound
 
 
 class Session:
@@ -68,29 +67,42 @@ class Session:
     ) -> None:
         self.connection = connection
         self.sizes = sizes
+        self.features = frozenset(features)
+        """What the other side's hello said that it can do."""
         self.end_reason: str | None = None
-        self._machine = Machine(prefix=secrets.token_hex(4) + ".", peer_features=features, limits=limits)
+        self._streams = SessionStreams(
+            connection,
+            channel,
+            codec,
+            sizes,
+            on_bodies=self._received,
+            on_end=self._stream_ended,
+            on_broken=self._broken,
+        )
+        self._machine = Machine(
+            prefix=secrets.token_hex(4) + ".",
+            peer_features=features,
+            limits=limits,
+            has_streams=self._streams.has_many,
+            channels_unavailable="" if codec.name == NEEDED_CODEC else f"byte channels need the codec {NEEDED_CODEC}",
+        )
         self._main = channel
         self._codec = codec
         self.serving = Serving(self._machine, server or Nobody())
         self._peer_timeout_s = peer_timeout_s
-        self._channels: dict[int, Channel] = {}
-        self._pending: dict[int, int] = {}
-        self._next_number = 1
         self._own_streams: dict[str, Channel] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
         self._subscriptions: dict[str, Any] = {}
         self._tasks = Tasks("call")
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
-        self._has_many_streams = connection.transport in ("quic", "memory")
-        self._refused_streams = 0
+        self._byte_channels = ByteChannels(self._machine, connection, channel, codec)
 
     def start(self) -> None:
         """Take over the channel, and take the streams that the other side opens."""
-        self._adopt(self._main)
-        if self._has_many_streams and not self._ended.is_set():
-            self._tasks.start(self._accept_streams(), name="accept")
+        self._streams.adopt(self._main)
+        if self._streams.has_many and not self._ended.is_set():
+            self._tasks.start(self._streams.accept(self._tasks, self._byte_channels.join), name="accept")
 
     # --- calling ----------------------------------------------------------------------------------------------------
 
@@ -132,18 +144,29 @@ class Session:
         return list(answers)
 
     def subscribe(
-        self, name: str, value: Any = None, *, credit: int = DEFAULT_CREDIT, timeout_s: float | None = None
+        self,
+        name: str,
+        value: Any = None,
+        *,
+        credit: int = DEFAULT_CREDIT,
+        timeout_s: float | None = None,
+        **extra: Any,
     ) -> Subscription:
-        """Subscribe to an operation of the other side; it begins with the first item that is waited for."""
+        """Subscribe to an operation of the other side; it begins with the first item that is waited for.
+
+        `extra` are further fields of the request, as for `call`.
+        """
         is_paced = self._machine.peer_has_credit
-        return Subscription(self, name, value, credit=credit, timeout_s=timeout_s, is_paced=is_paced)
+        return Subscription(self, name, value, credit=credit, timeout_s=timeout_s, extra=extra, is_paced=is_paced)
 
     async def begin_subscription(
-        self, subscription: Subscription, name: str, value: Any, credit: int, timeout_s: float | None
+        self, subscription: Subscription, name: str, value: Any, credit: int, timeout_s: float | None, **extra: Any
     ) -> str:
         """Send the request of a subscription; its id. On a stream of its own where there can be one."""
-        extra = {} if timeout_s is None else {"timeout_ms": max(1, round(timeout_s * 1000))}
-        channel = await self._own_stream() or self._main
+        if timeout_s is not None:
+            extra["timeout_ms"] = max(1, round(timeout_s * 1000))
+        has_room = len(self._own_streams) < MAX_OWN_STREAMS
+        channel = (await self._streams.open() if has_room else None) or self._main
         await channel.room()
         try:
             id = self._send_request(channel, name, value, credit=credit, **extra)
@@ -157,18 +180,37 @@ class Session:
         self._subscriptions[id] = weakref.ref(subscription)
         return id
 
+    async def open_channel(
+        self,
+        service: str,
+        *,
+        peer: str | None = None,
+        target: str | None = None,
+        forwarded_for: str | None = None,
+        timeout_s: float = OPEN_TIMEOUT_S,
+    ) -> ByteChannel:
+        """A byte channel to a service of the other side (``ssh``), at `target`, or of its peer `peer`; a `Stream`.
+
+        Raises `CallError` as a call does. Cancelling it gives it up there. With the session it breaks.
+        """
+        if self._ended.is_set():
+            raise self._lost()
+        return await self._byte_channels.open(
+            service, peer=peer, target=target, forwarded_for=forwarded_for, timeout_s=timeout_s
+        )
+
     def grant(self, id: str, n: int) -> None:
         """Let the other side send `n` more items."""
         outbound = self._machine.outbound.get(id)
         envelope = self._machine.grant(id, n)
-        if outbound is not None and (channel := self._channels.get(outbound.stream)) is not None:
+        if outbound is not None and (channel := self._streams.by_number.get(outbound.stream)) is not None:
             channel.post(envelope)
 
     def drop(self, id: str, reason: str = "") -> None:
         """Give up an outbound call or subscription, and tell the other side; nothing if it has ended."""
         outbound = self._machine.outbound.get(id)
         envelope = self._machine.abort(id, reason)
-        if outbound is not None and (channel := self._channels.get(outbound.stream)) is not None:
+        if outbound is not None and (channel := self._streams.by_number.get(outbound.stream)) is not None:
             channel.post(envelope)
         self._over(id)
 
@@ -185,7 +227,7 @@ class Session:
 
     def _send_request(self, channel: Channel, name: str, value: Any, **extra: Any) -> str:
         if self._ended.is_set() or not channel.is_open:
-            raise CallError("UNAVAILABLE", f"the connection has ended: {self.end_reason or 'it was lost'}")
+            raise self._lost()
         id, envelope = self._machine.request(channel.number, name, value, **extra)
         try:
             channel.say(envelope)
@@ -194,50 +236,14 @@ class Session:
             raise
         return id
 
+    def _lost(self) -> CallError:
+        return CallError("UNAVAILABLE", f"the connection has ended: {self.end_reason or 'it was lost'}")
+
     def _expired(self, id: str, name: str) -> None:
         future = self._calls.get(id)
         if future is not None and not future.done():
             future.set_exception(CallError("TIMEOUT", f"{name} was not answered in time"))
             self.drop(id, "deadline")
-
-    # --- streams ----------------------------------------------------------------------------------------------------
-
-    def _adopt(self, channel: Channel) -> None:
-        channel.reader.max_frame = self.sizes.inbound
-        channel.max_outbound = self.sizes.outbound
-        channel.codec = self._codec
-        channel.on_fault = self._refuse_channel
-        self._channels[channel.number] = channel
-        channel.take_over(self._received, self._channel_ended)
-
-    async def _own_stream(self) -> Channel | None:
-        if not self._has_many_streams or len(self._own_streams) >= MAX_OWN_STREAMS:
-            return None
-        try:
-            stream = await self.connection.open_stream()
-        except (StreamsExhausted, ConnectionClosed):
-            return None
-        return await self._new_channel(stream)
-
-    async def _new_channel(self, stream: Any) -> Channel:
-        number, self._next_number = self._next_number, self._next_number + 1
-        channel = await Channel.on(stream, number)
-        self._adopt(channel)
-        return channel
-
-    async def _accept_streams(self) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            while True:
-                await self._new_channel(await self.connection.accept_stream())
-
-    def _channel_ended(self, channel: Channel) -> None:
-        self._channels.pop(channel.number, None)
-        self._pending.pop(channel.number, None)
-        if channel is self._main:
-            self._end(str(channel.error) if channel.error is not None else "the connection was lost")
-            return
-        for happened in self._machine.stream_ended(channel.number):
-            self._handle(channel, happened)
 
     # --- what arrives -----------------------------------------------------------------------------------------------
 
@@ -246,36 +252,24 @@ class Session:
             try:
                 envelope = self._codec.decode(body)
             except FrameError as exc:
-                self._refuse_channel(channel, exc)
+                self._streams.refuse(channel, exc)
                 return
             happened = self._machine.receive(channel.number, envelope, size=len(body))
             if happened is not None:
                 self._handle(channel, happened)
             if not channel.is_open:
                 return
-        self._note_pending(channel)
+        self._streams.note_pending(channel)
 
-    def _note_pending(self, channel: Channel) -> None:
-        pending = channel.reader.pending
-        if pending or channel.number in self._pending:
-            self._pending[channel.number] = pending
-            if sum(self._pending.values()) > max(MAX_UNDISPATCHED_BYTES, self.sizes.inbound):
-                self._refuse_channel(channel, FrameError("too many bytes of frames that are not whole yet"))
-
-    def _refuse_channel(self, channel: Channel, error: FrameError) -> None:
-        """The other side broke the protocol on this stream: say what was wrong, and end it. The first one and too many
-        end the session."""
-        self._refused_streams += 1
-        if self._refused_streams == 1:
-            log.info(event("stream refused", connection=self.connection.id, reason=error))
-        if not channel.is_open:
+    def _stream_ended(self, channel: Channel) -> None:
+        if channel is self._main:
+            self._end(str(channel.error) if channel.error is not None else "the connection was lost")
             return
-        channel.error = error
-        if channel is not self._main:
-            channel.abort()
-            if self._refused_streams < MAX_REFUSED_STREAMS:
-                return
-            self._main.error = FrameError(f"{MAX_REFUSED_STREAMS} streams were refused, the last one for: {error}")
+        for happened in self._machine.stream_ended(channel.number):
+            self._handle(channel, happened)
+
+    def _broken(self) -> None:
+        """The other side does not keep to the protocol."""
         self._main.post(self._machine.goaway(0.0, str(self._main.error)))
         self._main.close()
 
@@ -297,6 +291,15 @@ class Session:
             self.serving.credited(happened.id)
         elif kind is GoAway and happened.reason:
             self.end_reason = self.end_reason or happened.reason
+        elif kind is ChannelRequested:
+            self.serving.channel_requested(self._byte_channels, channel, happened)
+        elif kind is ChannelJoined:
+            # No first frame of a stream of its own, or of one that no channel waits for.
+            self._streams.refuse(channel, FrameError("channel.stream where there is no channel that waits for it"))
+        else:
+            self._byte_channels.handle(channel, happened)
+            if kind is ChannelClosed:
+                self.serving.channel_closed(happened.id)
 
     def _answered(self, answer: Answered) -> None:
         future = self._calls.get(answer.id)
@@ -334,6 +337,11 @@ class Session:
     async def wait_ended(self) -> None:
         await self._ended.wait()
 
+    def watch(self, patience_s: float) -> None:
+        """From now on, end the session when the other side has not been heard for so many seconds, where the carrier
+        can tell."""
+        self.connection.watch(patience_s)
+
     def go_away(self, deadline_s: float, reason: str = "") -> None:
         """Refuse new calls from now on and ask the other side to finish."""
         self._main.post(self._machine.goaway(deadline_s, reason))
@@ -344,7 +352,7 @@ class Session:
             if reason:
                 self.go_away(0.0, reason)
             # The first one last: with it the others end, and with them what they were still to say.
-            channels = sorted(self._channels.values(), key=lambda channel: channel is self._main)
+            channels = sorted(self._streams.by_number.values(), key=lambda channel: channel is self._main)
             self.end_reason = self.end_reason or reason or "this side closed the connection"
             for channel in channels:
                 channel.close()
@@ -359,12 +367,12 @@ class Session:
             return
         self.end_reason = self.end_reason or reason
         self._ended.set()
-        for channel in (self._main, *self._channels.values()):
+        for channel in (self._main, *self._streams.by_number.values()):
             for happened in self._machine.stream_ended(channel.number):
-                if isinstance(happened, Ended) and happened.error is not None:
-                    happened.error = CallError("UNAVAILABLE", f"the connection has ended: {self.end_reason}")
+                if isinstance(happened, Ended | ChannelClosed) and happened.error is not None:
+                    happened.error = self._lost()
                 self._handle(channel, happened)
-        for channel in tuple(self._channels.values()):
+        for channel in tuple(self._streams.by_number.values()):
             channel.abort()
         self.serving.end()
         self._tasks.cancel()
@@ -373,7 +381,7 @@ class Session:
     def _log_oddities(self) -> None:
         """One line about all that was ignored or refused."""
         odd = [f"{count} {what}" for what, count in sorted(self._machine.ignored.items())]
-        refused = self._refused_streams if self._refused_streams > 1 else None
+        refused = self._streams.refused if self._streams.refused > 1 else None
         if odd or refused:
             pairs = {"refused_streams": refused, "ignored": ", ".join(odd) or None, "reason": self.end_reason}
             log.info(event("session ended", connection=self.connection.id, **pairs))

@@ -164,7 +164,8 @@ class OperationSpec:
     `output_schema` is that of one item for a subscription. `resource_id_path` says where the input names the resource:
     ``$.field``, ``$.a.b`` or ``/a/b``. `idempotent`: a second call with the same input changes nothing more.
     `destructive`: it may overwrite or remove. `examples` are ``{"input": …, "output"?: …}``. `secret_inputs` are the
-    fields of the input that are written to no log.
+    fields of the input that are written to no log. `hops`: how many nodes lie between this one and the one that runs
+    it.
     """
 
     name: str
@@ -183,6 +184,7 @@ class OperationSpec:
     destructive: bool = False
     examples: tuple[dict[str, Any], ...] = ()
     secret_inputs: tuple[str, ...] = ()
+    hops: int = 0
 
     @property
     def namespace(self) -> str:
@@ -220,4 +222,5 @@ class OperationSpec:
             "destructive": self.destructive,
             "examples": list(self.examples),
             "secret_inputs": list(self.secret_inputs),
+            "hops": self.hops,
         }

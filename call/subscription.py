@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import weakref
 from collections import deque
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from alknet.call.envelopes import Ended
@@ -49,11 +51,12 @@ class Subscription:
         *,
         credit: int,
         timeout_s: float | None,
+        extra: Mapping[str, Any] = MappingProxyType({}),
         is_paced: bool = True,
     ) -> None:
         self.end: End | None = None
         self._session = session
-        self._request: tuple[str, Any, float | None] | None = (name, value, timeout_s)
+        self._request: tuple[str, Any, float | None, Mapping[str, Any]] | None = (name, value, timeout_s, extra)
         self._credit = credit
         self._is_paced = is_paced
         self._id = ""
@@ -109,12 +112,14 @@ class Subscription:
     async def _begin(self) -> None:
         if self._request is not None:
             request, self._request = self._request, None
-            name, value, timeout_s = request
+            name, value, timeout_s, extra = request
             loop = asyncio.get_running_loop()
             ends = None if timeout_s is None else loop.time() + timeout_s
             try:
                 async with asyncio.timeout_at(ends):
-                    self._id = await self._session.begin_subscription(self, name, value, self._credit, timeout_s)
+                    self._id = await self._session.begin_subscription(
+                        self, name, value, self._credit, timeout_s, **extra
+                    )
             except TimeoutError:
                 self._expire(name)
                 assert self._error is not None

@@ -72,8 +72,8 @@ def config_text(listen: tuple[ListenAddress, ...]) -> str:
     ]
     for section, info in Settings.model_fields.items():
         default = info.get_default(call_default_factory=True)
-        if section == "peers":
-            continue  # they live in peers.d; [[peers]] may be appended
+        if section in ("peers", "dial"):
+            continue  # peers live in peers.d; [[peers]] and [[dial]] tables may be appended
         lines += ["", f"[{section}]"]
         if isinstance(default, BaseModel):
             for name, field in type(default).model_fields.items():

@@ -19,12 +19,14 @@ class Change:
 
 
 def changes(old: Settings, new: Settings) -> list[Change]:
-    """The changed keys; peers and roles by name, everything else by its field."""
+    """The changed keys; peers, roles and dialled peers by name, everything else by its field."""
     found = []
     for section, info in Settings.model_fields.items():
         before, after = getattr(old, section), getattr(new, section)
         if section == "peers":
             found += _named(section, {p.id: p for p in before}, {p.id: p for p in after})
+        elif section == "dial":
+            found += _named(section, {d.peer: d for d in before}, {d.peer: d for d in after})
         elif section == "roles":
             found += _named(section, before, after)
         elif isinstance(before, BaseModel):

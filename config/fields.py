@@ -36,6 +36,7 @@ __all__ = [
     "Key",
     "Listen",
     "Modules",
+    "NameGlob",
     "NodeKey",
     "Origin",
     "PeerId",
@@ -44,6 +45,7 @@ __all__ = [
     "ResourceType",
     "RootName",
     "Scope",
+    "Segment",
     "Switch",
     "parse_duration",
 ]
@@ -57,6 +59,8 @@ SCOPE: Final = re.compile(r"(\*|[a-zA-Z0-9_.-]+)(:(\*|[a-zA-Z0-9_.-]+))*\Z")
 RESOURCE_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 ROOT_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}\Z")
 RESOURCE_ENTRY: Final = re.compile(r"(\*|[A-Za-z0-9_.-]+)(:.+)?\Z")
+NAME_GLOB: Final = re.compile(r"[A-Za-z0-9_*?-]+(/[A-Za-z0-9_*?-]+)*\Z")
+SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
 MAX_ENTRY_CHARS: Final = 512
 ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]{0,30}://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?\Z")
 MAX_PORT: Final = 65535
@@ -204,6 +208,18 @@ def _resource_entry(value: str) -> str:
     return value
 
 
+def _name_glob(value: str) -> str:
+    if not NAME_GLOB.match(value) or len(value) > MAX_ENTRY_CHARS:
+        raise ValueError('must be the name of an operation, where * and ? are globs, such as "fs/read", "fs/*" or "*"')
+    return value
+
+
+def _segment(value: str) -> str:
+    if not SEGMENT.match(value):
+        raise ValueError("must be 1 to 63 of letters, digits, '_' and '-', without '/'")
+    return value
+
+
 def _root_name(value: str) -> str:
     if not ROOT_NAME.match(value):
         raise ValueError("must be 1 to 63 of letters, digits, '_', '.' and '-', and must not start with '.'")
@@ -257,6 +273,8 @@ Origin = Annotated[str, AfterValidator(_origin)]
 RedirectHost = Annotated[str, AfterValidator(_redirect_host)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Address = Annotated[str, AfterValidator(_address)]
+NameGlob = Annotated[str, AfterValidator(_name_glob)]
+Segment = Annotated[str, AfterValidator(_segment)]
 Command = Annotated[str, AfterValidator(_command)]
 Expiry = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_utc)]
 ResourceType = Annotated[str, AfterValidator(_resource_type)]

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from alknet.config.fields import PEER_ID
 from alknet.config.home import Home, check_not_writable_by_others, read_config_file
-from alknet.config.model import PeerEntry, Settings
+from alknet.config.model import Settings
+from alknet.config.peers import PeerEntry
 from alknet.config.positions import KeyPath, line_of, positions
 from alknet.errors import ConfigError
 from alknet.keys import PublicKey
@@ -73,7 +74,7 @@ def load(home: Home) -> Settings:
         if entry is not None:
             peers.append((source, (), entry))
     if settings is not None:
-        problems += _cross_check(settings, peers)
+        problems += _cross_check(settings, peers) + _check_dialled(main, settings, [peer for _, _, peer in peers])
     if problems or settings is None:
         raise _error(problems)
     return settings.model_copy(update={"peers": tuple(peer for _, _, peer in peers)})
@@ -211,6 +212,44 @@ def _cross_check(settings: Settings, peers: list[tuple[_Source, KeyPath, PeerEnt
                 problems.append(
                     f"{source.at((*base, 'roles', index))}: roles: found {role!r}, which is not in [roles] ({known})"
                 )
+    return problems + _check_exposed(peers)
+
+
+def _check_exposed(peers: list[tuple[_Source, KeyPath, PeerEntry]]) -> list[str]:
+    """Peers that expose under one prefix serve the same operations here, so that these must ask for the same scope."""
+    problems = []
+    first: dict[str, tuple[str | None, str]] = {}
+    for source, base, peer in peers:
+        if peer.expose is None:
+            continue
+        scope, place = peer.expose.scope, source.at((*base, "expose"))
+        known = first.setdefault(peer.expose.prefix, (scope, place))
+        if known[0] != scope:
+            problems.append(
+                f"{place}: expose: peer {peer.id!r} asks for the scope {scope or 'of each name'!r}, and another peer"
+                f" with the prefix {peer.expose.prefix!r} for {known[0] or 'of each name'!r} ({known[1]}); a prefix has"
+                " one scope"
+            )
+    return problems
+
+
+def _check_dialled(source: _Source, settings: Settings, known: list[PeerEntry]) -> list[str]:
+    """Whom the node dials it must know, and where."""
+    problems = []
+    peers = {peer.id: peer for peer in known}
+    seen: set[str] = set()
+    for index, dial in enumerate(settings.dial):
+        place = source.at(("dial", index, "peer"))
+        peer = peers.get(dial.peer)
+        if peer is None:
+            problems.append(f"{place}: dial: there is no peer {dial.peer!r}; 'alknet peer add {dial.peer} …' makes one")
+        elif dial.address is None and not peer.addresses:
+            problems.append(
+                f"{place}: dial: nothing says where {dial.peer!r} is; give address here, or addresses there"
+            )
+        if dial.peer in seen:
+            problems.append(f"{place}: dial: {dial.peer!r} stands in it twice")
+        seen.add(dial.peer)
     return problems
 
 

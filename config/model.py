@@ -15,25 +15,18 @@ from alknet.config.fields import (
     LIVE,
     RESTART,
     AbsolutePath,
-    Address,
-    Command,
     Count,
     Duration,
-    Expiry,
     FilePath,
     HostName,
-    Key,
     Listen,
     Modules,
-    NodeKey,
-    PeerId,
-    ResourceEntry,
-    ResourceType,
     RootName,
     Scope,
     Switch,
 )
 from alknet.config.gateway import Gateway, Mcp
+from alknet.config.peers import Dial, PeerEntry
 
 __all__ = [
     "Audit",
@@ -44,8 +37,6 @@ __all__ = [
     "Limits",
     "Model",
     "Node",
-    "PeerEntry",
-    "PeerSsh",
     "Role",
     "Services",
     "Settings",
@@ -148,6 +139,12 @@ class Call(Model):
         ge=1,
         le=65536,
         description="Requests of one connection that run at the same time; further ones are refused.",
+        json_schema_extra=LIVE,
+    )
+    routing: Literal["first", "round-robin", "least-latency"] = Field(
+        "round-robin",
+        description="Which of several peers that expose the same operation gets a call: the one that came first, each"
+        " in turn, or of two drawn at random the one that should answer sooner.",
         json_schema_extra=LIVE,
     )
     default_timeout: Duration = Field(
@@ -263,6 +260,13 @@ class Limits(Model):
         description="Open SSH channels of one connection.",
         json_schema_extra=LIVE,
     )
+    byte_channels_per_peer: Count = Field(
+        256,
+        ge=0,
+        le=4096,
+        description="Byte channels of one peer that are open at the same time, over all of its connections.",
+        json_schema_extra=LIVE,
+    )
 
 
 class Audit(Model):
@@ -275,66 +279,6 @@ class Role(Model):
     """[roles.NAME]: a named set of scopes."""
 
     scopes: tuple[Scope, ...] = Field((), max_length=256, description="Scopes that the role grants.")
-
-
-class PeerSsh(Model):
-    """The ssh table of a peer: who its sessions run as and what they may run."""
-
-    user: str | None = Field(
-        None,
-        min_length=1,
-        max_length=32,
-        description="Operating-system user that sessions run as; needed when the node runs as root.",
-    )
-    as_daemon: Switch = Field(
-        False,
-        description="Whether sessions may run as the node's own user when that is not root; equal to owner.",
-    )
-    shell: AbsolutePath | None = Field(None, description="Login shell, instead of the user's own.")
-    force_command: str | None = Field(
-        None,
-        min_length=1,
-        max_length=4096,
-        description="Runs instead of whatever is asked for; that is in SSH_ORIGINAL_COMMAND.",
-    )
-    commands: tuple[Command, ...] | None = Field(
-        None,
-        max_length=256,
-        description="The only commands that may be run, without a shell; a word may hold * and ?, and a last"
-        " word * stands for any further words.",
-    )
-
-    @model_validator(mode="after")
-    def _one_of(self) -> "PeerSsh":
-        if self.force_command is not None and self.commands is not None:
-            raise ValueError("force_command and commands exclude each other: remove one")
-        return self
-
-
-class PeerEntry(Model):
-    """One peer: an entry of ``peers.d/NAME.toml`` or of ``[[peers]]``."""
-
-    id: PeerId = Field(description="Stable name; in peers.d it is the file's name and may be left out.")
-    display_name: str = Field("", max_length=128, description="Name shown to people.")
-    keys: tuple[Key, ...] = Field((), max_length=64, description="OpenSSH public-key lines.")
-    scopes: tuple[Scope, ...] = Field((), max_length=256, description="Scopes granted to the peer.")
-    roles: tuple[str, ...] = Field((), max_length=64, description="Names of [roles] granted to the peer.")
-    resources: dict[ResourceType, Annotated[tuple[ResourceEntry, ...], Field(max_length=256)]] = Field(
-        {},
-        max_length=64,
-        description="Type of resource -> what may be done and with which, for operations that ask: read (with all),"
-        " read:alpha (with that one), *:beta-* (everything, with those that match).",
-    )
-    enabled: Switch = Field(True, description="A disabled peer is refused everywhere.")
-    expires_at: Expiry | None = Field(None, description="When the peer's access ends, live connections included.")
-    addresses: tuple[Address, ...] = Field(
-        (), max_length=16, description="Where the peer is reached, host:port, in order."
-    )
-    node_key: NodeKey | None = Field(
-        None, description="The node key that the peer must prove when operations are called on it."
-    )
-    host_key: Key | None = Field(None, description="The SSH host key that the peer must prove when it is dialled.")
-    ssh: PeerSsh = Field(PeerSsh(), description="SSH sessions of the peer.")
 
 
 class Settings(Model):
@@ -351,6 +295,12 @@ class Settings(Model):
     exec: Exec = Exec()
     limits: Limits = Limits()
     audit: Audit = Audit()
+    dial: tuple[Dial, ...] = Field(
+        (),
+        max_length=256,
+        description="Connections to peers that the node keeps up: [[dial]] tables.",
+        json_schema_extra=LIVE,
+    )
     roles: dict[str, Role] = Field({}, description="Named sets of scopes.", json_schema_extra=LIVE)
     peers: tuple[PeerEntry, ...] = Field(
         (),

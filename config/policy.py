@@ -8,7 +8,8 @@ from typing import Final
 
 from alknet.access import DaemonUser, Peer, Policy, SshRights, Token
 from alknet.config.load import revision
-from alknet.config.model import PeerEntry, Settings
+from alknet.config.model import Settings
+from alknet.config.peers import PeerEntry
 
 __all__ = ["build_policy", "daemon_user"]
 

@@ -40,8 +40,8 @@ PARTS = {
         tuple(
             f"alknet.{name}"
             for name in (  # noqa: SIM905
-                "access actions audit audit_reader certificates child clock descriptors errors gate keyring keys "
-                "known_nodes lock logs nofile notify plan replies runas sshsig state tasks tokens verification"
+                "access actions audit audit_reader backoff certificates child clock descriptors errors gate keyring "
+                "keys known_nodes lock logs nofile notify plan replies runas sshsig state tasks tokens verification"
             ).split()
         ),
         (),
@@ -138,11 +138,14 @@ PURE = (
     "alknet.alpn.first_byte",
     "alknet.alpn.quic_events",
     "alknet.alpn.windows",
+    "alknet.backoff",
+    "alknet.call.breaker",
     "alknet.call.codecs",
     "alknet.call.envelopes",
     "alknet.call.frames",
     "alknet.call.hello",
     "alknet.call.machine",
+    "alknet.call.routing",
     "alknet.cli.escape",
     "alknet.config.addresses",
     "alknet.config.diff",

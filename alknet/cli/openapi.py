@@ -1,24 +1,15 @@
 """``openapi``: the OpenAPI document of what a caller may call, made from what the node says of its operations."""
 
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any
 
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, call_options, open_peer, run_async
-from alknet.cli.ops import list_operations
+from alknet.cli.ops import describe_operations
 from alknet.cli.values import to_json
-from alknet.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from alknet.client import Peer
 
 __all__ = ["openapi"]
-
-AT_ONCE: Final = 32
-"""Schemas that are asked for at the same time."""
-MAX_BYTES: Final = 64 * 1024 * 1024
-"""Of all that a node says of its operations, as JSON."""
 
 
 @click.command()
@@ -51,32 +42,9 @@ def openapi(
             invocation, peer, carrier=carrier, token=token, verbose=verbose, accept_new=accepter(yes=accept_new)
         ) as opened:
             url = _url(opened.address, is_local=peer == ".")
-            return document(await _descriptions(opened), servers=[url], caller=opened.identity)
+            return document(await describe_operations(opened), servers=[url], caller=opened.identity)
 
     click.echo(to_json(run_async(main), indent=None if invocation.json else 2, escaped=True), file=output)
-
-
-async def _descriptions(peer: "Peer") -> list[dict[str, Any]]:
-    """What the node says of each operation. One that is gone by the time it is asked for is left out."""
-    from alknet.call.errors import CallError
-
-    names = [one["name"] for one in await list_operations(peer)]
-    found: list[dict[str, Any]] = []
-    size = 0
-    for start in range(0, len(names), AT_ONCE):
-        calls = [("services/schema", {"name": name}) for name in names[start : start + AT_ONCE]]
-        for answer in await peer.batch(calls):
-            if isinstance(answer, CallError):
-                if answer.code != "NOT_FOUND":
-                    raise answer
-                continue
-            if not isinstance(answer, dict):
-                raise InvalidInputError("what the peer says of an operation makes no sense")
-            size += len(to_json(answer))
-            if size > MAX_BYTES:
-                raise InvalidInputError(f"the peer says more than {MAX_BYTES} bytes of its operations")
-            found.append(answer)
-    return found
 
 
 def _url(address: str, *, is_local: bool) -> str:

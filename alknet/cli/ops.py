@@ -4,7 +4,7 @@ import asyncio
 import shlex
 from difflib import get_close_matches
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,13 +18,17 @@ from alknet.logs import printable
 if TYPE_CHECKING:
     from alknet.client import Peer
 
-__all__ = ["hint_for", "list_operations", "ops"]
+__all__ = ["describe_operations", "hint_for", "list_operations", "ops"]
 
 MAX_NAMES: Final = 10_000
 PAGE: Final = 1000
 """The most that a node lists at once; it ends a page by bytes before that."""
 MAX_PAGES: Final = 100
 """As many as these names fill: a node that goes on for ever is asked no further."""
+AT_ONCE: Final = 32
+"""Schemas that are asked for at the same time."""
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Of all that a node says of its operations, as JSON."""
 HINT_TIMEOUT_S: Final = 5.0
 """What it may take to find out what somebody meant."""
 MAX_NEAR: Final = 3
@@ -45,6 +49,10 @@ MAX_VALUES: Final = 20
 @call_options
 @accept_new_option
 @click.option("--query", default="", help="Words to look for in names, summaries and tags.")
+@click.option(
+    "--python", "is_python", is_flag=True, help="Write a Python module with a typed function for each of them."
+)
+@click.option("-o", "--output", type=click.File("w", encoding="utf-8", lazy=True), help="Write that to a file.")
 @click.argument("peer", default=".")
 @click.argument("name", required=False)
 @pass_invocation
@@ -55,32 +63,47 @@ def ops(
     verbose: bool,
     accept_new: bool,
     query: str,
+    is_python: bool,
+    output: IO[str] | None,
     peer: str,
     name: str | None,
 ) -> None:
     """The operations that I may call on PEER (the local node if none is given); with NAME, how to call that one.
 
+    With --python a module for programs: every operation as a function with the types of its inputs and outputs.
+
     \b
     alknet ops
     alknet ops hub --query 'read file'
     alknet ops hub fs/read
+    alknet ops hub --python -o hub_client.py
     """
     from alknet.call.errors import CallError
+
+    if output is not None and not is_python:
+        raise click.UsageError("-o goes with --python")
+    if invocation.json and is_python:
+        raise click.UsageError("--python writes Python, not JSON")
 
     async def main() -> Any:
         async with open_peer(
             invocation, peer, carrier=carrier, token=token, verbose=verbose, accept_new=accepter(yes=accept_new)
         ) as opened:
             if name is None:
-                return await list_operations(opened, query)
+                return await (describe_operations if is_python else list_operations)(opened, query)
             try:
-                return await opened.call("services/schema", name=name)
+                found = await opened.call("services/schema", name=name)
             except CallError as exc:
                 exc.hint = exc.hint or await hint_for(opened, peer, name, exc)
                 raise
+            return [found] if is_python else found
 
     answer = run_async(main)
-    if invocation.json:
+    if is_python:
+        from alknet.call.typed_client import client_module
+
+        click.echo(client_module(answer, node=peer, command=_command(peer, query, name)), file=output, nl=False)
+    elif invocation.json:
         click.echo(to_json(answer, escaped=True))
     elif name is None:
         rows = [(one["name"], one["kind"], one["summary"]) for one in answer]
@@ -107,6 +130,35 @@ async def list_operations(peer: "Peer", query: str = "") -> list[dict[str, Any]]
             break
         cursor = after
     return found
+
+
+async def describe_operations(peer: "Peer", query: str = "") -> list[dict[str, Any]]:
+    """What the node says of each operation in the list. One that is gone by the time it is asked for is left out."""
+    from alknet.call.errors import CallError
+
+    names = [one["name"] for one in await list_operations(peer, query)]
+    found: list[dict[str, Any]] = []
+    size = 0
+    for start in range(0, len(names), AT_ONCE):
+        calls = [("services/schema", {"name": name}) for name in names[start : start + AT_ONCE]]
+        for answer in await peer.batch(calls):
+            if isinstance(answer, CallError):
+                if answer.code != "NOT_FOUND":
+                    raise answer
+                continue
+            if not isinstance(answer, dict):
+                raise InvalidInputError("what the peer says of an operation makes no sense")
+            size += len(to_json(answer))
+            if size > MAX_BYTES:
+                raise InvalidInputError(f"the peer says more than {MAX_BYTES} bytes of its operations")
+            found.append(answer)
+    return found
+
+
+def _command(peer: str, query: str, name: str | None) -> str:
+    """What makes the same module again."""
+    words = ["alknet", "ops", peer, *([name] if name else []), *(["--query", query] if query else []), "--python"]
+    return shlex.join(words)
 
 
 def _is_listed(one: Any) -> bool:

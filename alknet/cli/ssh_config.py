@@ -18,7 +18,8 @@ from alknet.errors import ConfigError, InvalidInputError, NotFoundError, Unavail
 
 if TYPE_CHECKING:
     from alknet.config.home import Home
-    from alknet.config.model import PeerEntry, Settings
+    from alknet.config.model import Settings
+    from alknet.config.peers import PeerEntry
     from alknet.keys import PublicKey
 
 __all__ = ["ssh_config"]

@@ -16,7 +16,8 @@ from alknet.errors import AlknetError, ConfigError, InvalidInputError, NotFoundE
 if TYPE_CHECKING:
     from alknet.access import Token
     from alknet.config.home import Home
-    from alknet.config.model import PeerEntry, Settings
+    from alknet.config.model import Settings
+    from alknet.config.peers import PeerEntry
     from alknet.state import SqliteState
 
 __all__ = ["token"]

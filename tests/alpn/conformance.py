@@ -32,6 +32,8 @@ from testkit.polling import eventually, settled
 __all__ = ["Carrier", "ManyStreams", "OneStream", "Recorder"]
 
 DEADLINE_S = 20.0
+SOON_S = 0.2
+"""A patience that is over soon."""
 BULK = random.Random(7022).randbytes(8 * 1024 * 1024)
 """More than any carrier holds, so a sender of all of it must wait."""
 ALICE = Identity("alice", frozenset(), "key:SHA256:alice")
@@ -538,6 +540,22 @@ class Conformance:
             assert listener.identity is ALICE
             with pytest.raises(RuntimeError):
                 listener.logged_in(ALICE)
+
+    async def test_an_end_that_is_there_is_kept_however_long_it_says_nothing(self) -> None:
+        async with self.connections() as ends:
+            for end in ends:
+                end.watch(SOON_S)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(ends[0].wait_closed(), 4 * SOON_S)
+            a, b = await self.join(ends)
+            await a.write(b"still here")
+            assert await b.read() == b"still here"
+
+    async def test_watching_a_connection_that_has_ended_is_nothing(self) -> None:
+        async with self.connections() as (dialer, _):
+            dialer.close()
+            dialer.watch(SOON_S)
+            await dialer.wait_closed()
 
     async def test_the_facts_of_a_connection(self) -> None:
         async with self.connections() as (dialer, listener):

@@ -6,15 +6,17 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from alknet.access import Identity
 from alknet.alpn.errors import StreamBroken, StreamsExhausted
 from alknet.alpn.quic import Datagrams, Engine
-from alknet.alpn.quic_connection import QuicConnection
+from alknet.alpn.quic_connection import KEEPALIVE_S, QUESTIONS, QuicConnection
 from alknet.alpn.streams import Address, Stream
 from alknet.alpn.windows import MAX_STREAMS, STRANGER_STREAMS, STREAM_BYTES
+from testkit.datagrams import UdpRelay, udp_relay
 from testkit.polling import eventually, settled
 
 from .conformance import BULK, Ends, Sender, read_all, same
@@ -170,6 +172,93 @@ async def test_garbage_does_not_count_as_a_sign_of_life(monkeypatch: pytest.Monk
     await eventually(pings, "both sides ask whether the other one is there")
     for end in (dialer, listener):
         end.connection.abandon()
+
+
+# --- whether the other side is there ----------------------------------------------------------------------------
+
+
+def hold_up(duration_s: float) -> None:
+    """Do what a process does that computes for so long, or gets no processor: block the event loop."""
+    time.sleep(duration_s)
+
+
+async def test_a_watched_connection_asks_three_times_and_then_ends_as_lost() -> None:
+    dialer, listener = await fake_ends()
+    stream = await dialer.connection.open_stream()
+    dialer.connection.flush()
+    dialer.link.take()
+    dialer.connection.watch(0.4)
+    began = time.monotonic()
+    with pytest.raises(StreamBroken):
+        await stream.read()
+    assert 0.3 < time.monotonic() - began < 5.0
+    assert await closed_within(dialer.connection, 0.0)
+    assert dialer.connection.close_reason == (0, "nothing was heard for 0.4 s")
+    assert len(dialer.link.sent) >= QUESTIONS
+    listener.receive(dialer.link.take(), time.monotonic())
+    assert listener.connection.close_reason == (0, "nothing was heard for 0.4 s"), "where it hears that much"
+    for end in (dialer, listener):
+        end.connection.abandon()
+
+
+async def test_one_answer_is_a_sign_of_life_for_the_whole_patience() -> None:
+    dialer, listener = await fake_ends()
+    dialer.connection.watch(0.4)
+    await eventually(lambda: dialer.connection._asked == QUESTIONS, "each question was asked")
+    exchange(dialer, listener)
+    assert dialer.connection._asked == 0
+    assert not await closed_within(dialer.connection, 0.25)
+    assert await closed_within(dialer.connection, 5.0)
+    for end in (dialer, listener):
+        end.connection.abandon()
+
+
+async def test_a_longer_patience_asks_no_less_often_than_without() -> None:
+    dialer, listener = await fake_ends()
+    dialer.connection.watch(1000.0)
+    assert dialer.connection._step_s == KEEPALIVE_S
+    dialer.connection.watch(4.5)
+    assert dialer.connection._step_s == 4.5 / (QUESTIONS + 1)
+    for end in (dialer, listener):
+        end.connection.abandon()
+
+
+async def test_a_process_that_was_held_up_gives_nobody_up() -> None:
+    async with connected() as ends:
+        for end in ends:
+            end.watch(0.2)
+        for _ in range(4):
+            hold_up(0.4)
+            await asyncio.sleep(0)
+        assert not await closed_within(ends[0], 0.5)
+        assert not ends[1].has_ended
+
+
+async def test_an_answer_that_came_while_the_process_was_held_up_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last question's time is over, and its answer lies in the socket."""
+    is_slow = False
+    forward = UdpRelay._from_server
+
+    def forward_slowly(relay: UdpRelay, flow: Any) -> None:
+        forward(relay, flow)
+        if is_slow:
+            hold_up(0.3)
+
+    monkeypatch.setattr(UdpRelay, "_from_server", forward_slowly)
+    async with asyncio.timeout(20.0), served() as node, udp_relay(target=node.address) as relay:
+        dialer, listener = await node.connect(relay.address)
+        listener.logged_in(ALICE)
+        await settled(lambda: relay.to_client.counts.passed)
+        relay.hold()
+        dialer.watch(0.8)
+        await eventually(lambda: dialer._asked == QUESTIONS, "each question was asked")
+        is_slow = True
+        relay.release()
+        await eventually(lambda: dialer._asked == 0, "the answer was heard")
+        is_slow = False
+        assert not dialer.has_ended
+        for end in (dialer, listener):
+            end.close()
 
 
 # --- ends -----------------------------------------------------------------------------------------------------

@@ -4,26 +4,34 @@ import asyncio
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from alknet.access import Identity
-from alknet.alpn.errors import AlpnRefused, HandshakeFailed
+from alknet.alpn.admission import Admission, AdmissionLimits
+from alknet.alpn.errors import AlpnRefused, HandshakeFailed, StreamBroken
 from alknet.alpn.quic_connection import QuicConnection
 from alknet.alpn.quic_dial import dial_quic
+from alknet.alpn.quic_listener import QuicListener
+from alknet.alpn.streams import Connection
+from alknet.alpn.tls_listener import TlsIdentity
+from alknet.alpn.udp import bind_udp
 from alknet.certificates import spki_sha256
 from alknet.verification import verify_server
+from testkit import quic_ends
 from testkit.authority import Authority
+from testkit.carriers import listening
 from testkit.datagrams import udp_relay
 from testkit.polling import eventually, settled
 
 from .conformance import BULK, Ends, Sender, pieces_of, read_all, same
-from .quic_peer import ALPN, served
+from .quic_peer import ALPN, certificate, served
 
 ALICE = Identity("alice", frozenset(), "key:SHA256:alice")
 AT_ONCE_S = 1.0
@@ -265,3 +273,84 @@ async def test_who_only_listens_is_found_again_when_it_says_something() -> None:
         assert await (await ends[0].accept_stream()).read() == b"news"
         ends[0].close()
         await ends[1].wait_closed()
+
+
+# --- the other side is gone without a word --------------------------------------------------------------------
+
+
+TESTKIT = Path(__file__).resolve().parents[1] / "_lib"
+PATIENCE_S = 1.5
+NOTICED_S = 5.0
+
+
+async def other_end(group: AsyncExitStack, role: str, host: str, port: int) -> asyncio.subprocess.Process:
+    """A process of `testkit.quic_ends`, once it has said that it is ready."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "testkit.quic_ends", role, host, str(port)),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=TESTKIT,
+    )
+
+    async def end() -> None:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+    group.push_async_callback(end)
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"ready\n"
+    return process
+
+
+@pytest.mark.asyncio(loop_factories=["uvloop"])  # which nodes run on; patience takes its time on any loop
+async def test_a_process_that_is_killed_is_given_up_by_either_end() -> None:
+    accepted: asyncio.Queue[Connection] = asyncio.Queue()
+
+    async def keep(connection: Connection) -> None:
+        accepted.put_nowait(connection)
+        await connection.wait_closed()
+
+    address = unused_address()
+    async with asyncio.timeout(30.0), AsyncExitStack() as group, listening(keep, quic_ends.ALPN) as port:
+        theirs = await other_end(group, "listen", *address)
+        staying = await other_end(group, "stay", "127.0.0.1", port)
+        dialer = await dial(address, quic_ends.ALPN)
+        listener = await accepted.get()
+        for end in (dialer, listener):
+            end.watch(PATIENCE_S)
+        stream = await dialer.open_stream()
+        for process in (theirs, staying):
+            process.kill()
+        began = time.monotonic()
+        with pytest.raises(StreamBroken):
+            await stream.read()
+        await dialer.wait_closed()
+        await listener.wait_closed()
+        assert time.monotonic() - began < NOTICED_S
+        for end in (dialer, listener):
+            assert end.close_reason == (0, "nothing was heard for 1.5 s")
+
+
+async def test_a_node_that_was_started_again_says_so_before_the_patience_is_over() -> None:
+    def serving(port: int) -> QuicListener:
+        identity = TlsIdentity.of(certificate(), [ALPN])
+        listener = QuicListener(Admission(AdmissionLimits()), identity, accepted.append, reset_secret=bytes(32))
+        listener.serve(bind_udp("127.0.0.1", port))
+        return listener
+
+    accepted: list[QuicConnection] = []
+    first = serving(0)
+    address = "127.0.0.1", first.addresses[0].port
+    dialer = await dial(address)
+    forgotten = await eventually(lambda: accepted and accepted[0], "it is accepted")
+    first.close()  # as a process does that is killed: it says nothing
+    second = serving(address[1])
+    dialer.watch(4.0)
+    began = time.monotonic()
+    async with asyncio.timeout(20.0):
+        await dialer.wait_closed()
+    assert dialer.close_reason is not None
+    assert "does not know this connection any more" in dialer.close_reason[1]
+    assert time.monotonic() - began < 3.0
+    forgotten.abandon()
+    second.close()

@@ -224,3 +224,15 @@ def test_a_machine_that_is_gone_is_noticed_by_the_kernel() -> None:
         keep_alive(sock)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == KEEPALIVE_IDLE_S
+
+
+@pytest.mark.parametrize(("patience_s", "step_s"), [(0.1, 1), (4.5, 1), (8.0, 2), (60.0, 15)])
+async def test_a_connection_that_is_watched_is_asked_about_sooner(patience_s: float, step_s: int) -> None:
+    with socket.socket() as sock:
+        keep_alive(sock)
+        connection = TcpConnection(sock, alpn="test", remote=None)
+        connection.watch(patience_s)
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [step_s, step_s, 3]
+        connection.close()
+        connection.watch(patience_s)

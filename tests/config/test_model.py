@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from alknet.certificates import make_certificate
 from alknet.config.addresses import ListenAddress
 from alknet.config.fields import LIVE, RESTART
-from alknet.config.model import Call, FsRoot, PeerEntry, PeerSsh, Role, Services, Settings, Tls
+from alknet.config.model import Call, FsRoot, Role, Services, Settings, Tls
+from alknet.config.peers import PeerEntry, PeerSsh
 from alknet.keys import generate_private_key
 
 SECTIONS = {name: info.default for name, info in Settings.model_fields.items() if isinstance(info.default, BaseModel)}

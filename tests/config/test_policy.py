@@ -9,7 +9,8 @@ import pytest
 from alknet.access import Access, Context, DaemonUser, Policy, SshRights, Token, authorize, token_digest
 from alknet.config import policy as policy_module
 from alknet.config.load import revision
-from alknet.config.model import PeerSsh, Settings
+from alknet.config.model import Settings
+from alknet.config.peers import PeerSsh
 from alknet.config.policy import build_policy, daemon_user
 from alknet.keys import generate_private_key
 

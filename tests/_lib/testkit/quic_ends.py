@@ -2,7 +2,8 @@
 
 ``python -m testkit.quic_ends listen HOST PORT`` prints a line when it is ready and answers each stream with its digest;
 ``python -m testkit.quic_ends send HOST PORT BYTES STREAMS`` sends random bytes on so many streams at once, compares the
-digests and prints the seconds that it took.
+digests and prints the seconds that it took; ``python -m testkit.quic_ends stay HOST PORT`` connects, prints a line and
+says nothing more.
 """
 
 import asyncio
@@ -39,6 +40,12 @@ async def send(host: str, port: int, total_bytes: int, streams: int) -> None:
     connection.close()
 
 
+async def stay(host: str, port: int) -> None:
+    connection = await dial_quic(socket.AF_INET, (host, port), alpn=ALPN, server_name=None)
+    print("ready", flush=True)
+    await connection.wait_closed()
+
+
 async def one_stream(connection: QuicConnection, seed: int, count: int) -> None:
     data = random.Random(seed).randbytes(count)
     stream = await connection.open_stream()
@@ -53,4 +60,4 @@ async def one_stream(connection: QuicConnection, seed: int, count: int) -> None:
 
 if __name__ == "__main__":
     role, host, *numbers = sys.argv[1:]
-    asyncio.run({"listen": listen, "send": send}[role](host, *map(int, numbers)))
+    asyncio.run({"listen": listen, "send": send, "stay": stay}[role](host, *map(int, numbers)))

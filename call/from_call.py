@@ -1,0 +1,152 @@
+"""Operations of the other side of a session, found out by asking it.
+
+The list comes in pages; how each operation is called is asked for many at a time, and not again for what has not
+changed since the last time (its ``digest`` in the list says so).
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from alknet.call.errors import CallError
+from alknet.call.import_errors import DiscoveryFailed, ImportFailed, SchemaParse, Transport, Unauthorized
+from alknet.call.remote_specs import MAX_DESCRIPTION_BYTES, read_spec
+from alknet.call.specs import OperationSpec
+
+__all__ = ["EMPTY", "Catalog", "Session", "from_call"]
+
+PAGE: Final = 1000
+MAX_PAGES: Final = 1000
+MAX_LISTED: Final = 10_000
+"""Operations in another side's list that are looked at."""
+MAX_IMPORTED: Final = 2_000
+"""Operations of one peer."""
+MAX_CATALOG_BYTES: Final = 8 * 1024 * 1024
+"""Of the descriptions of one peer's operations, as JSON."""
+MAX_SKIPPED: Final = 20
+"""Reasons that are kept of those for which operations were left out."""
+SCHEMAS_AT_ONCE: Final = 64
+ANSWER_TIMEOUT_S: Final = 30.0
+
+
+class Session(Protocol):
+    """What asks the other side."""
+
+    async def call(self, name: str, value: Any = None, *, timeout_s: float | None = None, **extra: Any) -> Any:
+        """Call one of its operations; raises `CallError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The operations of one peer that are wanted here, in the order of their names."""
+
+    specs: Mapping[str, OperationSpec]
+    digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What the peer's list said of each; of the same digest, nothing is asked again."""
+    bytes: Mapping[str, int] = field(default_factory=dict, repr=False)
+    skipped: tuple[str, ...] = ()
+    """Why operations were left out, `MAX_SKIPPED` at most."""
+
+    def only(self, is_wanted: Callable[[str], bool]) -> "Catalog":
+        """Without what is not wanted any more."""
+        specs = {name: spec for name, spec in self.specs.items() if is_wanted(name)}
+        return Catalog(MappingProxyType(specs), self.digests, self.bytes, self.skipped)
+
+
+EMPTY: Final = Catalog(MappingProxyType({}))
+
+
+async def from_call(session: Session, is_wanted: Callable[[str], bool], *, known: Catalog = EMPTY) -> Catalog:
+    """What the other side lets this one call, as far as it `is_wanted`. What is wrong with a single operation leaves
+    that out; `ImportFailed` when the whole cannot be found out."""
+    listed = await _listed(session)
+    wanted = {name: digest for name, digest in sorted(listed.items()) if is_wanted(name)}
+    skipped = []
+    if len(wanted) > MAX_IMPORTED:
+        skipped.append(f"of {len(wanted)} operations only the first {MAX_IMPORTED} are taken")
+        wanted = dict(list(wanted.items())[:MAX_IMPORTED])
+    specs: dict[str, OperationSpec] = {}
+    digests: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    total = 0
+    for name, spec, digest, size in await _described(session, wanted, known):
+        if isinstance(spec, SchemaParse):
+            skipped.append(str(spec))
+        elif total + size > MAX_CATALOG_BYTES:
+            skipped.append(f"{name}: the descriptions have more than {MAX_CATALOG_BYTES} bytes together")
+        else:
+            specs[name], digests[name], sizes[name] = spec, digest, size
+            total += size
+    return Catalog(MappingProxyType(specs), digests, sizes, tuple(skipped[:MAX_SKIPPED]))
+
+
+async def _listed(session: Session) -> dict[str, str]:
+    """The names of its operations, each with its digest."""
+    found: dict[str, str] = {}
+    cursor = ""
+    for _ in range(MAX_PAGES):
+        page = await _ask(session, "services/list", {"limit": PAGE, "cursor": cursor})
+        operations = page.get("operations") if isinstance(page, dict) else None
+        if not isinstance(operations, list):
+            raise DiscoveryFailed("services/list answered something that is no list of operations")
+        for one in operations:
+            name, digest = (one.get("name"), one.get("digest", "")) if isinstance(one, dict) else (None, "")
+            if isinstance(name, str) and isinstance(digest, str) and len(found) < MAX_LISTED:
+                found[name] = digest
+        after = page.get("next_cursor")
+        if not isinstance(after, str) or after <= cursor or len(found) == MAX_LISTED:
+            break
+        cursor = after
+    return found
+
+
+async def _described(
+    session: Session, wanted: Mapping[str, str], known: Catalog
+) -> list[tuple[str, OperationSpec | SchemaParse, str, int]]:
+    turns = asyncio.Semaphore(SCHEMAS_AT_ONCE)
+
+    async def one(name: str, digest: str) -> tuple[str, OperationSpec | SchemaParse, str, int] | None:
+        spec = known.specs.get(name)
+        if spec is not None and digest and known.digests.get(name) == digest:
+            return name, spec, digest, known.bytes[name]
+        async with turns:
+            try:
+                description = await _ask(session, "services/schema", {"name": name})
+                size = len(json.dumps(description, default=str))
+                if size > MAX_DESCRIPTION_BYTES:
+                    raise SchemaParse(f"{name}: its description has {size} bytes, more than {MAX_DESCRIPTION_BYTES}")
+                return name, read_spec(name, description), digest, size
+            except SchemaParse as exc:
+                return name, exc, digest, 0
+            except RecursionError:
+                return name, SchemaParse(f"{name}: its description is nested too deeply"), digest, 0
+            except _Gone:
+                return None  # it was there a moment ago
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(name, digest)) for name, digest in wanted.items()]
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [answer for task in tasks if (answer := task.result()) is not None]
+
+
+class _Gone(ImportFailed):
+    """There is no such operation any more."""
+
+
+async def _ask(session: Session, name: str, value: dict[str, Any]) -> Any:
+    try:
+        return await session.call(name, value, timeout_s=ANSWER_TIMEOUT_S)
+    except CallError as exc:
+        if exc.code == "FORBIDDEN":
+            raise Unauthorized(f"{name} is not for this side: {exc}") from exc
+        if exc.code == "NOT_FOUND":
+            gone = name == "services/schema"
+            raise (_Gone if gone else DiscoveryFailed)(f"{name}: {exc}") from exc
+        if exc.retryable:
+            raise Transport(f"{name}: {exc}") from exc
+        raise DiscoveryFailed(f"{name}: {exc}") from exc

@@ -1,0 +1,251 @@
+"""The peers of a node that bring operations: what each offers is found out, kept up to date, and served.
+
+One :class:`Mesh` belongs to a node. Sessions are attached by whoever has opened them, dialled or accepted; from then on
+the operations of the other side are imported, again whenever it says that they have changed, until the session ends.
+They are reached as `Dispatcher.prepare` says: by naming the peer, by composition, or, where the peer's entry exposes
+them, as operations of this node.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from alknet.backoff import Backoff
+from alknet.call.errors import CallError
+from alknet.call.exposed import NO_TERMS, Exposed, MeshSettings, forwarded
+from alknet.call.forwarding import PeerForward, RoutedForward, not_there
+from alknet.call.from_call import EMPTY, from_call
+from alknet.call.hello import SERVE
+from alknet.call.import_errors import ImportFailed
+from alknet.call.operations import Operation
+from alknet.call.overlays import Attachment, Overlays
+from alknet.call.registry import Registry
+from alknet.call.routing import Routes
+from alknet.call.session import Session
+from alknet.call.specs import OperationSpec
+from alknet.logs import event
+from alknet.tasks import Tasks
+
+__all__ = ["Mesh"]
+
+log = logging.getLogger("alknet.mesh")
+
+PATIENCE_S: Final = 4.5
+"""A peer that was not heard for so long is gone."""
+PUBLISH_DELAY_S: Final = 0.05
+"""Peers that come and go within this are one change of the node's operations."""
+PAUSE_S: Final = 0.5
+"""Between two imports from one peer, however often it says that it has changed."""
+RETRY_S: Final = 1.0
+MOST_RETRY_S: Final = 60.0
+"""Between two imports of which the first one failed: from the one, doubling, to the other."""
+
+
+class _Import:
+    """What goes on for one attachment."""
+
+    def __init__(self) -> None:
+        self.is_due = asyncio.Event()
+        self.problem = ""
+        """Why the last import failed, or what it left out."""
+
+
+class Mesh:
+    """`publish` gets the node's operations whenever they change: its own, and what its peers expose through it."""
+
+    def __init__(self, publish: Callable[[Registry], None], *, rng: random.Random | None = None) -> None:
+        self.overlays = Overlays()
+        self.settings = MeshSettings()
+        self._publish = publish
+        self._rng = rng or random.Random()
+        self._own = Registry()
+        self._routes = Routes(self.settings.routing, rng=self._rng)
+        self._imports: dict[Attachment, _Import] = {}
+        self._exposed = Exposed(self.overlays, self._routes)
+        self._hidden: frozenset[str] = frozenset()
+        self._publishing: asyncio.TimerHandle | None = None
+        self._tasks = Tasks("mesh")
+
+    # --- what changes -----------------------------------------------------------------------------------------------
+
+    def apply(self, settings: MeshSettings, own: Registry) -> None:
+        """Replace the settings and the node's own operations. What peers may not bring any more is gone at once; what
+        they may bring now is asked for."""
+        before, self.settings, self._own = self.settings, settings, own
+        self._routes.policy = settings.routing
+        for attachment in self.overlays:
+            terms = settings.terms.get(attachment.peer, NO_TERMS)
+            if terms.offers != before.terms.get(attachment.peer, NO_TERMS).offers:
+                self.overlays.fill(attachment, attachment.catalog.only(terms.wants))
+                self._imports[attachment].is_due.set()
+        self._publish_now(is_new=True)
+
+    def attach(self, peer: str, session: Session) -> Attachment | None:
+        """Import what the other side of `session`, which is `peer`, brings; None when it brings nothing."""
+        if SERVE not in session.features:
+            return None
+        session.watch(PATIENCE_S)
+        attachment = self.overlays.attach(peer, session)
+        self._imports[attachment] = _Import()
+        self._tasks.start(self._keep(attachment), name=f"import {peer}")
+        log.info(event("peer attached", peer=peer, generation=attachment.generation, connection=session.connection.id))
+        return attachment
+
+    def detach(self, attachment: Attachment | None) -> None:
+        """The session has ended; its operations are gone with it. Idempotent."""
+        if attachment is None or not self.overlays.detach(attachment):
+            return
+        self._imports.pop(attachment).is_due.set()
+        peer = attachment.peer
+        if not self.overlays.of(peer):
+            self._routes.forget(peer)
+            self._exposed.withdraw(peer)
+        log.info(event("peer detached", peer=peer, generation=attachment.generation))
+        self._publish_soon()
+
+    async def aclose(self) -> None:
+        """Import nothing any more."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+        await self._tasks.aclose()
+
+    # --- what is served ---------------------------------------------------------------------------------------------
+
+    def operation(self, peer: str, name: str) -> Operation:
+        """What that peer offers under this name; raises `CallError`."""
+        attachment = self.overlays.find(peer, name)
+        if attachment is None:
+            raise not_there(self.overlays, peer, name, is_known=peer in self.settings.terms)
+        return forwarded(attachment.catalog.specs[name], PeerForward(self.overlays, peer, name))
+
+    def anywhere(self, name: str, may: Callable[[str], bool]) -> tuple[Operation, tuple[str, ...]] | None:
+        """What some of the peers that `may` says yes to offer under this name, and which; None when nobody does."""
+        peers = tuple(peer for peer in self.overlays.offering(name) if may(peer))
+        if not peers:
+            return None
+        spec = self._spec(peers[0], name)
+        peers = tuple(peer for peer in peers if self._spec(peer, name).kind is spec.kind)
+
+        def candidates() -> tuple[str, ...]:
+            return tuple(peer for peer in peers if self.overlays.find(peer, name) is not None)
+
+        route = partial(self._routes.of, f"*:{name}")
+        return forwarded(spec, RoutedForward(self.overlays, name, candidates, route)), peers
+
+    def operations_of(self, peer: str) -> dict[str, OperationSpec]:
+        """What a peer offers now, by name."""
+        return self.overlays.operations(peer)
+
+    def connected(self) -> list[str]:
+        """Who is here and brings operations."""
+        return self.overlays.peers
+
+    def describe(self) -> dict[str, Any]:
+        """For `node/status`: who brings what, and how the calls are spread."""
+        now = asyncio.get_running_loop().time()
+        return {
+            "attached": [
+                {
+                    "peer": one.peer,
+                    "connection": one.session.connection.id,
+                    "generation": one.generation,
+                    "operations": len(one.catalog.specs),
+                    "problem": self._imports[one].problem or None,
+                }
+                for one in self.overlays
+            ],
+            "exposed": len(self._exposed.operations),
+            "routing": str(self.settings.routing),
+            "routes": self._routes.counters(now),
+        }
+
+    def _spec(self, peer: str, name: str) -> OperationSpec:
+        attachment = self.overlays.find(peer, name)
+        assert attachment is not None
+        return attachment.catalog.specs[name]
+
+    # --- importing --------------------------------------------------------------------------------------------------
+
+    async def _keep(self, attachment: Attachment) -> None:
+        """Import now and whenever there is reason to, until the session ends."""
+        session: Session = attachment.session
+        importing = self._imports[attachment]
+        watching = self._tasks.start(self._watch(attachment, importing), name=f"watch {attachment.peer}")
+        backoff = Backoff(rng=self._rng, first_s=RETRY_S, most_s=MOST_RETRY_S)
+        try:
+            while self.overlays.is_attached(attachment) and session.is_open:
+                importing.is_due.clear()
+                retry_s = None
+                try:
+                    await self._import(attachment, importing)
+                    backoff.reset()
+                except ImportFailed as exc:
+                    if not session.is_open:
+                        return
+                    retry_s = backoff.next_s()
+                    self._note(attachment, importing, str(exc))
+                except Exception as exc:  # a mistake of ours about what a peer may say must not end the import
+                    log.exception(event("import failed", peer=attachment.peer))
+                    retry_s = backoff.next_s()
+                    importing.problem = f"{type(exc).__name__}, see the node's log"
+                await asyncio.sleep(PAUSE_S)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(retry_s):
+                        await importing.is_due.wait()
+        finally:
+            watching.cancel()
+
+    async def _import(self, attachment: Attachment, importing: _Import) -> None:
+        terms = self.settings.terms.get(attachment.peer, NO_TERMS)
+        if terms.offers:
+            catalog = await from_call(attachment.session, terms.wants, known=attachment.catalog)
+            # Meanwhile the terms may have changed.
+            catalog = catalog.only(self.settings.terms.get(attachment.peer, NO_TERMS).wants)
+        else:
+            catalog = EMPTY
+        if not self.overlays.fill(attachment, catalog):
+            return
+        self._note(attachment, importing, "; ".join(catalog.skipped))
+        self._publish_soon()
+
+    def _note(self, attachment: Attachment, importing: _Import, problem: str) -> None:
+        if problem and problem != importing.problem:
+            log.warning(event("import", peer=attachment.peer, reason=problem))
+        importing.problem = problem
+
+    async def _watch(self, attachment: Attachment, importing: _Import) -> None:
+        """Import again whenever the other side says that its operations have changed, if it says so at all."""
+        try:
+            async with attachment.session.subscribe("services/changed", {}) as changes:
+                is_first = True
+                async for _ in changes:
+                    if not is_first:
+                        importing.is_due.set()
+                    is_first = False
+        except CallError as exc:
+            log.debug(event("no word of changes", peer=attachment.peer, reason=exc))
+
+    # --- exposing ---------------------------------------------------------------------------------------------------
+
+    def _publish_soon(self) -> None:
+        if self._publishing is None:
+            loop = asyncio.get_running_loop()
+            self._publishing = loop.call_later(PUBLISH_DELAY_S, self._publish_now)
+
+    def _publish_now(self, *, is_new: bool = False) -> None:
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+        if not self._exposed.rebuild(self.settings.terms) and not is_new:
+            return
+        exposed = self._exposed.operations
+        hidden = frozenset(exposed.keys() & self._own.operations.keys())
+        if hidden - self._hidden:
+            names = ",".join(sorted(hidden - self._hidden)[:10])
+            log.warning(event("operations of peers are hidden by this node's own", names=names))
+        self._hidden = hidden
+        self._publish(self._own.beside(exposed) if exposed else self._own)

@@ -1,0 +1,101 @@
+"""What each connected peer brings: its operations, for as long as the connection lasts over which they were found out.
+
+State only, no I/O. A peer may be here over several connections at once: while it reconnects the old one may not have
+ended yet. Each is an :class:`Attachment` with a generation; the newest one that has an operation serves it, and the end
+of one touches none of the others, however late it comes.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from alknet.call.from_call import EMPTY, Catalog
+from alknet.call.specs import OperationSpec
+
+__all__ = ["Attachment", "Overlays"]
+
+MAX_SLOTS: Final = 10_000
+"""Peers whose place in the order is remembered; the configuration has no more."""
+
+
+@dataclass(slots=True, eq=False)
+class Attachment:
+    """One connection of a peer that brings operations. `catalog` is empty until they are found out."""
+
+    peer: str
+    generation: int
+    session: Any = field(repr=False)
+    catalog: Catalog = field(default=EMPTY, repr=False)
+    is_filled: bool = False
+    """Whether its operations have been found out once."""
+
+
+class Overlays:
+    """The attachments of all peers."""
+
+    def __init__(self) -> None:
+        self._generations = itertools.count(1)
+        self._attached: dict[str, list[Attachment]] = {}
+        """By peer, newest first."""
+        self._slots: dict[str, int] = {}
+        """The order in which peers came first; one that comes again keeps its place."""
+
+    def attach(self, peer: str, session: Any) -> Attachment:
+        """A connection of `peer` is there; it offers nothing yet."""
+        attachment = Attachment(peer, next(self._generations), session)
+        self._attached.setdefault(peer, []).insert(0, attachment)
+        if peer not in self._slots:
+            if len(self._slots) >= MAX_SLOTS:
+                self._slots = {one: slot for one, slot in self._slots.items() if one in self._attached}
+            self._slots[peer] = attachment.generation
+        return attachment
+
+    def fill(self, attachment: Attachment, catalog: Catalog) -> bool:
+        """It offers these operations, and no others any more; False when it has ended meanwhile."""
+        if not self.is_attached(attachment):
+            return False
+        attachment.catalog = catalog
+        attachment.is_filled = True
+        return True
+
+    def detach(self, attachment: Attachment) -> bool:
+        """It has ended; False when that was known already."""
+        if not self.is_attached(attachment):
+            return False
+        self._attached[attachment.peer].remove(attachment)
+        if not self._attached[attachment.peer]:
+            del self._attached[attachment.peer]
+        return True
+
+    def is_attached(self, attachment: Attachment) -> bool:
+        return attachment in self._attached.get(attachment.peer, ())
+
+    def __iter__(self) -> Iterator[Attachment]:
+        """Every attachment: peers in their order, each one's newest first."""
+        for peer in self.peers:
+            yield from tuple(self._attached.get(peer, ()))
+
+    @property
+    def peers(self) -> list[str]:
+        """Who is attached, in the order in which they came first."""
+        return sorted(self._attached, key=self._slots.__getitem__)
+
+    def of(self, peer: str) -> tuple[Attachment, ...]:
+        """The attachments of one peer, newest first."""
+        return tuple(self._attached.get(peer, ()))
+
+    def find(self, peer: str, name: str) -> Attachment | None:
+        """The newest attachment of `peer` that has the operation."""
+        return next((one for one in self._attached.get(peer, ()) if name in one.catalog.specs), None)
+
+    def operations(self, peer: str) -> dict[str, OperationSpec]:
+        """What `peer` offers, by name."""
+        found: dict[str, OperationSpec] = {}
+        for attachment in reversed(self._attached.get(peer, ())):
+            found |= attachment.catalog.specs
+        return dict(sorted(found.items()))
+
+    def offering(self, name: str) -> list[str]:
+        """The peers that have the operation, in their order."""
+        return [peer for peer in self.peers if self.find(peer, name) is not None]
