@@ -134,6 +134,7 @@ def _no_commands(peer: "Peer", resource: str | None, policy: "Policy") -> Verdic
 ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
     {
         "call/connect": Action(None),
+        "channel/open": Action(None),
         "ssh/login": Action(None, (_login_name,)),
         "ssh/exec": Action("ssh:exec", (_exec_switch, _runs_as, _commands)),
         "ssh/shell": Action("ssh:shell", (_shell_switch, _no_forced_command, _runs_as, _no_commands)),

@@ -28,21 +28,25 @@ from alknet.destination import LOCAL, call_target, find_destination, private_key
 from alknet.errors import UsageError
 from alknet.keys import PublicKey
 
-__all__ = ["CALL_CARRIERS", "Peer", "connect"]
+__all__ = ["CALL_CARRIERS", "Peer", "connect", "credentials_of"]
 
+DISCOVERY: Final = ("services/list", "services/schema")
 CALL_CARRIERS: Final = ("auto", "quic", "tls", "ssh")
 
 
 class Peer:
     """A node at the other end of a connection, made by :func:`connect`."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, *, behind: str | None = None) -> None:
+        """`behind`: the peer of that node which is meant, not the node itself."""
         self._link = link
         self._session = link.session
+        self._behind = behind
+        self._route = {} if behind is None else {"peer": behind}
 
     @property
     def node(self) -> str:
-        """What the node calls itself."""
+        """What the node calls itself that is connected: the one in between, where there is one."""
         return self._link.node
 
     @property
@@ -69,13 +73,17 @@ class Peer:
 
         `timeout` is in seconds and shortens what the node allows. Raises `CallError`; cancelling it stops the handler.
         """
-        return await self._session.call(name, input_of(name, value, inputs), timeout_s=timeout)
+        value = input_of(name, value, inputs)
+        if self._behind is not None and name in DISCOVERY:
+            # The node in between knows what the peer offers, and to whom.
+            return await self._session.call(name, {**value, "peer": self._behind}, timeout_s=timeout)
+        return await self._session.call(name, value, timeout_s=timeout, **self._route)
 
     async def batch(
         self, calls: Iterable[tuple[str, dict[str, Any]]], *, timeout: float | None = None
     ) -> list[Any | CallError]:
         """Several calls at once; their outputs in order, with a `CallError` in place of each that failed."""
-        return await self._session.batch(list(calls), timeout_s=timeout)
+        return await self._session.batch(list(calls), timeout_s=timeout, **self._route)
 
     def subscribe(
         self,
@@ -88,7 +96,8 @@ class Peer:
         **inputs: Any,
     ) -> Subscription:
         """Subscribe to an operation; `credit` items are on their way at once, however slowly they are read."""
-        return self._session.subscribe(name, input_of(name, value, inputs), credit=credit, timeout_s=timeout)
+        value = input_of(name, value, inputs)
+        return self._session.subscribe(name, value, credit=credit, timeout_s=timeout, **self._route)
 
     async def wait_closed(self) -> str:
         """Wait until the connection has ended; why."""
@@ -100,6 +109,7 @@ class Peer:
 async def connect(
     peer: str = LOCAL,
     *,
+    via: str | None = None,
     home: Path | str | None = None,
     identity: Path | str | None = None,
     token: str | None = None,
@@ -111,6 +121,9 @@ async def connect(
     report: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[Peer]:
     """Reach a node: ``.`` for the one that runs on `home`, a configured peer's name, or ``host[:port]``.
+
+    With `via`, which names a node in the same ways, it is a peer that this node has a connection with; so is, through
+    the local node, a configured peer that has no address. What is called is what that peer offers to the node between.
 
     What proves who calls is `identity` (a private-key file), else the home's ``keys/owner``, else ssh-agent; with
     `token` alone, or `anonymous`, no key is used. `carrier` is one of `CALL_CARRIERS`. `operations` (decorated
@@ -127,7 +140,10 @@ async def connect(
     if anonymous and identity is not None:
         raise UsageError("anonymous and identity contradict each other", hint="leave out one of them")
     where = _home(home)
-    to = find_destination(where, peer)
+    to = find_destination(where, peer, jump=via)
+    behind = None
+    if to.through is not None:
+        behind, to = to.through.peer, to.through.hub
     key = Path(identity) if identity is not None else None
     async with AsyncExitStack() as stack:
         server_of = None
@@ -154,17 +170,15 @@ async def connect(
             link = await stack.enter_async_context(
                 connect_calls(node, carriers=carriers, codecs=codecs, server_of=server_of, report=report)
             )
-        yield Peer(link)
+        yield Peer(link, behind=behind)
 
 
 def _home(home: Path | str | None) -> Home:
     return Home(Path(home or default_home()).absolute())
 
 
-async def _credentials(home: Home, identity: Path | None, token: str | None, *, anonymous: bool) -> Credentials:
-    if anonymous or (token is not None and identity is None):
-        return Credentials(token=token)
-    path = private_key(home, identity)
+async def credentials_of(path: Path | None, token: str | None = None) -> Credentials:
+    """The key in a file, or (None) those of the ssh-agent; with a token as well, if there is one."""
     if path is None:
         from alknet.ssh.agent import agent_signers
 
@@ -172,3 +186,9 @@ async def _credentials(home: Home, identity: Path | None, token: str | None, *, 
     from alknet.sshsig import KeySigner
 
     return Credentials((await asyncio.to_thread(KeySigner.from_file, path),), token)
+
+
+async def _credentials(home: Home, identity: Path | None, token: str | None, *, anonymous: bool) -> Credentials:
+    if anonymous or (token is not None and identity is None):
+        return Credentials(token=token)
+    return await credentials_of(private_key(home, identity), token)

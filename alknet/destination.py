@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from alknet.config.home import Home
     from alknet.ssh.client import Target
 
-__all__ = ["LOCAL", "Destination", "call_target", "find_destination", "local_node", "private_key", "ssh_target"]
+__all__ = [
+    "LOCAL",
+    "Destination",
+    "Through",
+    "call_target",
+    "find_destination",
+    "local_node",
+    "private_key",
+    "ssh_target",
+]
 
 LOCAL: Final = "."
 _ANY_TO_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -37,11 +46,28 @@ class Destination:
     name: str
     """For messages."""
     is_local: bool = False
+    through: "Through | None" = None
+    """The node over which it is reached; its own addresses say nothing then."""
 
 
-def find_destination(home: "Home", peer: str) -> Destination:
-    """What PEER means: ``.`` or nothing the local node, a configured peer, or ``[user@]host[:port]``."""
+@dataclass(frozen=True, slots=True)
+class Through:
+    """A peer of a node that it has a connection with, which it goes through."""
+
+    hub: Destination
+    peer: str
+    """What the hub calls it."""
+
+
+def find_destination(home: "Home", peer: str, *, jump: str | None = None) -> Destination:
+    """What PEER means: ``.`` or nothing the local node, a configured peer, or ``[user@]host[:port]``.
+
+    With `jump`, itself a PEER, it is a peer of that node, reached over the connection that the two have; so is, through
+    the local node, a configured peer that has no address.
+    """
     user, _, rest = peer.rpartition("@")
+    if jump is not None:
+        return _behind(home, rest, user, find_destination(home, jump))
     if rest in ("", LOCAL):
         return local_node(home, user or "owner")
     from alknet.config.addresses import split_host_port
@@ -52,10 +78,13 @@ def find_destination(home: "Home", peer: str) -> Destination:
     entry = next((p for p in settings.peers if p.id == rest), None) if settings else None
     name, user = (f"peer {rest!r}" if entry else rest), user or getpass.getuser()
     if entry is not None and not entry.addresses:
-        raise UnavailableError(
-            f"{name} has no address to reach it at",
-            hint=f'add addresses = ["host:port"] to {home.peer(rest)}',
-        )
+        try:
+            return _behind(home, rest, user, local_node(home))
+        except UnavailableError as exc:
+            raise UnavailableError(
+                f"{name} has no address, and no node runs here that it could be connected to",
+                hint=f'start it, add addresses = ["host:port"] to {home.peer(rest)}, or go through a node with -J',
+            ) from exc
     try:
         texts = entry.addresses if entry is not None else (rest,)
         addresses = tuple(split_host_port(text, default_port=DEFAULT_PORT) for text in texts)
@@ -65,6 +94,34 @@ def find_destination(home: "Home", peer: str) -> Destination:
         raise NotFoundError(f"{peer!r} is neither a configured peer nor a host")
     host_key, node_key = (entry.host_key, entry.node_key) if entry else (None, None)
     return Destination(addresses, user, host_key, node_key, str(home.peer(rest)), name)
+
+
+def _behind(home: "Home", peer: str, user: str, hub: Destination) -> Destination:
+    """`peer` of the node `hub`, which proves its own keys through it."""
+    from alknet.config.fields import DEFAULT_PORT, PEER_ID
+    from alknet.config.load import load
+
+    if hub.through is not None:
+        raise InvalidInputError(
+            f"{hub.name} is itself reached through {hub.through.hub.name}; one hop is what -J takes"
+        )
+    if not PEER_ID.match(peer):
+        raise InvalidInputError(
+            f"{peer!r} is no peer's name", hint=f"'alknet call {hub.name} services/list-peers' shows those behind it"
+        )
+    settings = load(home) if home.exists else None
+    entry = next((p for p in settings.peers if p.id == peer), None) if settings else None
+    host_key, node_key = (entry.host_key, entry.node_key) if entry else (None, None)
+    # Known hosts have it under its name, as ssh has a host behind -J.
+    return Destination(
+        ((peer, DEFAULT_PORT),),
+        user or getpass.getuser(),
+        host_key,
+        node_key,
+        str(home.peer(peer)),
+        f"peer {peer!r} through {hub.name}",
+        through=Through(hub, peer),
+    )
 
 
 def local_node(home: "Home", user: str = "owner") -> Destination:
@@ -100,8 +157,15 @@ def private_key(home: "Home", identity: Path | None) -> Path | None:
 def ssh_target(
     home: "Home", to: Destination, key: Path | None, accept_new: Callable[[Any], bool] | None = None
 ) -> "Target":
-    """`to`, as the SSH client wants it; `key` None means the ssh-agent's keys."""
+    """`to`, as the SSH client wants it; `key` None means the ssh-agent's keys. They prove this side to the node that is
+    gone through, too."""
     from alknet.ssh.client import Target
+
+    reach = None
+    if to.through is not None:
+        from alknet.through import ssh_through
+
+        reach = ssh_through(home, to.through, key, accept_new)
     from alknet.ssh.trust import HostTrust
 
     trust = HostTrust(
@@ -111,7 +175,7 @@ def ssh_target(
         use_known_hosts=not to.is_local,
         accept_new=accept_new,
     )
-    return Target(to.addresses, to.user, key, trust, to.name)
+    return Target(to.addresses, to.user, key, trust, to.name, reach=reach)
 
 
 def call_target(

@@ -19,9 +19,11 @@ from alknet.alpn.first_byte import Opening
 from alknet.alpn.port import Carrier, Port, plain
 from alknet.alpn.quic_listener import QuicListener
 from alknet.alpn.router import Router
+from alknet.alpn.streams import Connection
 from alknet.alpn.tls_listener import DEFAULT_ALPN, TlsIdentity, TlsListener
 from alknet.audit import AuditFile
 from alknet.call.carried import SUBSYSTEM
+from alknet.call.channel_door import ChannelDoor, inner
 from alknet.call.command import serve_command
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import Dispatcher, Stats
@@ -135,10 +137,14 @@ class Node:
         self._machine = MachineServices(self.gate, self._clock, home.path)
         self._undo.callback(self._machine.close)
 
+        async def serve_inner(connection: Connection) -> None:
+            await self.router.serve(connection)
+
         def login_failed(host: str) -> None:
             self._admission.failed_login(host, loop.time())
 
         self._doors = Doorkeeper(self.gate, on_login_failed=login_failed, connections_of=self._connections_of)
+        self._channels = ChannelDoor(self.gate, self._mesh.overlays, {"ssh": inner(SSH_ALPN, serve_inner)})
         node_key = KeySigner.from_file(home.node_key)
         self._calls = CallHandler(
             self.gate,
@@ -148,6 +154,7 @@ class Node:
             name=settings.node.name or os.uname().nodename,
             key=node_key,
             mesh=self._mesh,
+            channels=self._channels,
         )
         self._ssh = SshHandler(
             self.gate,
@@ -302,6 +309,7 @@ class Node:
         self._ssh.settings = doors.ssh_settings(settings)
         self._doors.limits = doors.door_limits(settings)
         self._calls.settings = doors.call_settings(settings)
+        self._channels.per_peer = settings.limits.byte_channels_per_peer
         if self._gateway is not None:
             listen = self._listen or settings.node.listen
             self._gateway.settings = doors.gateway_settings(settings, new.identity.certificate.names, listen)

@@ -69,9 +69,20 @@ class Router:
     def dispatch(self, connection: Connection) -> None:
         """Give `connection` to its handler. One that nobody serves is closed and logged; one that comes after
         `shutdown` began is closed."""
+        handler = self._take(connection)
+        if handler is not None:
+            self._tasks.start(self._serve(handler, connection), name=connection.id)
+
+    async def serve(self, connection: Connection) -> None:
+        """As `dispatch`, for a connection inside of another one: in the task of whoever has that, until it ends."""
+        handler = self._take(connection)
+        if handler is not None:
+            await self._serve(handler, connection)
+
+    def _take(self, connection: Connection) -> Handler | None:
         if self._is_stopping:
             connection.close(0, STOPPING)
-            return
+            return None
         handler = self._by_alpn.get(connection.alpn)
         if handler is None:
             self.unserved[connection.alpn] += 1
@@ -79,9 +90,9 @@ class Router:
                 event("connection closed", remote_addr=_host(connection), alpn=connection.alpn, reason="no handler")
             )
             connection.close(0, "no handler")
-            return
+            return None
         self._connections[connection.id] = connection
-        self._tasks.start(self._serve(handler, connection), name=connection.id)
+        return handler
 
     @contextmanager
     def tracking(self, connection: Connection) -> Iterator[None]:

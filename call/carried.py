@@ -1,14 +1,43 @@
-"""A channel of an SSH connection, or a WebSocket, as a carrier of operation calls."""
+"""Connections inside of connections: what carries calls that is no carrier itself (a channel of SSH, a WebSocket), and
+what calls carry (a byte channel)."""
 
 from typing import Final
 
-from alknet.alpn.errors import StreamsExhausted
+from alknet.alpn.errors import ConnectionClosed, StreamsExhausted
 from alknet.alpn.streams import BaseConnection, Connection, Stream
 
-__all__ = ["ALPN", "SUBSYSTEM", "ChannelConnection"]
+__all__ = ["ALPN", "SUBSYSTEM", "ChannelConnection", "InnerConnection"]
 
 ALPN: Final = "alknet/call"
 SUBSYSTEM: Final = "alknet-call"
+
+
+class InnerConnection(BaseConnection):
+    """A connection that somebody opens inside of another one: a byte channel that leads to a door of this node.
+
+    It has no address: whoever is at its other end is not where the outer connection comes from, and must not have that
+    one suffer for its mistakes.
+    """
+
+    def __init__(self, stream: Stream, *, alpn: str) -> None:
+        super().__init__(alpn=alpn, transport="channel", remote=None)
+        self._stream: Stream | None = stream
+        self._whole = stream
+
+    async def open_stream(self) -> Stream:
+        raise StreamsExhausted("a channel has one stream")
+
+    async def accept_stream(self) -> Stream:
+        if self._stream is None:
+            await self.wait_closed()
+            raise ConnectionClosed("the channel has ended")
+        stream, self._stream = self._stream, None
+        return stream
+
+    def close(self, code: int = 0, reason: str = "") -> None:
+        if not self._closed.is_set():
+            self._closed.set()
+            self._whole.reset()
 
 
 class ChannelConnection(BaseConnection):

@@ -13,6 +13,7 @@ from alknet.alpn.streams import Connection, Stream
 from alknet.call.anonymous import ANONYMOUS_LIMITS, IDLE_S, LIFETIME_S
 from alknet.call.carried import ALPN, ChannelConnection
 from alknet.call.channel import Channel
+from alknet.call.channel_door import ChannelDoor
 from alknet.call.client import Link
 from alknet.call.codecs import CODECS
 from alknet.call.context import Caller
@@ -68,8 +69,10 @@ class CallHandler:
         name: str,
         key: Signer,
         mesh: Mesh | None = None,
+        channels: ChannelDoor | None = None,
     ) -> None:
-        """What peers bring goes to `mesh`."""
+        """What peers bring goes to `mesh`, the byte channels that they open to `channels`."""
+        self.channels = channels
         self._mesh = mesh
         self.gate = gate
         self.dispatcher = dispatcher
@@ -344,7 +347,10 @@ class _Door:
             raise
 
     async def accept_channel(self, request: ChannelRequested) -> ByteService:
-        raise CallError("NOT_FOUND", f"no byte channel leads to {request.service} here")
+        channels = self._handler.channels
+        if channels is None:
+            raise CallError("NOT_FOUND", f"no byte channel leads to {request.service} here")
+        return await channels.accept(request, replace(self._caller, forwarded_for=request.forwarded_for))
 
     def _bearer(self, token: str) -> Identity:
         """A token of the connection's own peer, or on an anonymous connection of any, replaces the rights."""

@@ -15,6 +15,7 @@ What is known of a peer is known per operation, because one slow or broken opera
 forgotten with the connection (`Routes.forget`): a peer that comes back may be another program.
 """
 
+import math
 import random
 from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
@@ -25,7 +26,7 @@ from alknet.call.breaker import Breaker, Outcome, RetryBudget
 __all__ = ["Attempt", "Route", "Routes", "Routing", "outcome_of"]
 
 LATENCY_WEIGHT: Final = 0.2
-"""What one answer counts in the average."""
+"""What one answer counts in the average, at least: the older the average, the more."""
 LATENCY_HALF_LIFE_S: Final = 10.0
 """An average that nobody has renewed counts half after this time, so that a peer that was slow is tried again."""
 FAIR_TIMEOUT_S: Final = 1.0
@@ -78,13 +79,19 @@ class _Served:
                 return
             self.latency_s = seconds
         elif is_answer or seconds > known:
-            self.latency_s = known + LATENCY_WEIGHT * (seconds - known)
+            weight = max(LATENCY_WEIGHT, 1.0 - _left_after(now - self.noted_at))
+            self.latency_s = known + weight * (seconds - known)
         self.noted_at = now
 
     def expected_s(self, now: float) -> float:
         """The average as far as it still counts; the caller knows that there is one."""
         assert self.latency_s is not None
-        return float(self.latency_s * 0.5 ** ((now - self.noted_at) / LATENCY_HALF_LIFE_S))
+        return self.latency_s * _left_after(now - self.noted_at)
+
+
+def _left_after(seconds: float) -> float:
+    """How much an average still counts that is so old."""
+    return math.exp2(-seconds / LATENCY_HALF_LIFE_S)
 
 
 class Attempt:

@@ -5,7 +5,6 @@ for each inbound call and wakes whoever waits for an outbound one.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 import weakref
@@ -128,14 +127,16 @@ class Session:
             timer.cancel()
             self._calls.pop(id, None)
 
-    async def batch(self, calls: Sequence[tuple[str, Any]], *, timeout_s: float | None = None) -> list[Any | CallError]:
+    async def batch(
+        self, calls: Sequence[tuple[str, Any]], *, timeout_s: float | None = None, **extra: Any
+    ) -> list[Any | CallError]:
         """Several calls, up to `BATCH_AT_ONCE` at a time: their outputs in order, a `CallError` in place of each that
         failed. `timeout_s` is for each of them, from when it is sent."""
         turns = asyncio.Semaphore(BATCH_AT_ONCE)
 
         async def one(name: str, value: Any) -> Any:
             async with turns:
-                return await self.call(name, value, timeout_s=timeout_s)
+                return await self.call(name, value, timeout_s=timeout_s, **extra)
 
         answers = await asyncio.gather(*(one(name, value) for name, value in calls), return_exceptions=True)
         for answer in answers:

@@ -9,7 +9,7 @@ import inspect
 import keyword
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from alknet._version import __version__
 from alknet.call import typed_base
@@ -65,6 +65,12 @@ class Described:
     inputs: Inputs
     output: Type
     failures: list[Failure]
+
+    def types(self) -> "Iterator[Type]":
+        """Every type that its method and its errors write."""
+        yield from (one.type for one in self.inputs.fields)
+        details = (one.details for one in self.failures)
+        yield from (one for one in (self.inputs.others, self.inputs.whole, self.output, *details) if one is not None)
 
 
 @dataclass(slots=True)
@@ -134,7 +140,7 @@ def _read(spec: dict[str, Any], types: Types) -> Described:
     errors = spec.get("errors")
     for error in errors[:MAX_ERRORS] if isinstance(errors, list) else ():
         code = error.get("code") if isinstance(error, dict) else None
-        if code in failures or not _is_declarable(code):
+        if not _is_declarable(code) or code in failures:
             continue
         own = class_name(code.lower())
         schema, note = error.get("schema"), error.get("description")
@@ -143,7 +149,7 @@ def _read(spec: dict[str, Any], types: Types) -> Described:
     return Described(spec, inputs, output, [failures[code] for code in sorted(failures)])
 
 
-def _is_declarable(code: Any) -> bool:
+def _is_declarable(code: Any) -> TypeGuard[str]:
     try:
         check_code(code, None)
     except UsageError:
@@ -159,9 +165,10 @@ class _Module:
 
     def __init__(self, root: Space, types: Types) -> None:
         self._spaces = list(root.walk())
-        self._names = Names(types.declared)
         taken = set(RESERVED).union(*(space.members().values() for space in self._spaces))
         operations = [one.operation for space in self._spaces for _, one in sorted(space.children.items())]
+        roots = [type_ for one in operations if one is not None for type_ in one.types()]
+        self._names = Names(types.declared, roots)
         failures: dict[tuple[str, Type | None], Failure] = {}
         for failure in (failure for one in operations if one is not None for failure in one.failures):
             known = failures.setdefault(self._key(failure), failure)

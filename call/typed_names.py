@@ -4,7 +4,7 @@ Two types are one when nothing tells them apart: not their titles, their fields,
 they refer to each other.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain, count
@@ -28,14 +28,18 @@ from alknet.call.typed_types import (
 
 __all__ = ["Names", "allocate"]
 
-MAX_ROUNDS: Final = 200
-"""In which types are told apart, each looking one reference further; where that is too few, none are put together."""
+MAX_LOOKS: Final = 5_000_000
+"""At types, to tell them apart, each round one reference further; where that is too few, none are put together."""
+MIN_ROUNDS: Final = 8
+IMPORTS: Final = frozenset({"Any", "Literal", "NotRequired", "builtins"})
+"""What annotations of fields name besides types and built-ins."""
 
 
 class Names:
     """The named types that are left when equal ones are one and aliases that say nothing are gone."""
 
-    def __init__(self, declared: Sequence[Declared]) -> None:
+    def __init__(self, declared: Sequence[Declared], roots: Iterable[Type]) -> None:
+        """`roots` are the types that are written besides the named ones, which are those that they lead to."""
         self._declared = declared
         self._meant = _trivial(declared)
         kept = [key for key in range(len(declared)) if Named(key) not in self._meant]
@@ -43,16 +47,24 @@ class Names:
         same = _equal({key: declared[key].base for key in kept}, self.bodies)
         self._meant |= {Named(key): Named(one) for key, one in same.items() if key != one}
         self._meant = {old: self._meant.get(new, new) for old, new in self._meant.items()}
-        self.bodies = {key: self._settled(self.bodies[key]) for key in kept if same[key] == key}
+        bodies = {key: self._settled(self.bodies[key]) for key in kept if same[key] == key}
+        reached = _reached((self.settled(type_) for type_ in roots), bodies)
+        self.bodies = {key: body for key, body in bodies.items() if key in reached}
         self.names: dict[int, str] = {}
         self.used: set[str] = set()
         """What was written that has to be imported."""
         self._written: set[int] = set()
+        self._meaningful = IMPORTS
 
     def give(self, taken: set[str]) -> None:
         """Give every type a name that is none of `taken`, and add it to these."""
         wanted = [_forms(self._declared[key]) for key in self.bodies]
         self.names = dict(zip(self.bodies, allocate(wanted, taken), strict=True))
+        self._meaningful = IMPORTS.union(self.names.values())
+
+    def means(self, name: str) -> bool:
+        """Whether an annotation may name this, besides built-in names."""
+        return name in self._meaningful
 
     def settled(self, type_: Type) -> Type:
         """The type by the names that are left."""
@@ -154,6 +166,18 @@ def _named(type_: Type) -> Iterator[Named]:
     return (part for part in parts_of(type_) if isinstance(part, Named))
 
 
+def _reached(roots: Iterable[Type], bodies: Mapping[int, Record | Alias]) -> set[int]:
+    """The named types that these lead to."""
+    waiting = [part.key for type_ in roots for part in _named(type_)]
+    found: set[int] = set()
+    while waiting:
+        key = waiting.pop()
+        if key not in found:
+            found.add(key)
+            waiting += (part.key for type_ in _types_of(bodies[key]) for part in _named(type_))
+    return found
+
+
 def _types_of(body: Record | Alias) -> Iterator[Type]:
     return iter([body.type]) if isinstance(body, Alias) else (field.type for field in body.fields)
 
@@ -191,7 +215,7 @@ def _outermost(type_: Type) -> Iterator[Named]:
 def _equal(bases: dict[int, str], bodies: dict[int, Record | Alias]) -> dict[int, int]:
     """For each type the first one that it is equal to."""
     group = dict.fromkeys(bodies, 0)
-    for _ in range(MAX_ROUNDS):
+    for _ in range(max(MIN_ROUNDS, MAX_LOOKS // max(1, len(bodies)))):
         numbers: dict[Hashable, int] = {}
         finer = {}
         for key, body in bodies.items():

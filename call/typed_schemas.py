@@ -6,7 +6,7 @@ something else an alias. Schemas may come from a stranger: what makes no sense, 
 
 from typing import Any, Final
 
-from alknet.call.typed_source import class_name, literal, shortened
+from alknet.call.typed_source import MAX_IDENTIFIER_CHARS, class_name, literal, shortened
 from alknet.call.typed_types import (
     ANY,
     MAX_OPTIONS,
@@ -30,6 +30,8 @@ MAX_DEPTH: Final = 24
 """Of schemas within schemas, where nothing between has a name of its own."""
 MAX_PARTS: Final = 5000
 """Schemas that are read of one input, output or error."""
+MAX_ALL_PARTS: Final = 1_000_000
+"""Schemas that are read in all."""
 MAX_FIELDS: Final = 500
 """Of one object; one that has more is a dictionary."""
 MAX_VALUES: Final = 200
@@ -41,7 +43,7 @@ MAX_REFERENCES: Final = 20
 MAX_NOTE_CHARS: Final = 500
 """Of what is said of one field."""
 _SCALARS: Final = {"string": "str", "integer": "int", "number": "float", "boolean": "bool", "null": "None"}
-_KINDS: Final = frozenset((*_SCALARS, "array", "object"))
+_KINDS: Final = (*_SCALARS, "array", "object")
 
 
 class Types:
@@ -49,6 +51,7 @@ class Types:
 
     def __init__(self) -> None:
         self.declared: list[Declared] = []
+        self.left = MAX_ALL_PARTS
 
     def output(self, schema: Any, operation: str, role: str) -> Type:
         """The type of a whole schema; `operation` and `role` are parts of names, such as FsRead and Output."""
@@ -59,7 +62,7 @@ class Types:
         return _Schema(self, schema, operation, "Input").inputs()
 
     def declare(self, base: str, operation: str, role: str) -> Named:
-        self.declared.append(Declared(base, operation, role))
+        self.declared.append(Declared(base[:MAX_IDENTIFIER_CHARS], operation, role))
         return Named(len(self.declared) - 1)
 
 
@@ -106,7 +109,8 @@ class _Schema:
 
     def _read(self, schema: Any, base: str, depth: int) -> Type:
         self._left -= 1
-        if self._left < 0 or depth > MAX_DEPTH or not isinstance(schema, dict):
+        self._types.left -= 1
+        if self._left < 0 or self._types.left < 0 or depth > MAX_DEPTH or not isinstance(schema, dict):
             return ANY
         found = self._said(schema, base, depth)
         return union([found, NONE]) if schema.get("nullable") is True else found
@@ -122,8 +126,8 @@ class _Schema:
                 return self._read(several[0], base, depth + 1)
             return self._read(self._bare(schema), base, depth + 1)
         if isinstance(kinds, list):
-            several = [kind for kind in dict.fromkeys(map(str, kinds)) if kind in _KINDS]
-            return union([self._read({**schema, "type": kind}, base, depth + 1) for kind in several])
+            known = [kind for kind in _KINDS if kind in kinds]
+            return union([self._read({**schema, "type": kind}, base, depth + 1) for kind in known])
         if record := self._record(schema, base, depth):
             named = self._types.declare(_title(schema) or base, self._operation, self._role)
             self._types.declared[named.key].body = record
@@ -232,7 +236,7 @@ class _Schema:
                 waiting += one["allOf"][:MAX_REFERENCES]
             for key, value in one.items():
                 if key == "properties" and isinstance(value, dict):
-                    merged[key] = {**value, **merged.get(key, {})}
+                    merged[key] = {**(known := merged.get(key, {})), **value, **known}
                 elif key == "required" and isinstance(value, list):
                     merged[key] = [*merged.get(key, []), *value]
                 elif key not in ("$ref", "allOf", "$defs", "properties", "required"):

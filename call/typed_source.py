@@ -11,7 +11,16 @@ import unicodedata
 from collections.abc import Collection, Iterable
 from typing import Final
 
-__all__ = ["LINE_CHARS", "class_name", "docstring", "identifier", "identifiers", "literal", "shortened"]
+__all__ = [
+    "LINE_CHARS",
+    "MAX_IDENTIFIER_CHARS",
+    "class_name",
+    "docstring",
+    "identifier",
+    "identifiers",
+    "literal",
+    "shortened",
+]
 
 LINE_CHARS: Final = 120
 """Of a line of source, where it can be broken."""

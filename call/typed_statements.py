@@ -49,7 +49,7 @@ def _alias(name: str, type_: Type, names: Names) -> list[str]:
 
 def _record(name: str, record: Record, names: Names) -> list[str]:
     keys = [field.name for field in record.fields]
-    if any(identifier(key) != key or key in names.used or key in names.names.values() for key in keys):
+    if any(identifier(key) != key or names.means(key) for key in keys):
         # As a call, where any text can be a key.
         fields = [f"        {literal(one.name)}: {_annotation(one, names)}," for one in record.fields]
         lines = [f"{name} = TypedDict(", f'    "{name}",', "    {", *fields, "    },", ")"]

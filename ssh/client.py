@@ -7,10 +7,10 @@ it sends anything: see :mod:`alknet.ssh.trust`.
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import asyncssh
 
@@ -23,7 +23,7 @@ from alknet.ssh.handler import ALPN
 from alknet.ssh.terminal import TerminalSize
 from alknet.ssh.trust import HostTrust, TrustingClient
 
-__all__ = ["ClientSession", "Link", "SessionOptions", "Target", "connect", "open_subsystem", "round_trip"]
+__all__ = ["ClientSession", "Link", "Reach", "SessionOptions", "Target", "connect", "open_subsystem", "round_trip"]
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -48,6 +48,17 @@ class Target:
     """For messages."""
     may_ask: bool = False
     """Whether `trust` asks a person, who needs time."""
+    reach: "Reach | None" = None
+    """How to get there, where it is not dialled."""
+
+
+class Reach(Protocol):
+    """Another way to a host than dialling it: inside of a connection that somebody has with it."""
+
+    def __call__(
+        self, *, carriers: Sequence[str], report: Callable[[str], None]
+    ) -> AbstractAsyncContextManager[tuple[Connection, Stream]]:
+        """A stream to its SSH door, and the connection that this is; raises `AlknetError` where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,22 +81,34 @@ async def connect(
     Raises `UnavailableError` when no address answers, `HostKeyError` when it is not the right host, and `DeniedError`
     when the login is refused.
     """
+    if target.reach is not None:
+        async with (
+            target.reach(carriers=carriers, report=report) as (carrier, stream),
+            _logged_in(target, Dialed(carrier, *target.addresses[0]), stream) as link,
+        ):
+            yield link
+        return
     try:
         dialed = await dial(target.addresses, alpn=ALPN, carriers=carriers, report=report)
     except AlpnRefused as exc:
         raise UnavailableError(f"{target.name} does not let anybody in by ssh: {exc}") from exc
     except UnavailableError as exc:
         raise UnavailableError(f"{target.name} cannot be reached: {exc}", hint="is it running?") from exc
-    carrier = dialed.connection
     try:
-        stream = await first_stream(carrier)
-        ssh = await _log_in(target, dialed, stream)
-        try:
-            yield Link(ssh, carrier)
-        finally:
-            await _leave(ssh, stream)
+        stream = await first_stream(dialed.connection)
+        async with _logged_in(target, dialed, stream) as link:
+            yield link
     finally:
-        carrier.close()
+        dialed.connection.close()
+
+
+@asynccontextmanager
+async def _logged_in(target: Target, dialed: Dialed, stream: Stream) -> AsyncIterator[Link]:
+    ssh = await _log_in(target, dialed, stream)
+    try:
+        yield Link(ssh, dialed.connection)
+    finally:
+        await _leave(ssh, stream)
 
 
 async def _leave(ssh: asyncssh.SSHClientConnection, stream: Stream) -> None:

@@ -11,7 +11,7 @@ from alknet._version import __version__
 from alknet.errors import AlknetError, ConfigError
 from alknet.logs import printable
 
-__all__ = ["COMMANDS", "Invocation", "app", "common_options", "pass_invocation", "run"]
+__all__ = ["COMMANDS", "Invocation", "app", "common_options", "jump_option", "pass_invocation", "run"]
 
 COMMANDS: Final = {
     # name: (module, help shown in the list); the module's attribute `command` is the click command
@@ -54,6 +54,8 @@ class Invocation:
     json: bool = False
     debug: bool = False
     identity: Path | None = None
+    jump: str | None = None
+    """The node through which PEER is reached, for commands that reach one."""
 
     @property
     def home(self) -> Any:
@@ -91,6 +93,17 @@ def common_options() -> list[click.Parameter]:
         ),
         option("--debug", to="debug", is_flag=True, help="Show a traceback with an error."),
     ]  # fmt: skip
+
+
+def jump_option() -> click.Option:
+    """-J, as every command has it that reaches a peer."""
+    return click.Option(
+        ("-J", "--jump"),
+        expose_value=False,
+        callback=_set("jump"),
+        metavar="HUB",
+        help="Reach PEER through HUB, a node that it is connected to.",
+    )
 
 
 class _Commands(click.Group):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from alknet.cli.app import Invocation
+from alknet.cli.app import Invocation, jump_option
 from alknet.errors import ConfigError
 from alknet.logs import printable
 
@@ -74,7 +74,8 @@ def find_target(invocation: Invocation, peer: str, *, accept_new: Callable[[Any]
     from alknet.destination import find_destination, private_key, ssh_target
 
     home = invocation.home
-    target = ssh_target(home, find_destination(home, peer), private_key(home, invocation.identity), accept_new)
+    to = find_destination(home, peer, jump=invocation.jump)
+    target = ssh_target(home, to, private_key(home, invocation.identity), accept_new)
     return replace(target, may_ask=accept_new is _ask_user)
 
 
@@ -93,6 +94,7 @@ async def open_peer(
 
     async with connect(
         peer,
+        via=invocation.jump,
         home=invocation.home.path,
         identity=invocation.identity,
         token=token,
@@ -110,6 +112,7 @@ def carrier_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return ("quic", "tls") if value == "auto" else (value,)
 
     for option in (
+        _jump,
         click.option("-v", "--verbose", is_flag=True, help="Say on stderr how the peer is reached."),
         click.option(
             "--carrier",
@@ -137,6 +140,7 @@ def call_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return token
 
     for option in (
+        _jump,
         click.option("-v", "--verbose", is_flag=True, help="Say on stderr how the peer is reached."),
         click.option(
             "--token-file",
@@ -153,6 +157,16 @@ def call_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
     ):
         command = option(command)
+    return command
+
+
+def _jump(command: Any) -> Any:
+    """Add -J, as click's own decorators add options."""
+    option = jump_option()
+    if isinstance(command, click.Command):
+        command.params.append(option)
+    else:
+        command.__dict__.setdefault("__click_params__", []).append(option)
     return command
 
 

@@ -12,7 +12,7 @@ from blake3 import blake3
 
 from alknet.access import Identity
 from alknet.call.codecs import JSON, EncodeError
-from alknet.call.prepared import Prepared
+from alknet.call.prepared import Prepared, counted_as
 from alknet.errors import UnavailableError
 from alknet.gateway.problems import HttpError
 from alknet.logs import event
@@ -74,7 +74,8 @@ class Idempotency:
         if not 0 < len(text) <= MAX_KEY_CHARS or not text.isascii() or not text.isprintable():
             words = f"the Idempotency-Key should have 1 to {MAX_KEY_CHARS} printable characters"
             raise HttpError(422, "INVALID_INPUT", words)
-        name = prepared.operation.spec.name
+        # The same name at another peer is another operation.
+        name = counted_as(prepared.operation.spec.name, prepared.peer)
         key = _digest(identity.id, identity.via, name, text)
         try:
             digest = blake3(JSON.encode({} if value is None else value)).digest()

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from alknet.call.anonymous import LIFETIME_S
 from alknet.call.codecs import JSON, EncodeError
@@ -32,6 +32,9 @@ MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
 """Of the answers in one batch; what comes after is refused."""
 MAX_TIMEOUT_MS: Final = 24 * 3600 * 1000
 MAX_LAST_EVENT_ID_CHARS: Final = 256
+MAX_PEER_CHARS: Final = 256
+MAX_PARAMETERS: Final = 1000
+"""Operations whose query parameters are remembered."""
 FIRST_ERROR_STATUS: Final = 400
 MAX_TICKET_BODY: Final = 1024
 METRICS_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
@@ -97,8 +100,9 @@ class Routes:
     # --- calling ----------------------------------------------------------------------------------------------------
 
     async def call(self, exchange: Exchange) -> None:
-        name, value, timeout_s = _request_of(await self._json(exchange))
-        await self._wrapped(exchange, name, value, timeout_s)
+        asked = _asked_of(await self._json(exchange))
+        prepared = self._prepare(exchange, asked.name, asked.input, peer=asked.peer, timeout_s=asked.timeout_s)
+        await self._answer(exchange, prepared, asked.input, _wrapped)
 
     async def batch(self, exchange: Exchange) -> None:
         if b"idempotency-key" in exchange.headers:
@@ -121,9 +125,9 @@ class Routes:
         await exchange.reply(200, b'{"results":[%b]}' % b",".join(task.result() for task in tasks))
 
     async def subscribe(self, exchange: Exchange) -> None:
-        name, value, timeout_s = _request_of(await self._json(exchange))
-        prepared = self._prepare(exchange, name, value, streaming=True, timeout_s=timeout_s)
-        await self._stream(exchange, prepared)
+        asked = _asked_of(await self._json(exchange))
+        how = {"peer": asked.peer, "timeout_s": asked.timeout_s}
+        await self._stream(exchange, self._prepare(exchange, asked.name, asked.input, streaming=True, **how))
 
     async def operation(self, exchange: Exchange) -> None:
         """``/ops/{name}``: the operation itself, with nothing around its input and output."""
@@ -163,6 +167,8 @@ class Routes:
         name = operation.spec.name
         known, parameters = self._parameters.get(name, (None, None))
         if known is not operation:
+            if len(self._parameters) >= MAX_PARAMETERS:  # operations of peers come and go
+                self._parameters.clear()
             parameters = query_parameters(operation.spec.describe())
             self._parameters[name] = operation, parameters
         return parameters
@@ -201,8 +207,8 @@ class Routes:
             **how,
         )
 
-    async def _wrapped(self, exchange: Exchange, name: str, value: Any, timeout_s: float | None = None) -> None:
-        await self._answer(exchange, self._prepare(exchange, name, value, timeout_s=timeout_s), value, _wrapped)
+    async def _wrapped(self, exchange: Exchange, name: str, value: Any) -> None:
+        await self._answer(exchange, self._prepare(exchange, name, value), value, _wrapped)
 
     async def _answer(self, exchange: Exchange, prepared: Prepared, value: Any, frame: Frame) -> None:
         """Run a call and send what comes of it; a mutation with an Idempotency-Key only if it was not done before."""
@@ -270,8 +276,8 @@ class Routes:
             if left <= 0:
                 words = f"the answers before this one have {MAX_BATCH_BYTES} bytes"
                 raise CallError("RESOURCE_EXHAUSTED", words, retryable=False)
-            name, value, timeout_s = _request_of(request)
-            prepared = self._prepare(exchange, name, value, timeout_s=timeout_s)
+            asked = _asked_of(request)
+            prepared = self._prepare(exchange, asked.name, asked.input, peer=asked.peer, timeout_s=asked.timeout_s)
             request_id = prepared.act.request_id
             return _wrapped(_encoded(await self._calls.call(prepared)), request_id)
         except CallError as exc:
@@ -308,19 +314,31 @@ def _wrapped(output: bytes, request_id: str) -> bytes:
     return b'{"request_id":"%b","result":"ok","output":%b}' % (request_id.encode("ascii"), output)
 
 
-def _request_of(value: Any) -> tuple[str, Any, float | None]:
-    """(operation, input, timeout in seconds) of what ``/call`` takes; raises `CallError`."""
+class _Asked(NamedTuple):
+    """What a body asks for. `peer`: at which connected peer of the node, if not here."""
+
+    name: str
+    input: Any
+    peer: str | None
+    timeout_s: float | None
+
+
+def _asked_of(value: Any) -> _Asked:
+    """Read what ``/call`` takes; raises `CallError`."""
     if not isinstance(value, dict):
         raise CallError("INVALID_INPUT", 'the body should be an object: {"operation": "namespace/name", "input": {}}')
-    if unknown := value.keys() - {"operation", "input", "timeout_ms"}:
-        words = f"unknown field {sorted(unknown)[0][:100]!r}; there are operation, input and timeout_ms"
+    if unknown := value.keys() - {"operation", "input", "peer", "timeout_ms"}:
+        words = f"unknown field {sorted(unknown)[0][:100]!r}; there are operation, input, peer and timeout_ms"
         raise CallError("INVALID_INPUT", words)
-    name, timeout_ms = value.get("operation"), value.get("timeout_ms")
+    name, peer, timeout_ms = value.get("operation"), value.get("peer"), value.get("timeout_ms")
     if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS + 1:
         raise CallError("INVALID_INPUT", "operation should be the name of one, such as services/list")
+    if peer is not None and not (isinstance(peer, str) and 0 < len(peer) <= MAX_PEER_CHARS):
+        raise CallError("INVALID_INPUT", "peer should be the name of a peer that is connected to this node")
     if timeout_ms is not None and not (type(timeout_ms) is int and 0 < timeout_ms <= MAX_TIMEOUT_MS):
         raise CallError("INVALID_INPUT", f"timeout_ms should be an integer from 1 to {MAX_TIMEOUT_MS}")
-    return name.removeprefix("/"), value.get("input"), None if timeout_ms is None else timeout_ms / 1000
+    timeout_s = None if timeout_ms is None else timeout_ms / 1000
+    return _Asked(name.removeprefix("/"), value.get("input"), peer, timeout_s)
 
 
 def _fields_of(exchange: Exchange) -> dict[str, Any]:

@@ -283,10 +283,10 @@ PATIENCE_S = 1.5
 NOTICED_S = 5.0
 
 
-async def other_end(group: AsyncExitStack, role: str, host: str, port: int) -> asyncio.subprocess.Process:
-    """A process of `testkit.quic_ends`, once it has said that it is ready."""
+async def other_end(group: AsyncExitStack, role: str, port: int) -> tuple[asyncio.subprocess.Process, str]:
+    """A process of `testkit.quic_ends`, and what it says when it is ready."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "testkit.quic_ends", role, host, str(port)),
+        *(sys.executable, "-m", "testkit.quic_ends", role, "127.0.0.1", str(port)),
         stdout=asyncio.subprocess.PIPE,
         cwd=TESTKIT,
     )
@@ -298,8 +298,7 @@ async def other_end(group: AsyncExitStack, role: str, host: str, port: int) -> a
 
     group.push_async_callback(end)
     assert process.stdout is not None
-    assert await process.stdout.readline() == b"ready\n"
-    return process
+    return process, (await process.stdout.readline()).decode().strip()
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop"])  # which nodes run on; patience takes its time on any loop
@@ -310,11 +309,11 @@ async def test_a_process_that_is_killed_is_given_up_by_either_end() -> None:
         accepted.put_nowait(connection)
         await connection.wait_closed()
 
-    address = unused_address()
     async with asyncio.timeout(30.0), AsyncExitStack() as group, listening(keep, quic_ends.ALPN) as port:
-        theirs = await other_end(group, "listen", *address)
-        staying = await other_end(group, "stay", "127.0.0.1", port)
-        dialer = await dial(address, quic_ends.ALPN)
+        theirs, their_port = await other_end(group, "listen", 0)
+        staying, word = await other_end(group, "stay", port)
+        assert word == "ready"
+        dialer = await dial(("127.0.0.1", int(their_port)), quic_ends.ALPN)
         listener = await accepted.get()
         for end in (dialer, listener):
             end.watch(PATIENCE_S)

@@ -26,7 +26,8 @@ from alknet.call.frames import HELLO_MAX_FRAME, LENGTH_BYTES, frame
 from alknet.call.handler import MAX_DENIALS
 from alknet.call.machine import DEFAULT_CREDIT
 from alknet.call.serving import MAX_WAITING_BYTES
-from alknet.call.session import MAX_REFUSED_STREAMS, Session
+from alknet.call.session import Session
+from alknet.call.session_streams import MAX_REFUSED_STREAMS
 from alknet.errors import AlknetError
 from testkit.calls import CallDoor
 from testkit.polling import eventually, settled

@@ -15,9 +15,8 @@ from alknet.call.errors import CallError
 from alknet.call.session import Session
 from alknet.tasks import Tasks
 from testkit.session_pair import Channels, memory_ends, session_pair
-
-from ..alpn.conformance import Carrier, Ends, ManyStreams
-from ..alpn.test_streams import quic_connections, tls_connections
+from tests.alpn.conformance import Carrier, Ends, ManyStreams
+from tests.alpn.test_streams import quic_connections, tls_connections
 
 
 class SessionConnection(BaseConnection):

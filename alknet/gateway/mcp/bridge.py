@@ -124,7 +124,12 @@ class LinkBackend:
             await self._list(MIN_LIST_S)
         return self._tools.get(name)
 
-    async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> RemoteRun:
+    async def begin(
+        self, operation: str, value: Any, *, peer: str | None = None, streaming: bool | None = None
+    ) -> RemoteRun:
+        if peer is not None:
+            words = "this bridge is one node's; call what its peers bring at the node's own /mcp/gateway"
+            raise CallError("INVALID_INPUT", words)
         remote = await self._reach()
         if operation not in self._kinds:
             await self._list(MIN_LIST_S)

@@ -164,8 +164,10 @@ class Brief:
         if name in general.DIRECT:
             return True
         if name == general.CALL:
-            operation = arguments.get("operation")
-            return type(operation) is str and self._directory.is_plain(operation.removeprefix("/"))
+            operation, peer = arguments.get("operation"), arguments.get("peer")
+            if type(operation) is not str or not isinstance(peer, str | None):
+                return False
+            return self._directory.is_plain(operation.removeprefix("/"), peer)
         tool = self._directory.find(name)
         return tool is not None and not tool.is_stream
 

@@ -29,10 +29,11 @@ async def call_tool(
     """The answer of a tool, be it one of an operation or one of `general.NAMES`; errors are answers, too."""
     if name == general.CALL or name in general.DIRECT:
         try:
-            operation, value = general.call_of(name, arguments)
+            asked = general.call_of(name, arguments)
         except CallError as exc:
             return failed(exc)
-        return await _run(backend, operation, value, wraps=name == general.CALL, progress=progress)
+        is_wrapped = name == general.CALL
+        return await _run(backend, asked.operation, asked.input, peer=asked.peer, wraps=is_wrapped, progress=progress)
     if name == general.BATCH:
         return await general.batch(backend, arguments)
     try:
@@ -44,10 +45,18 @@ async def call_tool(
     return await _run(backend, tool.operation, arguments, wraps=tool.wraps(revision), progress=progress)
 
 
-async def _run(backend: Backend, operation: str, value: Any, *, wraps: bool, progress: Progress | None) -> Result:
+async def _run(
+    backend: Backend,
+    operation: str,
+    value: Any,
+    *,
+    peer: str | None = None,
+    wraps: bool,
+    progress: Progress | None,
+) -> Result:
     request_id = None
     try:
-        run = await backend.begin(operation, value)
+        run = await backend.begin(operation, value, peer=peer)
         request_id = run.request_id
         if not run.is_stream:
             return succeeded(await run.call(), wraps=wraps)

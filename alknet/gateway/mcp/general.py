@@ -5,7 +5,7 @@ They stand in for the tools of the single operations where these are too many fo
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from alknet.call.codecs import JSON, EncodeError
 from alknet.call.errors import CallError
@@ -14,7 +14,7 @@ from alknet.gateway.mcp.backend import Backend
 from alknet.gateway.mcp.results import MAX_RESULT_BYTES, Result, encoded, failed
 from alknet.gateway.problems import error_fields
 
-__all__ = ["BATCH", "CALL", "DIRECT", "MAX_BATCH", "NAMES", "SCHEMA", "SEARCH", "TOOLS", "batch", "call_of"]
+__all__ = ["BATCH", "CALL", "DIRECT", "MAX_BATCH", "NAMES", "SCHEMA", "SEARCH", "TOOLS", "Asked", "batch", "call_of"]
 
 SEARCH: Final = "search"
 SCHEMA: Final = "schema"
@@ -28,12 +28,18 @@ MAX_BATCH: Final = 50
 """Calls in one batch."""
 MAX_CONCURRENT: Final = 8
 """Calls of one batch that run at the same time."""
+MAX_PEER_CHARS: Final = 256
 
+_PEER: Final = {
+    "type": "string",
+    "description": "A connected peer of this node, whose operation is meant; without it, this node's own.",
+}
 _OPERATION: Final = {
     "type": "object",
     "properties": {
         "operation": {"type": "string", "description": "Its name, such as fs/read."},
         "input": {"type": "object", "description": "Its input, as its schema says.", "default": {}},
+        "peer": _PEER,
     },
     "required": ["operation"],
     "additionalProperties": False,
@@ -87,7 +93,10 @@ TOOLS: Final[tuple[Mapping[str, Any], ...]] = (
         "description": "What an operation takes and answers (JSON Schemas), its errors, and what it asks of callers.",
         "inputSchema": {
             "type": "object",
-            "properties": {"name": {"type": "string", "description": "The operation, such as fs/read."}},
+            "properties": {
+                "name": {"type": "string", "description": "The operation, such as fs/read."},
+                "peer": _PEER,
+            },
             "required": ["name"],
             "additionalProperties": False,
         },
@@ -107,6 +116,7 @@ TOOLS: Final[tuple[Mapping[str, Any], ...]] = (
                 "kind": {"type": "string", "description": "Only query, mutation or subscription."},
                 "cursor": {"type": "string"},
                 "limit": {"type": "integer", "minimum": 1, "maximum": 1000},
+                "peer": _PEER,
             },
             "additionalProperties": False,
         },
@@ -124,9 +134,17 @@ TOOLS: Final[tuple[Mapping[str, Any], ...]] = (
 """In the order of their names; the same in both revisions."""
 
 
-def call_of(name: str, arguments: Mapping[str, Any]) -> tuple[str, Any]:
-    """(the operation, its input) that ``search``, ``schema`` or ``call`` is asked for; raises `CallError`."""
-    return (DIRECT[name], arguments) if name in DIRECT else _call(arguments, "input")
+class Asked(NamedTuple):
+    """What one of the tools is asked for. `peer`: at which connected peer of the node, if not here."""
+
+    operation: str
+    input: Any
+    peer: str | None = None
+
+
+def call_of(name: str, arguments: Mapping[str, Any]) -> Asked:
+    """What ``search``, ``schema`` or ``call`` is asked for; raises `CallError`."""
+    return Asked(DIRECT[name], arguments) if name in DIRECT else _call(arguments, "input")
 
 
 async def batch(backend: Backend, arguments: Mapping[str, Any]) -> Result:
@@ -159,8 +177,8 @@ async def _one(backend: Backend, places: asyncio.Semaphore, index: int, call: An
     request_id = None
     async with places:
         try:
-            operation, value = _call(call, f"input.calls.{index}")
-            run = await backend.begin(operation, value, streaming=False)
+            asked = _call(call, f"input.calls.{index}")
+            run = await backend.begin(asked.operation, asked.input, peer=asked.peer, streaming=False)
             request_id = run.request_id
             return b'{"isError":false,"output":%b}' % encoded(await run.call())
         except CallError as exc:
@@ -176,13 +194,16 @@ def _error(error: CallError, request_id: str | None) -> bytes:
         return JSON.encode({"isError": True, "error": fields})
 
 
-def _call(call: Any, place: str) -> tuple[str, Any]:
+def _call(call: Any, place: str) -> Asked:
     operation = call.get("operation") if isinstance(call, dict) else None
-    if not isinstance(operation, str) or not set(call) <= {"operation", "input"}:
-        raise _invalid(f"{place}: should be an object with 'operation', a name, and 'input'")
+    if not isinstance(operation, str) or not set(call) <= {"operation", "input", "peer"}:
+        raise _invalid(f"{place}: should be an object with 'operation', a name, and 'input' (and 'peer')")
     if len(operation) > MAX_NAME_CHARS + 1:
         raise _invalid(f"{place}.operation: should have at most {MAX_NAME_CHARS} characters")
-    return operation.removeprefix("/"), call.get("input", {})
+    peer = call.get("peer")
+    if peer is not None and not (isinstance(peer, str) and 0 < len(peer) <= MAX_PEER_CHARS):
+        raise _invalid(f"{place}.peer: should be the name of a connected peer")
+    return Asked(operation.removeprefix("/"), call.get("input", {}), peer)
 
 
 def _invalid(words: str) -> CallError:

@@ -135,12 +135,15 @@ class NodeBackend:
     async def find(self, name: str) -> Tool | None:
         return self._directory.find(name)
 
-    async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> NodeRun:
+    async def begin(
+        self, operation: str, value: Any, *, peer: str | None = None, streaming: bool | None = None
+    ) -> NodeRun:
         self._admit(self.caller)
         prepared = self._calls.prepare(
             operation,
             value,
             self.caller,
+            peer=peer,
             streaming=streaming,
             timeout_s=LIFETIME_S if self.caller.identity is None else None,
             traceparent=self.traceparent,

@@ -4,16 +4,21 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
-from alknet.access import Identity, Peer, Policy
+from alknet.access import Access, Identity, Peer, Policy
 from alknet.audit import MemoryAudit
 from alknet.call.context import Caller
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import DEFAULT_TIMEOUT_S, Dispatcher
+from alknet.call.exposed import Terms
+from alknet.call.from_call import Catalog
+from alknet.call.mesh import Mesh
 from alknet.call.operations import served_by
 from alknet.call.prepared import Prepared
 from alknet.call.registry import Registry
+from alknet.call.specs import Kind, OperationSpec
 from alknet.clock import SystemClock
 from alknet.config.policy import daemon_user
 from alknet.gate import Gate
@@ -22,6 +27,7 @@ __all__ = ["Bench", "PeerCall"]
 
 ALICE: Mapping[str, tuple[str, ...]] = {"alice": ("*",)}
 
+ANYBODY = Access(public=True)
 PeerCall = tuple[str, str, Any, float | None, str | None]
 """(peer, name, input, timeout_s, forwarded_for)."""
 
@@ -40,9 +46,10 @@ class Bench:
         self.gate = Gate(self.policy(peers, resources), self.audit, SystemClock())
         self.peer_calls: list[PeerCall] = []
         self.peer_answer: asyncio.Future[Any] | None = None
-        """What a called peer answers, once it does; without one it answers at once, with the name."""
+        """What a peer that is here answers, once it does; without one it answers at once, with the name."""
+        self.mesh = Mesh(self._publish)
         self.dispatcher = Dispatcher(
-            Registry(), self.gate, default_timeout_s=default_timeout_s, call_peer=self._call_peer
+            Registry(), self.gate, default_timeout_s=default_timeout_s, peers=self.mesh
         )
         self.serve(*operations)
 
@@ -58,7 +65,14 @@ class Bench:
 
     def serve(self, *operations: Any) -> None:
         """Swap the registry for one with these operations and `services/*`."""
-        self.dispatcher.registry = Registry(served_by((Discovery(self.dispatcher), operations)))
+        self.mesh.apply(self.mesh.settings, Registry(served_by((Discovery(self.dispatcher), operations))))
+
+    def connect(self, peer: str, *names: str) -> None:
+        """A peer is here, and brings operations with these names; see `peer_calls` and `peer_answer`."""
+        terms = {**self.mesh.settings.terms, peer: Terms(("*",))}
+        self.mesh.settings = replace(self.mesh.settings, terms=terms)
+        specs = {name: OperationSpec(name, Kind.MUTATION, ANYBODY) for name in names}
+        self.mesh.overlays.fill(self.mesh.overlays.attach(peer, _PeerSession(self, peer)), Catalog(specs))
 
     def caller(self, peer: str | None = "alice", **facts: Any) -> Caller:
         policy = self.gate.policy
@@ -105,6 +119,7 @@ class Bench:
         }
 
     async def aclose(self) -> None:
+        await self.mesh.aclose()
         await self.dispatcher.aclose()
 
     async def __aenter__(self) -> "Bench":
@@ -113,15 +128,27 @@ class Bench:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _call_peer(
+    def _publish(self, registry: Registry) -> None:
+        self.dispatcher.registry = registry
+
+
+@dataclass(frozen=True)
+class _PeerSession:
+    """With a peer that is not there: calls are noted, and answered as the bench says."""
+
+    bench: Bench
+    peer: str
+    is_open: bool = True
+
+    async def call(
         self,
-        peer: str,
         name: str,
         value: Any,
         *,
-        timeout_s: float | None,
-        forwarded_for: str | None,
-        traceparent: str | None,
+        timeout_s: float | None = None,
+        forwarded_for: str | None = None,
+        traceparent: str | None = None,
     ) -> Any:
-        self.peer_calls.append((peer, name, value, timeout_s, forwarded_for))
-        return f"{peer}:{name}" if self.peer_answer is None else await self.peer_answer
+        self.bench.peer_calls.append((self.peer, name, value, timeout_s, forwarded_for))
+        answer = self.bench.peer_answer
+        return f"{self.peer}:{name}" if answer is None else await answer

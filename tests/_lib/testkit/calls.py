@@ -15,15 +15,19 @@ from alknet.call.client import Link, over_connection
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import Dispatcher
 from alknet.call.doorkeeper import Doorkeeper
+from alknet.call.exposed import MeshSettings, Terms
 from alknet.call.handler import CallHandler, CallSettings
 from alknet.call.hello import Challenge
+from alknet.call.mesh import Mesh
 from alknet.call.operations import operations_of
+from alknet.call.overlays import Attachment
 from alknet.call.registry import Registry
 from alknet.clock import SystemClock
 from alknet.config.policy import daemon_user
 from alknet.gate import Gate
 from alknet.keys import write_key_pair
 from alknet.sshsig import KeySigner
+from testkit.polling import eventually
 
 __all__ = ["CallDoor", "signer"]
 
@@ -50,8 +54,10 @@ class CallDoor:
         self.audit = MemoryAudit()
         self.failed: list[str] = []
         self.gate = Gate(self.policy(*scopes), self.audit, SystemClock())
-        self.dispatcher = Dispatcher(Registry(), self.gate, call_peer=self._call_peer)
-        self.dispatcher.registry = Registry((*operations_of(Discovery(self.dispatcher)), *operations_of(operations)))
+        self.mesh = Mesh(self._publish)
+        self.dispatcher = Dispatcher(Registry(), self.gate, peers=self.mesh)
+        own = Registry((*operations_of(Discovery(self.dispatcher)), *operations_of(operations)))
+        self.mesh.apply(MeshSettings(terms={"alice": Terms(("*",))}), own)
         self.doors = Doorkeeper(self.gate, on_login_failed=self.failed.append)
         self.handler = CallHandler(
             self.gate,
@@ -60,6 +66,7 @@ class CallDoor:
             settings or CallSettings(),
             name="test-node",
             key=self.node_key,
+            mesh=self.mesh,
         )
         self.router = Router([self.handler])
 
@@ -73,7 +80,8 @@ class CallDoor:
     async def session(
         self, *, key: KeySigner | None = None, anonymous: bool = False, **how: Any
     ) -> AsyncIterator[Link]:
-        """A session of alice's over the in-memory carrier."""
+        """A session of alice's over the in-memory carrier. What she brings with it is known when this begins."""
+        before = set(self.mesh.overlays)
         dialer, listener = memory_pair(alpn="alknet/call", remote=Address("192.0.2.1", 4000))
         self.router.dispatch(listener)
 
@@ -84,6 +92,8 @@ class CallDoor:
         try:
             link = await over_connection(dialer, check=check, key=None if anonymous else key or self.key, **how)
             try:
+                if "server_of" in how and not anonymous:
+                    await eventually(lambda: self._is_filled(set(self.mesh.overlays) - before), "alice's operations")
                 yield link
             finally:
                 await link.session.aclose()
@@ -93,19 +103,12 @@ class CallDoor:
     async def aclose(self) -> None:
         """End every session."""
         await self.router.shutdown(asyncio.get_running_loop().time())
+        await self.mesh.aclose()
         await self.dispatcher.aclose()
 
-    async def _call_peer(
-        self,
-        peer: str,
-        name: str,
-        value: Any,
-        *,
-        timeout_s: float | None,
-        forwarded_for: str | None,
-        traceparent: str | None,
-    ) -> Any:
-        session = self.handler.sessions_of(peer)[0]
-        return await session.call(
-            name, value, timeout_s=timeout_s, forwarded_for=forwarded_for, traceparent=traceparent
-        )
+    def _publish(self, registry: Registry) -> None:
+        self.dispatcher.registry = registry
+
+    @staticmethod
+    def _is_filled(attachments: Iterable[Attachment]) -> bool:
+        return any(attachment.is_filled for attachment in attachments)

@@ -1,6 +1,7 @@
 """A QUIC listener and a dialer as programs, to be put into network namespaces.
 
-``python -m testkit.quic_ends listen HOST PORT`` prints a line when it is ready and answers each stream with its digest;
+``python -m testkit.quic_ends listen HOST PORT`` prints a line when it is ready (its port, if PORT is 0) and
+answers each stream with its digest;
 ``python -m testkit.quic_ends send HOST PORT BYTES STREAMS`` sends random bytes on so many streams at once, compares the
 digests and prints the seconds that it took; ``python -m testkit.quic_ends stay HOST PORT`` connects, prints a line and
 says nothing more.
@@ -23,8 +24,8 @@ ALPN = "alknet/test"
 
 
 async def listen(host: str, port: int) -> None:
-    async with listening(send_digest, ALPN, hosts=(host,), port=port):
-        print("ready", flush=True)
+    async with listening(send_digest, ALPN, hosts=(host,), port=port) as bound:
+        print("ready" if port else bound, flush=True)
         await asyncio.Event().wait()
 
 

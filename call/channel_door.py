@@ -1,0 +1,207 @@
+"""What byte channels lead to: a door of this node, or, through it, one of a peer's.
+
+Every channel is decided when it is opened, and again whenever that may have changed. A channel to a peer is only
+carried: what runs in it is between its two ends, which prove themselves to each other.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from alknet.access import Access, Identity
+from alknet.alpn.errors import StreamBroken
+from alknet.alpn.streams import Connection, Stream
+from alknet.call.carried import InnerConnection
+from alknet.call.context import Caller
+from alknet.call.dispatch import peer_access
+from alknet.call.envelopes import ChannelRequested
+from alknet.call.errors import CallError
+from alknet.call.overlays import Overlays
+from alknet.call.serving import ByteService
+from alknet.errors import AlknetError
+from alknet.gate import Act, Gate
+from alknet.tasks import Tasks
+
+__all__ = ["ChannelDoor", "Serve", "inner", "splice"]
+
+DEFAULT_PER_PEER: Final = 256
+CHANNELS: Final = "channels"
+"""What the hello of somebody has among its features who knows byte channels."""
+
+Serve = Callable[[Stream, Caller], Awaitable[str]]
+"""A door of this node that serves a stream as it would serve a connection; what it answers goes into the audit log."""
+
+
+def inner(alpn: str, serve: Callable[[Connection], Awaitable[None]]) -> Serve:
+    """A channel as a connection for `alpn`, served as if whoever is at its other end had connected by itself."""
+
+    async def serve_channel(stream: Stream, caller: Caller) -> str:
+        connection = InnerConnection(stream, alpn=alpn)
+        try:
+            await serve(connection)
+        finally:
+            connection.close()
+        return connection.id
+
+    return serve_channel
+
+
+class ChannelDoor:
+    """Opens channels to `services`, and to those of the peers in `overlays`. `per_peer`, how many one peer may have,
+    may be replaced while it works."""
+
+    def __init__(self, gate: Gate, overlays: Overlays, services: Mapping[str, Serve]) -> None:
+        self.per_peer = DEFAULT_PER_PEER
+        self._gate = gate
+        self._overlays = overlays
+        self._services = services
+        self._open: Counter[str] = Counter()
+
+    async def accept(self, request: ChannelRequested, caller: Caller) -> ByteService:
+        """Where a channel leads that `caller` asks for; raises `CallError`."""
+        identity = caller.identity
+        if not isinstance(identity, Identity):
+            raise CallError("FORBIDDEN", "authentication required")
+        access: Access | None = None
+        if request.peer is not None:
+            action, resource, access = "peer/channel", f"{request.peer}:{request.service}", peer_access(request.peer)
+        else:
+            action, resource = "channel/open", request.service
+        act = self._gate.ask(
+            identity,
+            action,
+            resource,
+            surface=caller.surface,
+            access=access,
+            connection=caller.connection,
+            remote=caller.remote,
+            forwarded_for=caller.forwarded_for,
+            via=identity.via,
+        )
+        if not act.decision:
+            raise CallError("FORBIDDEN", act.decision.words, denial_id=act.decision.denial_id)
+        peer = identity.id
+        if self._open[peer] >= self.per_peer:
+            act.done("limits.byte_channels_per_peer")
+            raise CallError("RESOURCE_EXHAUSTED", f"peer {peer!r} has {self.per_peer} byte channels open already")
+        self._open[peer] += 1
+        outcome = "aborted"
+        try:
+            if request.peer is None:
+                serve = self._services.get(request.service)
+                if serve is None:
+                    raise CallError("NOT_FOUND", f"no byte channel leads to {request.service!r} here")
+                service = _Served(self, act, caller, action, resource, access, serve)
+            else:
+                far = await self._open_far(request, identity, caller)
+                service = _Served(self, act, caller, action, resource, access, lambda near, _: splice(near, far))
+        except CallError as exc:
+            outcome = f"error {exc.code}"
+            raise
+        else:
+            outcome = ""
+            return service
+        finally:
+            if outcome:
+                self.closed(peer)
+                act.done(outcome)
+
+    async def _open_far(self, request: ChannelRequested, identity: Identity, caller: Caller) -> Stream:
+        peer = request.peer
+        assert peer is not None
+        if peer not in self._gate.policy.peers:
+            raise CallError("NOT_FOUND", f"there is no peer {peer!r}")
+        for attachment in self._overlays.of(peer):
+            if CHANNELS in attachment.session.features:
+                far: Stream = await attachment.session.open_channel(
+                    request.service, target=request.target, forwarded_for=caller.forwarded_for or identity.id
+                )
+                return far
+        raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
+
+    def closed(self, peer: str) -> None:
+        """A channel of `peer` has ended."""
+        self._open[peer] -= 1
+        if not self._open[peer]:
+            del self._open[peer]
+
+    def still(self, caller: Caller, action: str, resource: str, access: Access | None) -> CallError | None:
+        """The refusal, when the current policy forbids a channel that it allowed before."""
+        decision = self._gate.still(caller.identity, action, resource, access=access)
+        if decision:
+            return None
+        return CallError("FORBIDDEN", f"access was taken away: {decision.words}", denial_id=decision.denial_id)
+
+
+class _Served:
+    """One channel that was accepted."""
+
+    def __init__(
+        self,
+        door: ChannelDoor,
+        act: Act,
+        caller: Caller,
+        action: str,
+        resource: str,
+        access: Access | None,
+        serve: Serve,
+    ) -> None:
+        self._door = door
+        self._act = act
+        self._caller = caller
+        self._question = action, resource, access
+        self._serve = serve
+        self._is_revoked = False
+
+    async def run(self, stream: Stream) -> None:
+        outcome = "aborted"
+        facts = {}
+        try:
+            if said := await self._serve(stream, self._caller):
+                facts = {"inner": said}
+            outcome = "ok"
+        except AlknetError:
+            outcome = "lost"
+            raise
+        finally:
+            assert self._caller.identity is not None
+            self._door.closed(self._caller.identity.id)
+            self._act.done("revoked" if self._is_revoked else outcome, **facts)
+
+    def revoked(self) -> CallError | None:
+        denial = self._door.still(self._caller, *self._question)
+        self._is_revoked = denial is not None
+        return denial
+
+
+async def splice(near: Stream, far: Stream) -> str:
+    """Carry bytes between two streams until both directions have ended, each with the backpressure of the other. Raises
+    `AlknetError` when one of them breaks; the other one is reset then."""
+    tasks = Tasks("splice")
+    try:
+        there = tasks.start(_pump(near, far), name="there")
+        back = tasks.start(_pump(far, near), name="back")
+        done, _ = await asyncio.wait((there, back), return_when=asyncio.FIRST_EXCEPTION)
+        broken = next((error for task in done if (error := task.result()) is not None), None)
+        if broken is not None:
+            raise broken
+        await far.aclose()
+        return ""
+    finally:
+        far.reset()  # nothing, where it was closed in order
+        await tasks.aclose()
+
+
+async def _pump(source: Stream, sink: Stream) -> AlknetError | None:
+    """Until the end of what `source` has; the error that broke it off before."""
+    try:
+        while data := await source.read():
+            await sink.write(data)
+        await sink.write_eof()
+    except AlknetError as exc:
+        with contextlib.suppress(AlknetError):
+            source.reset()
+        return exc if isinstance(exc, StreamBroken) else StreamBroken(f"the channel broke off: {exc}")
+    return None
