@@ -10,6 +10,7 @@
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -48,6 +49,11 @@ class Peer:
     def node(self) -> str:
         """What the node calls itself that is connected: the one in between, where there is one."""
         return self._link.node
+
+    @property
+    def behind(self) -> str | None:
+        """The peer of that node which is reached through it; None when the node itself is."""
+        return self._behind
 
     @property
     def node_key(self) -> PublicKey | None:
@@ -98,6 +104,15 @@ class Peer:
         """Subscribe to an operation; `credit` items are on their way at once, however slowly they are read."""
         value = input_of(name, value, inputs)
         return self._session.subscribe(name, value, credit=credit, timeout_s=timeout, **self._route)
+
+    async def round_trip(self) -> float:
+        """Seconds that a question takes to the peer and back, whatever it lets this side do."""
+        began = time.monotonic()
+        if self._behind is None:
+            await self._session.call("services/list", {"limit": 1})  # public, and on every node
+        else:
+            (await self._session.open_channel("ssh", peer=self._behind)).reset()
+        return time.monotonic() - began
 
     async def wait_closed(self) -> str:
         """Wait until the connection has ended; why."""

@@ -74,11 +74,11 @@ class _Served:
     def note(self, seconds: float, now: float, *, is_answer: bool) -> None:
         """An attempt took so long; if it was no answer, an answer would have taken longer."""
         known = self.latency_s
+        if not is_answer and (known is None or seconds <= known):
+            return  # that says nothing
         if known is None:
-            if not is_answer:
-                return
             self.latency_s = seconds
-        elif is_answer or seconds > known:
+        else:
             weight = max(LATENCY_WEIGHT, 1.0 - _left_after(now - self.noted_at))
             self.latency_s = known + weight * (seconds - known)
         self.noted_at = now

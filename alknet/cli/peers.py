@@ -36,6 +36,8 @@ def peer() -> None:
     help="The node key that it must prove when operations are called on it; with --address, its only Ed25519 --key.",
 )
 @click.option("--host-key", metavar="FILE|LINE", help="The SSH host key that it must prove.")
+@click.option("--offers", multiple=True, metavar="GLOB", help="Operations that it may bring, such as 'fs/*' or '*'.")
+@click.option("--expose", metavar="PREFIX", help="Make what it brings operations of this node: PREFIX/fs/read.")
 @pass_invocation
 def add(
     invocation: Invocation,
@@ -48,6 +50,8 @@ def add(
     address: tuple[str, ...],
     node_key: str | None,
     host_key: str | None,
+    offers: tuple[str, ...],
+    expose: str | None,
 ) -> None:
     """Add the peer NAME."""
     from alknet.config.create import peer_text
@@ -75,6 +79,12 @@ def add(
         click.echo(f"{name} must prove {own.fingerprint} when it is called; --node-key names another key", err=True)
     if host_key is not None:
         values["host_key"] = _key_line(host_key)
+    if offers:
+        values["offers"] = list(offers)
+    if expose is not None:
+        if not offers:
+            raise UsageError("--expose without --offers exposes nothing", hint="--offers '*' lets it bring everything")
+        values["expose"] = {"prefix": expose}
     ssh: dict[str, Any] = {"user": user} if user else {}
     if as_daemon:
         ssh["as_daemon"] = True

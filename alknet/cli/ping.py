@@ -34,7 +34,8 @@ def ping(
     """Say hello to PEER and measure round trips.
 
     Says which carrier was found, how long that and the hello took, the round trips of a call, and the node key that the
-    peer proved to have (over SSH it proves its host key instead). Exits with 5 when it cannot be reached or is not the
+    peer proved to have (over SSH it proves its host key instead). Through another node these are that node's, but for
+    the round trips, which go all the way. Exits with 5 when it cannot be reached or is not the
     right one, with 3 when it does not let you in.
     """
 
@@ -46,14 +47,13 @@ def ping(
             login = time.monotonic() - began
             trips = []
             for _ in range(count):
-                began = time.monotonic()
-                await opened.call("services/list", limit=1)  # public, and on every node
-                trips.append(time.monotonic() - began)
+                trips.append(await opened.round_trip())
             return {
                 "peer": peer,
                 "transport": opened.transport,
                 "address": opened.address,
                 "node": opened.node,
+                "through": opened.behind is not None,
                 "node_key": None if opened.node_key is None else opened.node_key.fingerprint,
                 "login_ms": round(login * 1000, 3),
                 "round_trip_ms": [round(trip * 1000, 3) for trip in trips],
@@ -64,7 +64,8 @@ def ping(
         print_json(answer)
         return
     trips = answer["round_trip_ms"]
-    click.echo(f"{printable(answer['node'])} at {answer['address']} over {answer['transport']}")
+    through = f"{printable(peer)} through " if answer["through"] else ""
+    click.echo(f"{through}{printable(answer['node'])} at {answer['address']} over {answer['transport']}")
     click.echo(f"node key    {answer['node_key'] or '(not proven over SSH, which has proven the host key)'}")
     click.echo(f"login       {answer['login_ms']:.1f} ms")
     click.echo(

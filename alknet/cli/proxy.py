@@ -2,14 +2,19 @@
 
 import asyncio
 import signal
-from typing import Final, cast
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, cast
 
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import CANNOT_CONNECT, carrier_options, reporter, run_async
-from alknet.destination import find_destination
+from alknet.destination import Destination, find_destination, private_key
 from alknet.errors import AlknetError
+
+if TYPE_CHECKING:
+    from alknet.alpn.streams import Stream
 
 __all__ = ["proxy"]
 
@@ -28,11 +33,12 @@ def proxy(invocation: Invocation, carriers: tuple[str, ...], verbose: bool, peer
     ssh -o ProxyCommand='alknet proxy %h' web
     git clone ssh://web/srv/project    # with 'alknet ssh-config' in ~/.ssh/config
 
-    The SSH client behind it checks the host key; nothing is checked here.
+    The SSH client behind it checks the host key; nothing is checked here, but the node in between where PEER is reached
+    through one.
     """
     try:
-        addresses = find_destination(invocation.home, peer).addresses
-        run_async(lambda: _carry(addresses, carriers, verbose))
+        to = find_destination(invocation.home, peer, jump=invocation.jump)
+        run_async(lambda: _carry(invocation, to, carriers, reporter(verbose)))
     except AlknetError as exc:
         if exc.exit_code not in (2, 6, 7):
             exc.exit_code = CANNOT_CONNECT
@@ -40,18 +46,34 @@ def proxy(invocation: Invocation, carriers: tuple[str, ...], verbose: bool, peer
     return 0
 
 
-async def _carry(addresses: tuple[tuple[str, int], ...], carriers: tuple[str, ...], verbose: bool) -> None:
-    from alknet.alpn.dial import dial, first_stream
-    from alknet.ssh.handler import ALPN
-
-    connection = (await dial(addresses, alpn=ALPN, carriers=carriers, report=reporter(verbose))).connection
-    try:
-        stream = await first_stream(connection)
+async def _carry(
+    invocation: Invocation, to: Destination, carriers: tuple[str, ...], report: Callable[[str], None]
+) -> None:
+    async with _stream_to(invocation, to, carriers, report) as stream:
         pump = _Pump()
         await stream.attach(pump)
         for number in (signal.SIGHUP, signal.SIGTERM):  # ssh's way to say that it is done
             asyncio.get_running_loop().add_signal_handler(number, pump.finish)
         await pump.wait_ended()
+
+
+@asynccontextmanager
+async def _stream_to(
+    invocation: Invocation, to: Destination, carriers: tuple[str, ...], report: Callable[[str], None]
+) -> "AsyncIterator[Stream]":
+    if to.through is not None:
+        from alknet.through import ssh_through
+
+        key = private_key(invocation.home, invocation.identity)
+        async with ssh_through(invocation.home, to.through, key)(carriers=carriers, report=report) as (_, stream):
+            yield stream
+        return
+    from alknet.alpn.dial import dial, first_stream
+    from alknet.ssh.handler import ALPN
+
+    connection = (await dial(to.addresses, alpn=ALPN, carriers=carriers, report=report)).connection
+    try:
+        yield await first_stream(connection)
     finally:
         connection.close()
 

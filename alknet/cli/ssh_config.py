@@ -14,7 +14,7 @@ import click
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.output import print_json
 from alknet.destination import LOCAL
-from alknet.errors import ConfigError, InvalidInputError, NotFoundError, UnavailableError
+from alknet.errors import ConfigError, InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
     from alknet.config.home import Home
@@ -69,7 +69,8 @@ class _Block:
 @click.argument("peer", nargs=-1)
 @pass_invocation
 def ssh_config(invocation: Invocation, peer: tuple[str, ...]) -> None:
-    """Print Host blocks for stock ssh: for each PEER, or for all that have an address and the local node ('.').
+    """Print Host blocks for stock ssh: for each PEER, or for the local node ('.') and all peers that can be reached: by
+    an address, or through the local node because they are nodes that dial in (those that may bring operations).
 
     A peer's host has its name, the local node's is 'alknet'. ssh reaches them with 'alknet proxy' and knows their host
     keys from HOME/ssh_known_hosts, which this command writes.
@@ -89,16 +90,15 @@ def ssh_config(invocation: Invocation, peer: tuple[str, ...]) -> None:
             raise NotFoundError(
                 f"there is no peer {name!r}", hint="'alknet peer list' shows the peers, '.' is this node"
             )
-        if name != LOCAL and not entries[name].addresses:
-            raise UnavailableError(
-                f"peer {name!r} has no address to reach it at",
-                hint=f'add addresses = ["host:port"] to {home.peer(name)}',
-            )
     identity = _identity(invocation, home)
     known_hosts = home.path / "ssh_known_hosts"
     _refuse_unwritable(home.path, *([identity] if identity is not None else []))
     blocks = [_local_block(home, settings, identity, known_hosts)]
-    blocks += [_peer_block(home, entry, identity, known_hosts) for entry in settings.peers if entry.addresses]
+    blocks += [
+        _peer_block(home, entry, identity, known_hosts)
+        for entry in settings.peers
+        if entry.addresses or entry.offers or entry.id in peer
+    ]
     # All hosts, whoever was asked for: blocks of an earlier run name the same file.
     lines = [f"{block.host_key_alias} {key}\n" for block in blocks for key in block.host_keys]
     write_atomically(known_hosts, "# Made by alknet ssh-config, which replaces it.\n" + "".join(lines))
@@ -147,7 +147,9 @@ def _peer_block(home: "Home", entry: "PeerEntry", identity: Path | None, known_h
     from alknet.config.fields import DEFAULT_PORT
     from alknet.known_nodes import HOST_KEY, KnownNodes
 
-    addresses = [split_host_port(text, default_port=DEFAULT_PORT) for text in entry.addresses]
+    # Behind the local node a peer goes by its name, as in `alknet.destination`.
+    texts = entry.addresses or (entry.id,)
+    addresses = [split_host_port(text, default_port=DEFAULT_PORT) for text in texts]
     keys = [entry.host_key]
     if entry.host_key is None:
         known_nodes = KnownNodes(home.path / "known_nodes")

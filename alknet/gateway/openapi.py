@@ -6,7 +6,7 @@ input fits into a URL is also ``GET``. Pure: values in, a JSON value out, in the
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from alknet.call.specs import Kind, Visibility, check_code, is_name
@@ -15,7 +15,7 @@ from alknet.gateway import openapi_errors
 from alknet.gateway.openapi_query import QueryParameter, query_parameters
 from alknet.gateway.openapi_schemas import Schemas, plain
 
-__all__ = ["CONTRACT_VERSION", "document", "encode", "operation_id"]
+__all__ = ["CONTRACT_VERSION", "document", "encode", "encoding", "making", "operation_id"]
 
 CONTRACT_VERSION: Final = "1.0.0"
 """Of what operations have in common: how they are called, how they answer and fail. Its first number changes when
@@ -47,13 +47,38 @@ def document(
 ) -> dict[str, Any]:
     """The document of `operations`, each as `OperationSpec.describe` has it. `caller` is the peer that it is made for,
     None for anybody. What is no operation that can be called is left out."""
+    steps = making(operations, title=title, version=version, servers=servers, caller=caller)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            made: dict[str, Any] = done.value
+            return made
+
+
+def making(
+    operations: Iterable[Mapping[str, Any]],
+    *,
+    title: str = "alknet",
+    version: str = CONTRACT_VERSION,
+    servers: Sequence[str] = ("/",),
+    caller: str | None = None,
+) -> Generator[None, None, dict[str, Any]]:
+    """`document` in small steps, for whoever has other things to do meanwhile: it returns the document."""
     schemas = Schemas({"Problem": openapi_errors.PROBLEM_SCHEMA})
     paths: dict[str, Any] = {}
     namespaces: dict[str, None] = {}
-    for operation in sorted((one for one in operations if _is_operation(one)), key=lambda one: str(one["name"])):
+    chosen = []
+    for one in operations:
+        if _is_operation(one):
+            chosen.append(one)
+        yield
+    for operation in sorted(chosen, key=lambda one: str(one["name"])):
         name: str = operation["name"]
         namespaces[name.partition("/")[0]] = None
         paths[f"/ops/{name}"] = _path_item(operation, schemas)
+        yield
+    yield from schemas.naming()
     return {
         "openapi": OPENAPI_VERSION,
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
@@ -79,7 +104,38 @@ def document(
 
 def encode(made: Mapping[str, Any]) -> bytes:
     """A document as JSON. It may have more values than one call may carry, hence not by the codec of calls."""
-    return json.dumps(made, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return b"".join(encoding(made))
+
+
+def encoding(made: Mapping[str, Any]) -> Iterator[bytes]:
+    """`encode` in small pieces."""
+    yield b"{"
+    for number, (key, value) in enumerate(made.items()):
+        if number:
+            yield b","
+        if key == "paths":
+            yield b"%b:" % _json(key)
+            yield from _members(value)
+        elif key == "components":
+            yield b"%b:" % _json(key)
+            yield b'{"schemas":'
+            yield from _members(value["schemas"])
+            rest = {name: part for name, part in value.items() if name != "schemas"}
+            yield b"," + _json(rest)[1:]
+        else:
+            yield b"%b:%b" % (_json(key), _json(value))
+    yield b"}"
+
+
+def _members(value: Mapping[str, Any]) -> Iterator[bytes]:
+    yield b"{"
+    for number, (key, part) in enumerate(value.items()):
+        yield b"%b%b:%b" % (b"," if number else b"", _json(key), _json(part))
+    yield b"}"
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def operation_id(name: str) -> str:

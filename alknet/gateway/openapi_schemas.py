@@ -9,7 +9,7 @@ invalid is left out.
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 from typing import Any, Final
@@ -70,6 +70,8 @@ class Schemas:
     def __init__(self, reserved: Mapping[str, dict[str, Any]]) -> None:
         self._reserved = reserved
         """Components with names of their own."""
+        self._named: dict[str, dict[str, Any]] | None = None
+        """All components, once they have names."""
         self._targets: dict[str, _Target] = {}
         """By the text that is equal for equal schemas."""
         self._texts: dict[tuple[int, str], tuple[Any, str]] = {}
@@ -110,6 +112,14 @@ class Schemas:
 
     def components(self) -> dict[str, dict[str, Any]]:
         """Give everything its name: all components, sorted by it."""
+        if self._named is None:
+            for _ in self.naming():
+                pass
+        assert self._named is not None
+        return self._named
+
+    def naming(self) -> Iterator[None]:
+        """Most of what `components` does, in small steps."""
         named = dict(self._reserved)
         taken = {_fold(name) for name in named}
         groups: dict[str, list[_Target]] = {}
@@ -121,7 +131,8 @@ class Schemas:
                 named[name] = target.body
                 for holder, key in target.slots:
                     holder[key] = COMPONENT + name
-        return dict(sorted(named.items()))
+            yield
+        self._named = dict(sorted(named.items()))
 
     # --- copies ---------------------------------------------------------------------------------------------------
 

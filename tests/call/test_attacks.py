@@ -275,9 +275,9 @@ async def test_unfinished_frames_on_many_streams_are_bounded_together(door: Call
                 await other.write(part)
             except AlknetError:
                 ended += 1
-        await settled(lambda: sum(node._pending.values()))
-        assert sum(node._pending.values()) <= 32 * MIB
-        assert len(node._channels) < 40
+        await settled(lambda: sum(node._streams._pending.values()))
+        assert sum(node._streams._pending.values()) <= 32 * MIB
+        assert len(node._streams.by_number) < 40
         await raw.send(requested("r1", "t/echo", {"value": 1}))
         assert (await raw.receive())["payload"] == {"output": 1}
 

@@ -367,7 +367,7 @@ async def test_each_subscription_has_a_stream_of_its_own_and_gives_it_back(door:
         assert len(opened) == 3
         await link.session.call("t/add", {"a": 1, "b": 1})
         assert len(opened) == 3
-        await eventually(lambda: len(there(door)._channels) == 1, "the node has given them back as well")
+        await eventually(lambda: len(there(door)._streams.by_number) == 1, "the node has given them back as well")
 
 
 async def test_further_subscriptions_share_the_first_stream(door: CallDoor) -> None:

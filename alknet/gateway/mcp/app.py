@@ -31,6 +31,7 @@ from alknet.gateway.mcp.messages import Patient, Watched, dropped, nothing, read
 from alknet.gateway.mcp.node import Directory, NodeBackend
 from alknet.gateway.mcp.server import Ctx, ToolServer, Turn
 from alknet.gateway.mcp.sessions import OwnedSession, Sessions, owner_of
+from alknet.gateway.permitted import Permitted
 from alknet.tasks import Tasks
 
 __all__ = ["CALLER", "PATHS", "TRACEPARENT", "McpApp", "McpSettings"]
@@ -46,6 +47,8 @@ MAX_LISTENING: Final = 8
 """Streams of one caller, or of all strangers, that tell of changed lists."""
 MAX_LASTING_BYTES: Final = 16 * 1024
 """Of a message that is kept for as long as a session or a stream is: it takes some thirty times as much in memory."""
+CHANGES_PAUSE_S: Final = 1.0
+"""Changes of what peers bring that come within this are told as one: each makes every client ask for its list."""
 NOTIFY_TIMEOUT_S: Final = 5.0
 """What it may take to tell one session that its list has changed."""
 
@@ -72,16 +75,21 @@ class McpApp:
     request may make several, and refuses with a `CallError`.
 
     Whoever runs it cancels a request's task when the client is gone, and calls `recheck` after each change of what is
-    served or allowed, and when a credential ends.
+    allowed, and when a credential ends. What peers bring comes and goes without that; it sees to this itself.
     """
 
     def __init__(
-        self, calls: Calls, settings: McpSettings, *, admit: Callable[[Caller], None] = lambda caller: None
+        self,
+        calls: Calls,
+        settings: McpSettings,
+        *,
+        admit: Callable[[Caller], None] = lambda caller: None,
+        permitted: Permitted | None = None,
     ) -> None:
         self.settings = settings
         self._calls = calls
         self._admit = admit
-        self._directory = Directory(calls)
+        self._directory = Directory(calls, permitted or Permitted(calls.dispatcher))
         self._server = ToolServer(_turn_of)
         stamp = JSON.encode({SERVER_INFO_META_KEY: self._server.server_info_stamp})
         self._brief = Brief(self._directory, stamp[1:-1])
@@ -113,6 +121,7 @@ class McpApp:
         ready = asyncio.Event()
         self._tasks.start(self._run(ready), name="sessions")
         self._tasks.start(self._sweep(), name="sweep")
+        self._tasks.start(self._watch(), name="watch")
         await ready.wait()
 
     def recheck(self) -> None:
@@ -125,12 +134,7 @@ class McpApp:
             if not turn.running and not turn.is_over and not self._is_live(turn.identity):
                 turn.is_over = True
                 task.cancel()
-        if self._served != (served := self._version_served()):
-            self._served = served
-            self._tasks.start(self._server.bus.publish(ToolsListChanged()), name="changed")
-            for session in self._sessions.all():
-                if session.changed is not None:
-                    self._tasks.start(_notify(session.changed()), name="changed")
+        self._tell_changes()
 
     async def aclose(self, deadline: float) -> None:
         """End all sessions and streams, once the calls in them are answered, or at `deadline` (event-loop time)."""
@@ -154,6 +158,25 @@ class McpApp:
             self._sessions.close_idle(asyncio.get_running_loop().time())
             for patient in tuple(self._patients):
                 patient.pulse(self._tasks)
+
+    async def _watch(self) -> None:
+        """Tell of what changes without a `recheck`."""
+        changes = self._calls.dispatcher.changes
+        number = changes.number
+        while True:
+            number = await changes.wait_beyond(number)
+            self._tell_changes()
+            await asyncio.sleep(CHANGES_PAUSE_S)
+
+    def _tell_changes(self) -> None:
+        """Tell everybody that their lists may have changed, if they may have."""
+        if self._served == (served := self._version_served()):
+            return
+        self._served = served
+        self._tasks.start(self._server.bus.publish(ToolsListChanged()), name="changed")
+        for session in self._sessions.all():
+            if session.changed is not None:
+                self._tasks.start(_notify(session.changed()), name="changed")
 
     def _is_live(self, identity: Any) -> bool:
         """Whether this caller may still do anything at all; what, is decided at each call."""

@@ -35,7 +35,5 @@ class Backend(Protocol):
     async def find(self, name: str) -> Tool | None:
         """The tool with this name, where the caller may not call it, too, if it is known; raises `CallError`."""
 
-    async def begin(
-        self, operation: str, value: Any, *, peer: str | None = None, streaming: bool | None = None
-    ) -> Run:
+    async def begin(self, operation: str, value: Any, *, peer: str | None = None, streaming: bool | None = None) -> Run:
         """Everything up to the handler; raises `CallError`. `peer` and `streaming`: as in `Dispatcher.prepare`."""

@@ -47,7 +47,7 @@ def page_of(tools: Sequence[Tool], revision: Revision, cursor: str | None, *, ma
         if cursor is not None:
             raise CursorError("this list has one page")
         return Page(_GENERAL_JSON, None)
-    start = 0 if cursor is None else _after([tool.operation for tool in tools], cursor)
+    start = 0 if cursor is None else _after(tools, cursor)
     found: list[bytes] = []
     size = 0
     for tool in tools[start : start + MAX_PAGE]:
@@ -60,9 +60,9 @@ def page_of(tools: Sequence[Tool], revision: Revision, cursor: str | None, *, ma
     return Page(found, _CURSOR + tools[end - 1].operation if end < len(tools) else None)
 
 
-def _after(names: Sequence[str], cursor: str) -> int:
+def _after(tools: Sequence[Tool], cursor: str) -> int:
     """Where the tools begin that follow; what the cursor names may be gone."""
     name = cursor.removeprefix(_CURSOR)
     if name == cursor or not is_name(name):
         raise CursorError("this is no cursor of this list")
-    return bisect_right(names, name)
+    return bisect_right(tools, name, key=lambda tool: tool.operation)

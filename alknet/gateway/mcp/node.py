@@ -1,89 +1,106 @@
 """The tools of this node: what its dispatcher serves, for each caller what that caller may call.
 
-Lists are kept: they are the same until operations, policy or an expiry change, and clients ask for them often.
+A tool is made when somebody asks for it, and is kept as long as its operation stays the same: there may be thousands,
+of peers that come and go, and few are ever shown.
 """
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, overload
 
-from alknet.access import Identity, Policy
 from alknet.call.anonymous import LIFETIME_S
 from alknet.call.context import Caller
+from alknet.call.errors import CallError
 from alknet.call.operations import Operation, Visibility
 from alknet.call.prepared import Prepared
 from alknet.call.registry import Registry
 from alknet.gateway.calls import Calls
-from alknet.gateway.mcp.tools import Tool, tool_names
+from alknet.gateway.mcp.tools import MAX_TOOL_NAME_CHARS, Tool, operation_named, tool_names
+from alknet.gateway.permitted import Permitted
 
-__all__ = ["Directory", "NodeBackend", "NodeRun"]
-
-MAX_LISTS: Final = 256
-"""That are kept, of different callers. A list holds references only: all share the tools."""
+__all__ = ["Directory", "NodeBackend", "NodeRun", "Tools"]
 
 
-@dataclass(frozen=True, slots=True)
-class _List:
-    tools: Sequence[Tool]
-    until: float
-    """Seconds since 1970: then a credential or a peer ends."""
+class Tools(Sequence[Tool]):
+    """The tools of some operations, in their order, each made when it is looked at."""
+
+    def __init__(self, operations: Sequence[Operation], tool_of: Callable[[Operation], Tool]) -> None:
+        self._operations = operations
+        self._tool_of = tool_of
+
+    def __len__(self) -> int:
+        return len(self._operations)
+
+    @overload
+    def __getitem__(self, index: int) -> Tool: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Tools": ...
+    def __getitem__(self, index: int | slice) -> "Tool | Tools":
+        if isinstance(index, slice):
+            return Tools(self._operations[index], self._tool_of)
+        return self._tool_of(self._operations[index])
+
+    def __iter__(self) -> Iterator[Tool]:
+        return map(self._tool_of, self._operations)
 
 
 class Directory:
     """The tools of a node, and who may call which."""
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, permitted: Permitted) -> None:
         self._dispatcher = calls.dispatcher
+        self._permitted = permitted
         self._registry: Registry | None = None
-        self._policy: Policy | None = None
-        self._tools: dict[str, tuple[Tool, Operation]] = {}
-        """By their names; of internal operations there are none."""
-        self._lists: dict[Identity | None, _List] = {}
+        self._cut: dict[str, str] = {}
+        """The operations whose names are too long for a tool, by the names that their tools have instead."""
+        self._names: dict[str, str] = {}
+        """And the other way round."""
+        self._tools: dict[str, tuple[Operation, Tool]] = {}
+        """Those that were made, by their operations' names."""
 
     def find(self, name: str) -> Tool | None:
-        """The tool with this name, whoever asks."""
+        """The tool with this name, whoever asks. Of internal operations there is none."""
         self._renew()
-        found = self._tools.get(name)
-        return None if found is None else found[0]
+        operation = self._dispatcher.registry.get(self._cut.get(name) or operation_named(name))
+        if operation is None or operation.spec.visibility is Visibility.INTERNAL:
+            return None
+        tool = self._tool_of(operation)
+        return tool if tool.name == name else None
 
-    def visible(self, identity: Any) -> Sequence[Tool]:
+    async def visible(self, identity: Any) -> Tools:
         """What this caller may call, in the order of the operations' names."""
+        operations = await self._permitted.of(identity)
+        return Tools(operations, self._tool_of)
+
+    def is_plain(self, name: str, peer: str | None = None) -> bool:
+        """Whether this names an operation, of the node or of that connected peer, that answers once."""
+        if peer is None:
+            found = self._dispatcher.registry.get(name)
+            return found is not None and not found.style.is_stream
+        try:
+            return not self._dispatcher.peers.operation(peer, name).style.is_stream
+        except CallError:
+            return False
+
+    def _tool_of(self, operation: Operation) -> Tool:
         self._renew()
-        known = self._lists.get(identity)
-        now = self._dispatcher.gate.clock.wall()
-        if known is None or now >= known.until:
-            if known is None and len(self._lists) >= MAX_LISTS:
-                del self._lists[next(iter(self._lists))]
-            may = self._dispatcher.may
-            tools = tuple(tool for tool, operation in self._tools.values() if may(identity, operation))
-            known = self._lists[identity] = _List(tools, self._until(identity, now))
-        return known.tools
-
-    def is_plain(self, name: str) -> bool:
-        """Whether this names an operation that answers once."""
-        found = self._dispatcher.registry.get(name)
-        return found is not None and not found.style.is_stream
-
-    def _until(self, identity: Identity | None, now: float) -> float:
-        if identity is None:
-            return float("inf")
-        peer = self._dispatcher.gate.policy.peers.get(identity.id)
-        ends = (identity.expires_at, None if peer is None else peer.expires_at)
-        return min((end for end in ends if end is not None and end > now), default=float("inf"))
+        name = operation.spec.name
+        known = self._tools.get(name)
+        if known is not None and known[0] is operation:
+            return known[1]
+        tool = Tool(self._names.get(name) or tool_names([name])[name], operation.spec.describe())
+        if self._dispatcher.registry.get(name) is operation:
+            self._tools[name] = operation, tool
+        return tool
 
     def _renew(self) -> None:
-        registry, policy = self._dispatcher.registry, self._dispatcher.gate.policy
-        if registry is not self._registry:
-            shown = [one for one in registry.operations.values() if one.spec.visibility is not Visibility.INTERNAL]
-            names = tool_names(one.spec.name for one in shown)
-            self._tools = {
-                name: (Tool(name, one.spec.describe()), one) for one in shown for name in (names[one.spec.name],)
-            }
-            self._registry = registry
-            self._lists.clear()
-        if policy is not self._policy:
-            self._policy = policy
-            self._lists.clear()
+        registry = self._dispatcher.registry
+        if registry is self._registry:
+            return
+        self._registry = registry
+        self._tools = {name: known for name, known in self._tools.items() if registry.operations.get(name) is known[0]}
+        long = [name for name in registry.operations if len(name) > MAX_TOOL_NAME_CHARS]
+        self._names = tool_names(long, is_taken=lambda cut: operation_named(cut) in registry.operations)
+        self._cut = {cut: name for name, cut in self._names.items()}
 
 
 class NodeRun:
@@ -130,7 +147,7 @@ class NodeBackend:
         self.traceparent = traceparent
 
     async def tools(self) -> Sequence[Tool]:
-        return self._directory.visible(self.caller.identity)
+        return await self._directory.visible(self.caller.identity)
 
     async def find(self, name: str) -> Tool | None:
         return self._directory.find(name)

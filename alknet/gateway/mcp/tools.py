@@ -4,7 +4,7 @@ A tool is made of what ``services/schema`` answers, so that the node and the bri
 remote node, show the same tool.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -41,11 +41,11 @@ class Revision(Enum):
         return cls.NEW if version == cls.NEW.value else cls.OLD
 
 
-def tool_names(operations: Iterable[str]) -> dict[str, str]:
+def tool_names(operations: Iterable[str], *, is_taken: Callable[[str], bool] = lambda name: False) -> dict[str, str]:
     """The name of each operation's tool.
 
     ``/`` becomes ``.``, which no operation's name has, so no two are equal. A name that is too long is cut and gets a
-    hash of the whole; should another tool have just that name, a longer hash.
+    hash of the whole; should another tool have just that name, or be it `is_taken` elsewhere, a longer hash.
     """
     names = sorted(operations)
     found = {name: name.replace("/", ".") for name in names if len(name) <= MAX_TOOL_NAME_CHARS}
@@ -57,7 +57,7 @@ def tool_names(operations: Iterable[str]) -> dict[str, str]:
                 f"{plain[: MAX_TOOL_NAME_CHARS - 1 - size]}-{digest[:size]}"
                 for size in range(CUT_DIGITS, MAX_TOOL_NAME_CHARS)
             )
-            found[name] = next(cut for cut in cuts if cut not in taken)
+            found[name] = next(cut for cut in cuts if cut not in taken and not is_taken(cut))
             taken.add(found[name])
     return found
 
