@@ -254,7 +254,6 @@ class Node:
         deadline = asyncio.get_running_loop().time() + self._reloader.running.settings.node.drain_timeout
         cut = await self.router.shutdown(deadline)
         await self._dialer.aclose()
-        await self._mesh.aclose()
         await self._dispatcher.aclose()  # only now: SSH sessions call operations, too
         self._stop.set()
         await self._tasks.aclose()

@@ -117,11 +117,12 @@ class _Trip:
         self._has_answered = False
         self._failure: CallError | None = None
         self._is_retry = False
+        self._route = forward._route()
 
     def next(self) -> tuple[Attachment, Attempt]:
         """Where to go now; raises `CallError` when there is nobody (else)."""
         forward, now = self._forward, self._loop.time()
-        route = forward._route()
+        route = self._route = forward._route()
         while True:
             candidates = forward._candidates()
             peer = route.choose(candidates, now, self._tried)
@@ -140,15 +141,15 @@ class _Trip:
     def answered(self, attempt: Attempt) -> None:
         if not self._has_answered:
             self._has_answered = True
-            self._forward._route().answered(attempt, self._loop.time())
+            self._route.answered(attempt, self._loop.time())
 
     def ended(self, attempt: Attempt, outcome: Outcome) -> None:
-        self._forward._route().ended(attempt, self._loop.time(), outcome)
+        self._route.ended(attempt, self._loop.time(), outcome)
 
     def failed(self, attempt: Attempt, error: CallError) -> None:
         """Note it; raises it where the call is not to be repeated."""
         now = self._loop.time()
-        self._forward._route().ended(attempt, now, outcome_of(error.code, now - attempt.began))
+        self._route.ended(attempt, now, outcome_of(error.code, now - attempt.began))
         never_ran = error.code == "NOT_FOUND" and error.details == {"operation": self._forward._name}
         may_repeat = self._prepared.operation.spec.idempotent and error.code in TRIED_ELSEWHERE
         if self._has_answered or not (never_ran or may_repeat):

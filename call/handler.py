@@ -43,6 +43,7 @@ MAX_DENIALS: Final = 1000
 DENIALS_S: Final = 600.0
 PROVEN_BY_KEY: Final = ("key:", "dial:")
 """Who holds no more than a token of a peer is not the one that the peer's operations are called on."""
+DRAIN_CHECK_S: Final = 0.02
 SHUTTING_DOWN: Final = "the node is shutting down"
 
 
@@ -144,6 +145,8 @@ class CallHandler:
     async def shutdown(self, deadline: float) -> None:
         for connection in tuple(self._saying_hello):
             connection.close(0, SHUTTING_DOWN)
+        if self._mesh is not None:
+            await self._mesh.aclose()
         await asyncio.gather(*(self._drain(session, deadline) for session in tuple(self._sessions)))
         await self._tasks.aclose()
 
@@ -152,6 +155,8 @@ class CallHandler:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await session.serving.is_idle.wait()
+                while session.is_calling:  # for somebody else, who is to have the answer
+                    await asyncio.sleep(DRAIN_CHECK_S)
         await session.aclose()
 
     # --- the hello --------------------------------------------------------------------------------------------------

@@ -338,6 +338,11 @@ class Session:
     async def wait_ended(self) -> None:
         await self._ended.wait()
 
+    @property
+    def is_calling(self) -> bool:
+        """Whether a call of this side's runs there, or a byte channel is open."""
+        return bool(self._machine.outbound or self._machine.channels.channels)
+
     def watch(self, patience_s: float) -> None:
         """From now on, end the session when the other side has not been heard for so many seconds, where the carrier
         can tell."""

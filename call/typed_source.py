@@ -53,12 +53,18 @@ def docstring(text: str, indent: int = 0) -> list[str]:
     if not any(lines):
         return []
     pad = " " * indent
-    escaped = [line.replace("\\", "\\\\").replace(_QUOTES, '\\"\\"\\"') for line in lines]
-    if len(escaped) == 1 and indent + len(escaped[0]) + 2 * len(_QUOTES) <= LINE_CHARS:
-        only = escaped[0][:-1] + '\\"' if escaped[0].endswith('"') else escaped[0]
-        return [f"{pad}{_QUOTES}{only}{_QUOTES}"]
+    escaped = [_escaped(line) for line in lines]
+    if len(escaped) == 1:
+        text = lines[0].rstrip('"')  # the quotes at its end would end it
+        only = _escaped(text) + '\\"' * (len(lines[0]) - len(text))
+        if indent + len(only) + 2 * len(_QUOTES) <= LINE_CHARS:
+            return [f"{pad}{_QUOTES}{only}{_QUOTES}"]
     first, *others = escaped
     return [f"{pad}{_QUOTES}{first}", *(pad + line if line else "" for line in others), f"{pad}{_QUOTES}"]
+
+
+def _escaped(line: str) -> str:
+    return line.replace("\\", "\\\\").replace(_QUOTES, '\\"' * len(_QUOTES))
 
 
 def _wrapped(line: str, width: int) -> list[str]:

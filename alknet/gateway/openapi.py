@@ -104,11 +104,12 @@ def making(
 
 def encode(made: Mapping[str, Any]) -> bytes:
     """A document as JSON. It may have more values than one call may carry, hence not by the codec of calls."""
-    return b"".join(encoding(made))
+    components = {**made["components"], "schemas": dict(made["components"]["schemas"])}
+    return b"".join(encoding({**made, "paths": dict(made["paths"]), "components": components}))
 
 
 def encoding(made: Mapping[str, Any]) -> Iterator[bytes]:
-    """`encode` in small pieces."""
+    """`encode` in small pieces. It takes the document apart: to let go of a large one takes long, too."""
     yield b"{"
     for number, (key, value) in enumerate(made.items()):
         if number:
@@ -127,10 +128,16 @@ def encoding(made: Mapping[str, Any]) -> Iterator[bytes]:
     yield b"}"
 
 
-def _members(value: Mapping[str, Any]) -> Iterator[bytes]:
+def _members(value: dict[str, Any]) -> Iterator[bytes]:
+    left = list(value.items())
+    value.clear()
+    left.reverse()
+    comma = b""
     yield b"{"
-    for number, (key, part) in enumerate(value.items()):
-        yield b"%b%b:%b" % (b"," if number else b"", _json(key), _json(part))
+    while left:
+        key, part = left.pop()
+        yield b"%b%b:%b" % (comma, _json(key), _json(part))
+        comma = b","
     yield b"}"
 
 

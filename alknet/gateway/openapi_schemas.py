@@ -125,13 +125,14 @@ class Schemas:
         groups: dict[str, list[_Target]] = {}
         for target in self._targets.values():
             groups.setdefault("" if target.is_fixed else _fold(target.base), []).append(target)
+            yield
         for _, group in sorted(groups.items()):
             for target, name in zip(group, _names(group, taken), strict=True):
                 taken.add(_fold(name))
                 named[name] = target.body
                 for holder, key in target.slots:
                     holder[key] = COMPONENT + name
-            yield
+                yield
         self._named = dict(sorted(named.items()))
 
     # --- copies ---------------------------------------------------------------------------------------------------

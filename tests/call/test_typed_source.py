@@ -5,7 +5,7 @@ import keyword
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alknet.call.typed_source import (
@@ -44,6 +44,10 @@ def test_a_literal_has_the_quotes_that_a_formatter_would_give_it(value: str, sou
 
 
 @given(TEXTS, st.sampled_from([0, 4, 8]))
+@example('"""', 0)
+@example('a\\"""', 4)
+@example('"' * 5, 0)
+@example("\\", 8)
 def test_a_docstring_is_the_only_statement_of_its_lines(text: str, indent: int) -> None:
     lines = docstring(text, indent)
     source = "\n".join(["def f():" if indent else "", *lines, " " * indent + "0"])

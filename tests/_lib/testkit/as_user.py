@@ -227,6 +227,7 @@ def _run(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     sys.stderr = open(2, "w", closefd=False, errors="backslashreplace", buffering=1)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(request["env"])
+    sys.path[:0] = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path]
     os.chdir("/")
     if request["user"] is not None:
         _import_everything()
