@@ -183,14 +183,11 @@ class Policy:
 
     def renew(self, identity: Identity) -> Identity | None:
         kind, _, credential = identity.via.partition(":")
-        if kind == "token":
-            token = self.tokens.get(credential)
-            found = None if token is None else _bearer(token)
-        elif kind == "dial":  # who was dialled as that peer, and has proven to be it
-            peer = self.peers.get(credential)
-            found = Identity(peer.id, frozenset(peer.scopes), identity.via) if peer else None
-        else:
-            found = self.lookup_key(credential) if kind == "key" else None
+        found = self.lookup_key(credential) if kind == "key" else None
+        if kind == "token" and (token := self.tokens.get(credential)) is not None:
+            found = _bearer(token)
+        elif kind == "dial" and (peer := self.peers.get(credential)) is not None:  # dialled, and proven to be it
+            found = Identity(peer.id, frozenset(peer.scopes), identity.via)
         return found if found is not None and found.id == identity.id else None
 
     def next_expiry(self, now: float) -> float | None:

@@ -55,14 +55,12 @@ LABEL: Final = b"alknet-hello-1"
 LISTENER_NAMESPACE: Final = "alknet-hello-listener-1"
 DIALER_NAMESPACE: Final = "alknet-hello-dialer-1"
 NONCE_BYTES: Final = 32
-MAX_NAMES: Final = 32
-"""Versions, features or codecs in one list."""
+MAX_NAMES: Final = 32  # versions, features or codecs in one list
 MAX_NAME_CHARS: Final = 64
 MAX_TOKEN_CHARS: Final = 256
 MAX_WORDS_CHARS: Final = 1000
 """What the other side's reason for a refusal is cut to."""
-MAX_LIMIT: Final = 2**31 - 1
-"""Any limit above counts as this."""
+MAX_LIMIT: Final = 2**31 - 1  # any limit above counts as this
 HELLO_ID: Final = "hello"
 
 

@@ -5,6 +5,7 @@ surface relies on. One that is not accepted is left out and breaks nothing.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ MAX_ITEMS: Final = 100
 MAX_HOPS: Final = 4
 """Nodes between this one and the one that runs an operation. Two nodes that import from each other, and expose what
 they have imported, would otherwise hand their operations back and forth without end."""
+_SCOPE: Final = re.compile(r"[A-Za-z0-9_.*:/-]{1,256}\Z")
 _DIALECTS: Final = (None, "https://json-schema.org/draft/2020-12/schema")
 _FOREIGN: Final = frozenset({"$id", "$anchor", "$dynamicRef", "$dynamicAnchor", "$vocabulary", "$recursiveRef"})
 """Words that make one place of a schema mean another; what alknet itself writes has none of them."""
@@ -40,7 +42,7 @@ def read_spec(name: str, description: Any) -> OperationSpec:
     if said.text("visibility", "external") != "external":
         raise SchemaParse(f"{name}: is for the other node itself")
     access = _Said(f"{name}: access", said.get("access", {}))
-    any_of = None if access.get("required_scopes_any") is None else access.texts("required_scopes_any")
+    any_of = None if access.get("required_scopes_any") is None else access.scopes("required_scopes_any")
     hops = said.get("hops", 0)
     if type(hops) is not int or not 0 <= hops < MAX_HOPS:
         raise SchemaParse(f"{name}: is {hops!r} nodes further on; up to {MAX_HOPS - 1} are followed")
@@ -50,7 +52,7 @@ def read_spec(name: str, description: Any) -> OperationSpec:
             kind=Kind(said.text("kind")),
             access=Access(
                 public=access.switch("public"),
-                required_scopes=access.texts("required_scopes"),
+                required_scopes=access.scopes("required_scopes"),
                 required_scopes_any=any_of,
                 resource_type=access.optional("resource_type"),
                 resource_action=access.optional("resource_action"),
@@ -113,6 +115,12 @@ class _Said:
         if not all(isinstance(value, str) and len(value) <= MAX_TEXT_CHARS for value in values):
             raise SchemaParse(f"{self._where}: {key} is not a list of texts")
         return tuple(values)
+
+    def scopes(self, key: str) -> tuple[str, ...]:
+        found = self.texts(key)
+        if not all(_SCOPE.match(scope) for scope in found):
+            raise SchemaParse(f"{self._where}: {key} has something that is no scope")
+        return found
 
     def schema(self, key: str) -> dict[str, Any]:
         value = self._value.get(key)

@@ -183,7 +183,8 @@ def _arguments(invocation: Invocation, peer: str, options: list[str]) -> list[st
     for name, path in (("--home", invocation.home_path), ("--identity", invocation.identity)):
         if path is not None:
             common += [name, str(path.absolute())]
-    return [*common, "mcp", *options, *([peer] if peer != "." else [])]
+    jump = [] if invocation.jump is None else ["--jump", invocation.jump]
+    return [*common, "mcp", *jump, *options, *([peer] if peer != "." else [])]
 
 
 def _url(invocation: Invocation, peer: str) -> str:
@@ -191,9 +192,11 @@ def _url(invocation: Invocation, peer: str) -> str:
     from alknet.destination import find_destination
 
     try:
-        to = find_destination(invocation.home, peer)
+        to = find_destination(invocation.home, peer, jump=invocation.jump)
     except AlknetError:
         return "https://HOST:PORT/mcp"  # no node runs, so nobody knows its port
+    if to.through is not None:
+        to = to.through.hub  # it has the tools that it exposes
     host, port = to.addresses[0]
     return f"{'http' if to.is_local else 'https'}://{f'[{host}]' if ':' in host else host}:{port}/mcp"
 

@@ -8,6 +8,7 @@ from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, call_options, open_peer, run_async
 from alknet.cli.ops import describe_operations
 from alknet.cli.values import to_json
+from alknet.errors import UnavailableError
 
 __all__ = ["openapi"]
 
@@ -41,6 +42,12 @@ def openapi(
         async with open_peer(
             invocation, peer, carrier=carrier, token=token, verbose=verbose, accept_new=accepter(yes=accept_new)
         ) as opened:
+            if opened.behind is not None:
+                raise UnavailableError(
+                    f"{opened.behind!r} is behind {opened.node!r}, which serves its operations over HTTP only where it"
+                    " exposes them",
+                    hint=f"'alknet call -J HUB {opened.behind} …' calls them; expose of its peer entry exposes them",
+                )
             url = _url(opened.address, is_local=peer == ".")
             return document(await describe_operations(opened), servers=[url], caller=opened.identity)
 

@@ -105,9 +105,11 @@ def can(invocation: Invocation, peer: str, action: str, resource: str | None) ->
 def _can_offline(invocation: Invocation, peer: str, action: str, resource: str | None) -> dict[str, object]:
     from alknet.access import Context, Identity, authorize
     from alknet.actions import ACTIONS
+    from alknet.call.registry import Registry
     from alknet.clock import SystemClock
     from alknet.config.load import load
     from alknet.config.policy import build_policy, daemon_user
+    from alknet.services.node import PEER_ACTIONS, access_of
     from alknet.services.node import can as describe
     from alknet.state import SqliteState
 
@@ -118,14 +120,15 @@ def _can_offline(invocation: Invocation, peer: str, action: str, resource: str |
     state.close()
     if peer not in policy.peers:
         raise NotFoundError(f"there is no peer {peer!r}")
-    if action not in ACTIONS:
+    if action not in (*ACTIONS, *PEER_ACTIONS):
         raise UnavailableError(
             f"there is no action {action!r}, and operations are known to a running node only",
             hint="'alknet up' starts it; docs/explanation/access.md lists the actions",
         )
     identity = Identity(peer, frozenset(policy.peers[peer].scopes), "question")
     context = Context(policy, SystemClock().wall())
-    return describe(authorize(identity, action, resource, context), policy, peer, action)
+    access = access_of(Registry(), action, resource)
+    return describe(authorize(identity, action, resource, context, access=access), policy, peer, action)
 
 
 def _print_connections(connections: list[dict[str, str]]) -> None:

@@ -1,18 +1,22 @@
 """``node/*``: the running node as its operator sees and steers it."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from alknet.access import Access, Decision, Identity, Policy
 from alknet.actions import ACTIONS
 from alknet.call.context import OperationContext
-from alknet.call.dispatch import Stats
+from alknet.call.dispatch import Stats, peer_access
 from alknet.call.operations import OperationError, Visibility, operation
 from alknet.call.registry import Registry
 from alknet.errors import ConfigError, NotFoundError
 from alknet.gate import Gate
 
-__all__ = ["ConfigInvalid", "NodeService", "NodeView", "access_of", "can"]
+__all__ = ["PEER_ACTIONS", "ConfigInvalid", "NodeService", "NodeView", "access_of", "can"]
+
+
+PEER_ACTIONS: Final = ("peer/call", "peer/channel")
+"""Actions on another node: the scope that they need is in the resource."""
 
 
 class ConfigInvalid(OperationError):
@@ -73,13 +77,14 @@ class NodeService:
     async def can(self, peer: str, action: str, resource: str | None = None) -> dict[str, Any]:
         """May a peer do that? And which rule says so.
 
-        `action` is an action such as ssh/exec, or the name of an operation.
+        `action` is an action such as ssh/exec, or the name of an operation. For peer/call and peer/channel the resource
+        is whose and what: w1:fs/read.
         """
         policy = self._node.gate.policy
         if peer not in policy.peers:
             raise NotFoundError(f"there is no peer {peer!r}")
         identity = Identity(peer, frozenset(policy.peers[peer].scopes), "question")
-        access = access_of(self._node.registry, action)
+        access = access_of(self._node.registry, action, resource)
         return can(self._node.gate.peek(identity, action, resource, access=access), policy, peer, action)
 
     @operation("node/reload", kind="mutation", scopes=["node:admin"], destructive=False, errors=[ConfigInvalid])
@@ -97,8 +102,10 @@ class NodeService:
         return self._node.end_connection(id)
 
 
-def access_of(registry: Registry, action: str) -> Access | None:
+def access_of(registry: Registry, action: str, resource: str | None = None) -> Access | None:
     """What an operation asks for; None for an action that is none, or none that a peer can attempt."""
+    if action in PEER_ACTIONS:
+        return peer_access((resource or "").partition(":")[0] or "*")
     found = registry.get(action) if action not in ACTIONS else None
     return None if found is None or found.spec.visibility is Visibility.INTERNAL else found.spec.access
 
