@@ -155,7 +155,8 @@ class CallHandler:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 await session.serving.is_idle.wait()
-                while session.is_calling:  # for somebody else, who is to have the answer
+                # For somebody else, who is to have the answer.
+                while session.is_calling:  # noqa: ASYNC110 - only while the node stops
                     await asyncio.sleep(DRAIN_CHECK_S)
         await session.aclose()
 

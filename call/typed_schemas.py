@@ -21,6 +21,7 @@ from alknet.call.typed_types import (
     Plain,
     Record,
     Type,
+    parts_of,
     union,
 )
 
@@ -37,6 +38,8 @@ MAX_FIELDS: Final = 500
 MAX_VALUES: Final = 200
 """Of an enumeration; of one that has more, only the type is told."""
 MAX_VALUE_CHARS: Final = 100
+MAX_INLINE_CHARS: Final = 60
+"""Of an enumeration; a longer one has a name."""
 MAX_INTEGER: Final = 2**64
 MAX_REFERENCES: Final = 20
 """That one ``$ref`` may lead to another."""
@@ -119,7 +122,7 @@ class _Schema:
         if isinstance(reference := schema.get("$ref"), str):
             return self._refer(reference, base)
         if (chosen := _choice(schema)) is not None:
-            return chosen
+            return self._named(chosen, schema, base) if _is_long(chosen) else chosen
         kinds = schema.get("type")
         if isinstance(several := schema.get("allOf"), list) and several:
             if len(several) == 1 and isinstance(several[0], dict) and "properties" not in schema:
@@ -129,9 +132,7 @@ class _Schema:
             known = [kind for kind in _KINDS if kind in kinds]
             return union([self._read({**schema, "type": kind}, base, depth + 1) for kind in known])
         if record := self._record(schema, base, depth):
-            named = self._types.declare(_title(schema) or base, self._operation, self._role)
-            self._types.declared[named.key].body = record
-            return named
+            return self._named(record, schema, base)
         for key in ("anyOf", "oneOf"):
             options = schema.get(key)
             if isinstance(options, list) and 0 < len(options) <= MAX_OPTIONS:
@@ -139,6 +140,11 @@ class _Schema:
                 if found != ANY:
                     return found
         return self._of_kind(kinds, schema, base, depth)
+
+    def _named(self, body: Record | Type, schema: dict[str, Any], base: str) -> Named:
+        named = self._types.declare(_title(schema) or base, self._operation, self._role)
+        self._types.declared[named.key].body = body if isinstance(body, Record) else Alias(body)
+        return named
 
     def _of_kind(self, kind: Any, schema: dict[str, Any], base: str, depth: int) -> Type:
         if kind == "string" and schema.get("contentEncoding") == "base64":
@@ -251,6 +257,12 @@ def _choice(schema: dict[str, Any]) -> Type | None:
         return None
     told = [literal(value) for value in values if value is not None]
     return union([*([Choice(tuple(dict.fromkeys(told)))] if told else []), *([NONE] if None in values else [])])
+
+
+def _is_long(type_: Type) -> bool:
+    """Whether an enumeration is too long to stand among other things."""
+    values = [len(value) for part in parts_of(type_) if isinstance(part, Choice) for value in part.values]
+    return sum(values) > MAX_INLINE_CHARS
 
 
 def _is_literal(value: Any) -> bool:

@@ -36,6 +36,8 @@ RECORD = {"type": "object", "properties": {"a": {"type": "integer"}}}
         ({"type": ["object", "null"], "properties": {"a": {}}}, "FsReadOutput | None"),
         ({"const": "a"}, 'Literal["a"]'),
         ({"enum": ["a", 1, True, None]}, 'Literal["a", 1, True] | None'),
+        ({"enum": ["a" * 50, "b" * 50]}, "FsReadOutput"),
+        ({"enum": ["a" * 50, "b" * 50], "title": "Long"}, "Long"),
         ({"enum": [1.5], "type": "number"}, "float"),
         ({"enum": list(range(MAX_VALUES + 1)), "type": "integer"}, "int"),
         ({"enum": [10**40], "type": "integer"}, "int"),
