@@ -251,6 +251,7 @@ class Node:
         self._port.stop_accepting()
         self._tls.stop_accepting()
         self._dialer.stop_dialling()
+        self._dispatcher.changes.end()  # for these everybody waits, and nothing would be drained
         deadline = asyncio.get_running_loop().time() + self._reloader.running.settings.node.drain_timeout
         cut = await self.router.shutdown(deadline)
         await self._dialer.aclose()

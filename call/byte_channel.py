@@ -14,6 +14,7 @@ from alknet.alpn.streams import READ_SIZE, Stream
 from alknet.call.channel import Channel
 from alknet.call.channel_states import ChannelStates
 from alknet.call.envelopes import ChannelCredited, ChannelData, ChannelEnded, Envelope
+from alknet.call.pacing import Pace, Path
 
 __all__ = ["MAX_DATA_BYTES", "ByteChannel", "Carried", "OwnStream", "ReplayedStream", "SharedStream"]
 
@@ -120,9 +121,11 @@ class _Ends:
 class SharedStream(_Ends):
     """Bytes in the envelopes of a stream that is not the channel's alone, paced by credit."""
 
-    def __init__(self, id: str, states: ChannelStates, frames: Channel) -> None:
+    def __init__(self, id: str, states: ChannelStates, frames: Channel, path: Path) -> None:
         super().__init__(id, states, frames.post)
         self._frames = frames
+        self._pace = Pace(path)
+        self._loop = asyncio.get_running_loop()
         self._unread = bytearray()
         self._is_finished = False
         """The other side has sent everything."""
@@ -139,7 +142,7 @@ class SharedStream(_Ends):
                 return b""
             if self._lost_because:
                 raise StreamBroken(self._lost_because)
-            self._reader = asyncio.get_running_loop().create_future()
+            self._reader = self._loop.create_future()
             await self._reader
 
     async def write(self, data: bytes) -> None:
@@ -148,14 +151,15 @@ class SharedStream(_Ends):
             self._check_writable()
             if not rest:
                 return
-            size = min(len(rest), self._states.credit_of(self.id), MAX_DATA_BYTES, self._most)
+            size = min(len(rest), self._states.credit_of(self.id), self._pace.room, MAX_DATA_BYTES, self._most)
             if not size:
-                self._writer = asyncio.get_running_loop().create_future()
+                self._writer = self._loop.create_future()
                 await self._writer
                 continue
             await self._frames.room()
             self._check_writable()
             self._frames.say(self._states.data(self.id, bytes(rest[:size])))
+            self._pace.sent(size, self._loop.time())
             rest = rest[size:]
 
     async def write_eof(self) -> None:
@@ -185,6 +189,7 @@ class SharedStream(_Ends):
             self._is_finished = True
             _wake(self._reader)
         else:
+            self._pace.granted(event.n, self._loop.time())
             _wake(self._writer)
 
     def lost(self, words: str, *, is_finished: bool, with_session: bool) -> None:

@@ -21,6 +21,7 @@ from alknet.call.envelopes import (
 from alknet.call.errors import CallError, FrameError
 from alknet.call.frames import LENGTH_BYTES, frame
 from alknet.call.machine import Machine
+from alknet.call.pacing import Path
 
 __all__ = ["NEEDED_CODEC", "OPEN_TIMEOUT_S", "ByteChannels"]
 
@@ -44,6 +45,7 @@ class ByteChannels:
         self._main = main
         self._codec = codec
         self._loop = asyncio.get_running_loop()
+        self._path = Path()
         self._carried: dict[str, SharedStream | OwnStream] = {}
         self._opening: dict[str, asyncio.Future[None]] = {}
 
@@ -176,7 +178,7 @@ class ByteChannels:
         if self._states.has_streams:
             carried = OwnStream(id, self._states, frames.post, is_ours=is_ours)
         else:
-            carried = SharedStream(id, self._states, frames)
+            carried = SharedStream(id, self._states, frames, self._path)
         carried.on_over = lambda: self._carried.pop(id, None)
         self._carried[id] = carried
         return carried

@@ -55,8 +55,9 @@ MAX_CHANNELS: Final = 256
 """Byte channels of one connection, both directions and those that are still being opened together."""
 WINDOW_BYTES: Final = 1024 * 1024
 """What may be unread of one channel; the other side stops then."""
-GRANT_BYTES: Final = WINDOW_BYTES // 4
-"""Credit is given back in pieces of so much, so that it costs few envelopes, and early enough not to stop anybody."""
+GRANT_BYTES: Final = 64 * 1024
+"""Credit is given back in pieces of so much: so that it costs few envelopes, and still tells the other side in time how
+fast its bytes are consumed."""
 MAX_GIVEN_UP: Final = MAX_CHANNELS
 """Channels whose stream may still come although they are over; of older ones it counts as the other side's fault."""
 
@@ -214,7 +215,7 @@ class ChannelStates:
         if channel.state is State.OPENING or type(n) is not int or n < 1:
             return self._ignore("no credit")
         channel.credit = min(channel.credit + n, MAX_CHANNEL_CREDIT)
-        return ChannelCredited(id)
+        return ChannelCredited(id, n)
 
     def _eof_received(self, stream: int, id: str, payload: Envelope, size: int) -> Event | None:
         channel = self.channels.get(id)

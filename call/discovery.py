@@ -127,6 +127,8 @@ class Discovery:
         while True:
             yield {"revision": number}
             number = await changes.wait_beyond(number)
+            if changes.is_over:
+                return
             await asyncio.sleep(CHANGES_PAUSE_S)  # one that has changed will often change again
             number = changes.number
 

@@ -172,9 +172,10 @@ class ChannelData:
 
 @dataclass(slots=True)
 class ChannelCredited:
-    """More bytes of a byte channel may be sent."""
+    """The other side has consumed `n` bytes of a byte channel: so many more may be sent."""
 
     id: str
+    n: int
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ changed since the last time (its ``digest`` in the list says so).
 import asyncio
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -49,11 +49,13 @@ class Catalog:
     bytes: Mapping[str, int] = field(default_factory=dict, repr=False)
     skipped: tuple[str, ...] = ()
     """Why operations were left out, `MAX_SKIPPED` at most."""
+    revision: int | None = None
+    """The peer's number for what it listed, as `services/changed` tells it."""
 
     def only(self, is_wanted: Callable[[str], bool]) -> "Catalog":
         """Without what is not wanted any more."""
         specs = {name: spec for name, spec in self.specs.items() if is_wanted(name)}
-        return Catalog(MappingProxyType(specs), self.digests, self.bytes, self.skipped)
+        return replace(self, specs=MappingProxyType(specs))
 
 
 EMPTY: Final = Catalog(MappingProxyType({}))
@@ -62,7 +64,7 @@ EMPTY: Final = Catalog(MappingProxyType({}))
 async def from_call(session: Session, is_wanted: Callable[[str], bool], *, known: Catalog = EMPTY) -> Catalog:
     """What the other side lets this one call, as far as it `is_wanted`. What is wrong with a single operation leaves
     that out; `ImportFailed` when the whole cannot be found out."""
-    listed = await _listed(session)
+    listed, revision = await _listed(session)
     wanted = {name: digest for name, digest in sorted(listed.items()) if is_wanted(name)}
     skipped = []
     if len(wanted) > MAX_IMPORTED:
@@ -80,18 +82,21 @@ async def from_call(session: Session, is_wanted: Callable[[str], bool], *, known
         else:
             specs[name], digests[name], sizes[name] = spec, digest, size
             total += size
-    return Catalog(MappingProxyType(specs), digests, sizes, tuple(skipped[:MAX_SKIPPED]))
+    return Catalog(MappingProxyType(specs), digests, sizes, tuple(skipped[:MAX_SKIPPED]), revision)
 
 
-async def _listed(session: Session) -> dict[str, str]:
-    """The names of its operations, each with its digest."""
+async def _listed(session: Session) -> tuple[dict[str, str], int | None]:
+    """(the names of its operations, each with its digest; the revision of the first page)."""
     found: dict[str, str] = {}
+    revision = None
     cursor = ""
-    for _ in range(MAX_PAGES):
+    for number in range(MAX_PAGES):
         page = await _ask(session, "services/list", {"limit": PAGE, "cursor": cursor})
         operations = page.get("operations") if isinstance(page, dict) else None
         if not isinstance(operations, list):
             raise DiscoveryFailed("services/list answered something that is no list of operations")
+        if number == 0:
+            revision = page.get("revision")
         for one in operations:
             name, digest = (one.get("name"), one.get("digest", "")) if isinstance(one, dict) else (None, "")
             if isinstance(name, str) and isinstance(digest, str) and len(found) < MAX_LISTED:
@@ -100,7 +105,7 @@ async def _listed(session: Session) -> dict[str, str]:
         if not isinstance(after, str) or after <= cursor or len(found) == MAX_LISTED:
             break
         cursor = after
-    return found
+    return found, revision if isinstance(revision, int) else None
 
 
 async def _described(

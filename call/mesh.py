@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from alknet.backoff import Backoff
 from alknet.call.errors import CallError
-from alknet.call.exposed import NO_TERMS, Exposed, MeshSettings, forwarded
+from alknet.call.exposed import NO_TERMS, Exposed, MeshSettings, Terms, forwarded
 from alknet.call.forwarding import PeerForward, RoutedForward, not_there
 from alknet.call.from_call import EMPTY, from_call
 from alknet.call.hello import SERVE
@@ -50,6 +50,10 @@ class _Import:
 
     def __init__(self) -> None:
         self.is_due = asyncio.Event()
+        self.told: int | None = None
+        """The last revision that the other side has told."""
+        self.offers: tuple[str, ...] = ()
+        """What was asked for."""
         self.problem = ""
         """Why the last import failed, or what it left out."""
 
@@ -78,7 +82,7 @@ class Mesh:
         before, self.settings, self._own = self.settings, settings, own
         self._routes.policy = settings.routing
         for attachment in self.overlays:
-            terms = settings.terms.get(attachment.peer, NO_TERMS)
+            terms = self._terms(attachment)
             if terms.offers != before.terms.get(attachment.peer, NO_TERMS).offers:
                 self.overlays.fill(attachment, attachment.catalog.only(terms.wants))
                 self._imports[attachment].is_due.set()
@@ -163,6 +167,9 @@ class Mesh:
             "routes": self._routes.counters(now),
         }
 
+    def _terms(self, attachment: Attachment) -> Terms:
+        return self.settings.terms.get(attachment.peer, NO_TERMS)
+
     def _spec(self, peer: str, name: str) -> OperationSpec:
         attachment = self.overlays.find(peer, name)
         assert attachment is not None
@@ -174,12 +181,14 @@ class Mesh:
         """Import now and whenever there is reason to, until the session ends."""
         session: Session = attachment.session
         importing = self._imports[attachment]
-        watching = self._tasks.start(self._watch(attachment, importing), name=f"watch {attachment.peer}")
+        watching: asyncio.Task[None] | None = None
         backoff = Backoff(rng=self._rng, first_s=RETRY_S, most_s=MOST_RETRY_S)
         try:
             while self.overlays.is_attached(attachment) and session.is_open:
                 importing.is_due.clear()
                 retry_s = None
+                if watching is None and self._terms(attachment).offers:
+                    watching = self._tasks.start(self._watch(attachment, importing), name=f"watch {attachment.peer}")
                 try:
                     await self._import(attachment, importing)
                     backoff.reset()
@@ -193,24 +202,35 @@ class Mesh:
                     retry_s = backoff.next_s()
                     importing.problem = f"{type(exc).__name__}, see the node's log"
                 await asyncio.sleep(PAUSE_S)
+                if not self._is_stale(attachment, importing):
+                    importing.is_due.clear()  # what was told is known already
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(retry_s):
                         await importing.is_due.wait()
         finally:
-            watching.cancel()
+            if watching is not None:
+                watching.cancel()
 
     async def _import(self, attachment: Attachment, importing: _Import) -> None:
-        terms = self.settings.terms.get(attachment.peer, NO_TERMS)
+        terms = self._terms(attachment)
+        importing.offers = terms.offers
         if terms.offers:
             catalog = await from_call(attachment.session, terms.wants, known=attachment.catalog)
             # Meanwhile the terms may have changed.
-            catalog = catalog.only(self.settings.terms.get(attachment.peer, NO_TERMS).wants)
+            catalog = catalog.only(self._terms(attachment).wants)
         else:
             catalog = EMPTY
         if not self.overlays.fill(attachment, catalog):
             return
         self._note(attachment, importing, "; ".join(catalog.skipped))
         self._publish_soon()
+
+    def _is_stale(self, attachment: Attachment, importing: _Import) -> bool:
+        """Whether another import would find something else."""
+        terms = self._terms(attachment)
+        return importing.offers != terms.offers or (
+            bool(terms.offers) and importing.told is not None and importing.told != attachment.catalog.revision
+        )
 
     def _note(self, attachment: Attachment, importing: _Import, problem: str) -> None:
         if problem and problem != importing.problem:
@@ -221,11 +241,11 @@ class Mesh:
         """Import again whenever the other side says that its operations have changed, if it says so at all."""
         try:
             async with attachment.session.subscribe("services/changed", {}) as changes:
-                is_first = True
-                async for _ in changes:
-                    if not is_first:
+                async for item in changes:
+                    told = item.get("revision") if isinstance(item, dict) else None
+                    importing.told = told if isinstance(told, int) else None
+                    if self._is_stale(attachment, importing):
                         importing.is_due.set()
-                    is_first = False
         except CallError as exc:
             log.debug(event("no word of changes", peer=attachment.peer, reason=exc))
 

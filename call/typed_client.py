@@ -16,7 +16,7 @@ from alknet.call import typed_base
 from alknet.call.specs import MAX_NAME_CHARS, Kind, check_code, is_name
 from alknet.call.typed_names import Names, allocate
 from alknet.call.typed_schemas import Types
-from alknet.call.typed_source import class_name, docstring, identifiers, shortened
+from alknet.call.typed_source import class_name, docstring, identifiers, literal, shortened
 from alknet.call.typed_statements import PARAMETERS, SHADOWS, error_class, method, type_statement
 from alknet.call.typed_types import Inputs, Type
 from alknet.errors import InvalidInputError, UsageError
@@ -39,7 +39,7 @@ RESERVED: Final = frozenset((*dir(builtins), *keyword.kwlist, *MEMBERS, *PARAMET
 HOW: Final = """
 Made by `{command}` (alknet {version}); make it again rather than edit it.
 
-    async with alknet.connect("{node}") as peer:
+    async with alknet.connect({target}) as peer:
         api = Client(peer)
 
 What is answered is taken at the node's word. It is plain data: objects are dictionaries, tuples arrive as lists.
@@ -93,11 +93,13 @@ class Space:
         return identifiers(self.children, MEMBERS)
 
 
-def client_module(descriptions: Sequence[Any], *, node: str, command: str = "alknet ops PEER --python") -> str:
+def client_module(
+    descriptions: Sequence[Any], *, node: str, via: str | None = None, command: str = "alknet ops PEER --python"
+) -> str:
     """The source of a module that calls these operations; the same for the same descriptions in any order.
 
-    `node` is how one connects to it, and `command` what made the module. Raises `InvalidInputError` for what describes
-    no operations.
+    `node` and `via` are how one connects to it, and `command` is what made the module. Raises `InvalidInputError` for
+    what describes no operations.
     """
     if len(descriptions) > MAX_OPERATIONS:
         raise InvalidInputError(f"the peer describes more than {MAX_OPERATIONS} operations")
@@ -111,7 +113,7 @@ def client_module(descriptions: Sequence[Any], *, node: str, command: str = "alk
         if space.operation is not None:
             raise InvalidInputError(f"the peer describes the operation {space.name} twice")
         space.operation = _read(spec, types)
-    text = _Module(root, types).source(node, command)
+    text = _Module(root, types).source(node, via, command)
     if len(text) > MAX_MODULE_CHARS:
         raise InvalidInputError(f"the peer's operations make a module of more than {MAX_MODULE_CHARS} characters")
     return text
@@ -180,16 +182,17 @@ class _Module:
         homes = allocate([(f"{class_name(name)}Operations",) for name in below], taken)
         self._homes = {**dict(zip(below, homes, strict=True)), "": CLIENT}
 
-    def source(self, node: str, command: str) -> str:
+    def source(self, node: str, via: str | None, command: str) -> str:
         names = self._names
         statements = [type_statement(key, names) for key in names.order()]
         for key, name in sorted(self._errors.items(), key=lambda one: one[1]):
             statements.append(error_class(name, key[0], self._failures[key].note, key[1], names))
-        statements += [self._class(space, node) for space in self._spaces]
+        statements += [self._class(space) for space in self._spaces]
         own = [*typed_base.__all__, CLIENT, *self._homes.values(), *self._errors.values(), *names.names.values()]
         offered = [f'    "{name}",' for name in sorted(set(own), key=lambda one: (not one.isupper(), one))]
         shown = shortened(node, MAX_NODE_CHARS)
-        said = HOW.format(command=command, version=__version__, node=shown).strip()
+        target = literal(shown) + ("" if via is None else f", via={literal(shortened(via, MAX_NODE_CHARS))}")
+        said = HOW.format(command=command, version=__version__, target=target).strip()
         head = [*docstring(f"Operations of the node {shown}, as typed functions.\n\n{said}"), ""]
         head += ["# mypy: disable-error-code=no-any-return", "", *self._imports()]
         head += ["", "__all__ = [", *offered, "]", ""]
@@ -206,7 +209,7 @@ class _Module:
             "from alknet import CallError",
         ]
 
-    def _class(self, space: Space, node: str) -> list[str]:
+    def _class(self, space: Space) -> list[str]:
         members = space.members()
         shadowed = SHADOWS.intersection(members.values())
         what = f"``{space.name}/*``" if space.name else "What a caller may call."

@@ -8,7 +8,8 @@ import keyword
 import re
 import textwrap
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Final
 
 __all__ = [
@@ -28,6 +29,8 @@ MAX_IDENTIFIER_CHARS: Final = 100
 MAX_DOC_CHARS: Final = 8000
 """Of a docstring; what is longer is cut."""
 _QUOTES: Final = '"""'
+_PROSE: Final = re.compile(r"[^\W\d_]|[`\"'(]")
+"""How a line begins that is no item of a list, no title, and not indented."""
 
 
 def literal(value: str | int | None) -> str:
@@ -47,9 +50,8 @@ def docstring(text: str, indent: int = 0) -> list[str]:
     """The lines of a docstring that says `text`; none if it says nothing. What moves cursors stands there escaped."""
     width = LINE_CHARS - indent - len(_QUOTES)
     lines: list[str] = []
-    for line in shortened(text, MAX_DOC_CHARS).strip().expandtabs(4).splitlines():
-        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line.rstrip())
-        lines += _wrapped(shown, width)
+    for line in _unbroken(_shown(shortened(text, MAX_DOC_CHARS)), width):
+        lines += _wrapped(line, width)
     if not any(lines):
         return []
     pad = " " * indent
@@ -61,6 +63,24 @@ def docstring(text: str, indent: int = 0) -> list[str]:
             return [f"{pad}{_QUOTES}{only}{_QUOTES}"]
     first, *others = escaped
     return [f"{pad}{_QUOTES}{first}", *(pad + line if line else "" for line in others), f"{pad}{_QUOTES}"]
+
+
+def _shown(text: str) -> list[str]:
+    """The lines of a text, printable."""
+    return [
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line.rstrip())
+        for line in text.strip().expandtabs(4).splitlines()
+    ]
+
+
+def _unbroken(lines: Sequence[str], width: int) -> Iterator[str]:
+    """The lines, those of a paragraph joined if they were broken for a larger width."""
+    for is_prose, group in groupby(lines, lambda line: _PROSE.match(line) is not None):
+        paragraph = list(group)
+        if is_prose and max(map(len, paragraph)) > width:
+            yield " ".join(paragraph)
+        else:
+            yield from paragraph
 
 
 def _escaped(line: str) -> str:

@@ -102,7 +102,8 @@ def ops(
     if is_python:
         from alknet.call.typed_client import client_module
 
-        click.echo(client_module(answer, node=peer, command=_command(peer, query, name)), file=output, nl=False)
+        command = _command(invocation.jump, peer, query, name)
+        click.echo(client_module(answer, node=peer, via=invocation.jump, command=command), file=output, nl=False)
     elif invocation.json:
         click.echo(to_json(answer, escaped=True))
     elif name is None:
@@ -134,17 +135,12 @@ async def list_operations(peer: "Peer", query: str = "") -> list[dict[str, Any]]
 
 async def describe_operations(peer: "Peer", query: str = "") -> list[dict[str, Any]]:
     """What the node says of each operation in the list. One that is gone by the time it is asked for is left out."""
-    from alknet.call.errors import CallError
-
     names = [one["name"] for one in await list_operations(peer, query)]
     found: list[dict[str, Any]] = []
     size = 0
     for start in range(0, len(names), AT_ONCE):
-        calls = [("services/schema", {"name": name}) for name in names[start : start + AT_ONCE]]
-        for answer in await peer.batch(calls):
-            if isinstance(answer, CallError):
-                if answer.code != "NOT_FOUND":
-                    raise answer
+        for answer in await asyncio.gather(*(_describe(peer, name) for name in names[start : start + AT_ONCE])):
+            if answer is None:
                 continue
             if not isinstance(answer, dict):
                 raise InvalidInputError("what the peer says of an operation makes no sense")
@@ -155,10 +151,22 @@ async def describe_operations(peer: "Peer", query: str = "") -> list[dict[str, A
     return found
 
 
-def _command(peer: str, query: str, name: str | None) -> str:
+async def _describe(peer: "Peer", name: str) -> Any:
+    """What the node says of an operation; None if it is gone."""
+    from alknet.call.errors import CallError
+
+    try:
+        return await peer.call("services/schema", name=name)
+    except CallError as exc:
+        if exc.code != "NOT_FOUND":
+            raise
+        return None
+
+
+def _command(jump: str | None, peer: str, query: str, name: str | None) -> str:
     """What makes the same module again."""
-    words = ["alknet", "ops", peer, *([name] if name else []), *(["--query", query] if query else []), "--python"]
-    return shlex.join(words)
+    options = [*(["-J", jump] if jump is not None else []), *(["--query", query] if query else [])]
+    return shlex.join(["alknet", "ops", *options, "--python", peer, *([name] if name else [])])
 
 
 def _is_listed(one: Any) -> bool:

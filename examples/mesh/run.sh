@@ -7,6 +7,7 @@
 # directory; the laptop is a home only, because nothing needs to run there. Only the hub is ever dialled, on PORT (7022):
 # a worker may sit behind NAT. At the end, and on Ctrl-C, everything is stopped and removed.
 set -euo pipefail
+exec 2>&1 # so that errors stand where they happen
 
 port=${1:-7022}
 examples=$(cd "$(dirname "$0")" && pwd)
@@ -27,7 +28,12 @@ say() { printf '\n# %s\n' "$*"; }
 # Show a command, then run it.
 try() {
     printf '$'
-    printf ' %q' "$@"
+    for word; do
+        case $word in
+            *[!A-Za-z0-9_./:@=-]*) printf " '%s'" "$word" ;;
+            *) printf ' %s' "$word" ;;
+        esac
+    done
     printf '\n'
     "$@"
 }
@@ -40,16 +46,16 @@ start() {
 wait_until() {
     for _ in {1..100}; do
         if "$@" >/dev/null 2>&1; then return; fi
-        sleep 0.1
+        sleep 0.2
     done
-    echo "in vain: $*" >&2
-    tail -n 5 ./*.log >&2
+    echo "in vain: $*"
+    tail -n 5 ./*.log
     exit 1
 }
 
 say "Four homes: each has keys of its own."
-alknet --home hub init --no-user-keys --listen "127.0.0.1:$port" 2>/dev/null
-for name in w1 w2 laptop; do alknet --home "$name" init --no-user-keys --listen 127.0.0.1:0 2>/dev/null; done
+try alknet --home hub init --no-user-keys --listen "127.0.0.1:$port"
+for name in w1 w2 laptop; do try alknet --home "$name" init --no-user-keys --listen 127.0.0.1:0; done
 me=$(id -un)
 
 say "The hub knows the workers by their node keys. They may bring job/*, which is work/job/* here."
@@ -70,7 +76,9 @@ try alknet --home w1 peer add laptop --key laptop/keys/owner.pub --scope ssh:exe
 try alknet --home laptop peer add hub --node-key hub/keys/node.pub --address "127.0.0.1:$port"
 try alknet --home laptop peer add w1 --host-key w1/keys/ssh_host_ed25519_key.pub
 
-for name in hub w1 w2; do start "$name"; done
+start hub
+wait_until alknet --home hub status
+for name in w1 w2; do start "$name"; done
 for name in w1 w2; do wait_until alknet --home hub call "$name" job/who; done
 
 say "One worker and no other, by its name; -J is the way. On the hub itself it is 'alknet call w1 job/who'."
@@ -78,7 +86,7 @@ try alknet --home laptop call -J hub w1 job/who
 try alknet --home laptop call -J hub w2 job/who || echo "exit code $?"
 
 say "Any of them: an operation of the hub, for which the workers take turns."
-for _ in 1 2 3 4; do try alknet --home laptop call hub work/job/who; done
+for _ in 1 2 3; do try alknet --home laptop call hub work/job/who; done
 
 say "ssh to w1 through the hub, which carries what it cannot read: host key and login are w1's."
 try alknet --home laptop ssh -J hub laptop@w1 'echo "on w1 I am $ALKNET_PEER"'
@@ -88,6 +96,7 @@ alknet --home laptop call --stream -J hub w1 job/steps >steps 2>&1 &
 steps=$!
 wait_until test -s steps
 kill -9 "${pid[w1]}"
+wait "${pid[w1]}" 2>/dev/null || true
 wait "$steps" || echo "exit code $?" >>steps
 cat steps
 for _ in 1 2; do try alknet --home laptop call hub work/job/who; done

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from alknet.alpn.memory import memory_pair
 from alknet.call.context import OperationContext
 from alknet.call.envelopes import Requested
 from alknet.call.errors import CallError
@@ -70,7 +71,8 @@ async def relay(name: str, value: Any = None, *, ctx: OperationContext) -> Any:
 
 
 def server_for(key: PublicKey | None, *offered: Any) -> Any:
-    return Offer(offered or OFFERED).server_of(Challenge((), "json", "a node", key, {}))
+    connection, _ = memory_pair(alpn="alknet/call")
+    return Offer(offered or OFFERED).server_of(Challenge((), "json", "a node", key, {}), connection)
 
 
 async def answer(name: str, value: Any = None, *, key: PublicKey | None = None, **fields: Any) -> Any:
@@ -106,7 +108,6 @@ async def test_a_resource_that_no_input_names_is_granted_too() -> None:
     [
         ("lab/none", None, "NOT_FOUND"),
         ("lab/inside", None, "NOT_FOUND"),
-        ("services/list", None, "NOT_FOUND"),
         ("node/status", None, "NOT_FOUND"),
         ("lab/count", {"to": "x"}, "INVALID_INPUT"),
     ],
@@ -115,6 +116,13 @@ async def test_nothing_else_is_reached(name: str, value: Any, code: str) -> None
     with pytest.raises(CallError) as caught:
         await answer(name, value)
     assert caught.value.code == code
+
+
+async def test_the_node_is_told_what_is_offered() -> None:
+    page = await answer("services/list", {"namespace": "lab"})
+    assert [one["name"] for one in page["operations"]] == [
+        "lab/any", "lab/box", "lab/compose", "lab/count", "lab/shelf", "lab/who",
+    ]  # fmt: skip
 
 
 async def test_the_handler_knows_the_node_and_whom_it_calls_for() -> None:
@@ -133,7 +141,7 @@ async def test_a_call_that_can_take_a_stream_only_gets_no_answer() -> None:
 
 async def test_the_node_calls_back_over_the_connection_that_was_dialled(tmp_path: Path) -> None:
     door = CallDoor(tmp_path, [relay])
-    async with door.session(server_of=Offer(OFFERED).server_of) as link:
+    async with door.session(offer=Offer(OFFERED)) as link:
         assert await link.session.call("node/relay", {"name": "lab/any"}) == "any"
         seen = await link.session.call("node/relay", {"name": "lab/who"})
         assert (seen["identity"], seen["forwarded_for"]) == ("test-node", "alice")
@@ -159,7 +167,7 @@ async def test_what_was_offered_goes_with_the_connection(tmp_path: Path) -> None
 
     door = CallDoor(tmp_path, [relay])
     async with door.session() as caller:
-        async with door.session(server_of=Offer([wait]).server_of):
+        async with door.session(offer=Offer([wait])):
             call = asyncio.ensure_future(caller.session.call("node/relay", {"name": "lab/wait"}))  # noqa: TID251
             await asyncio.wait_for(begun.wait(), 5)
         await asyncio.wait([call], timeout=5)
@@ -183,7 +191,7 @@ async def test_an_abort_crosses_to_what_was_offered(tmp_path: Path) -> None:
             raise
 
     door = CallDoor(tmp_path, [relay])
-    async with door.session(server_of=Offer([wait]).server_of) as link:
+    async with door.session(offer=Offer([wait])) as link:
         call = asyncio.ensure_future(link.session.call("node/relay", {"name": "lab/wait"}))  # noqa: TID251
         await asyncio.wait_for(begun.wait(), 5)
         call.cancel()
@@ -221,8 +229,8 @@ async def test_a_handler_calls_what_its_own_caller_brings(tmp_path: Path, anonym
     door = CallDoor(tmp_path, [ask])
     offer, other = Offer(OFFERED), Offer([any_of])
     async with (
-        door.session(server_of=offer.server_of, anonymous=anonymous) as link,
-        door.session(server_of=other.server_of, anonymous=anonymous) as another,
+        door.session(offer=offer, anonymous=anonymous) as link,
+        door.session(offer=other, anonymous=anonymous) as another,
         door.session() as bare,
     ):
         assert await link.session.call("node/ask", {"name": "lab/shelf", "value": {"shelf": "a"}}) == "a"
@@ -237,7 +245,7 @@ async def test_a_handler_calls_what_its_own_caller_brings(tmp_path: Path, anonym
 
 async def test_what_a_caller_brings_needs_a_word_in_calls_and_is_on_record(tmp_path: Path) -> None:
     door = CallDoor(tmp_path, [ask, every])
-    async with door.session(server_of=Offer(OFFERED).server_of) as link:
+    async with door.session(offer=Offer(OFFERED)) as link:
         assert await link.session.call("node/ask", {"name": "lab/any"}) == "any"
         assert (await code_of(link.session.call("node/ask", {"name": "node/any"})))[0] == "NOT_FOUND"
         assert (await code_of(link.session.call("node/every")))[0] == "NOT_FOUND"
@@ -253,7 +261,7 @@ async def test_what_a_caller_brings_needs_a_word_in_calls_and_is_on_record(tmp_p
 
 async def test_a_composed_call_has_no_way_back_to_a_caller(tmp_path: Path) -> None:
     door = CallDoor(tmp_path, [ask, through])
-    async with door.session(server_of=Offer(OFFERED).server_of) as link:
+    async with door.session(offer=Offer(OFFERED)) as link:
         code, words = await code_of(link.session.call("node/through"))
         assert (code, "node/ask failed with UNAVAILABLE" in words) == ("INTERNAL", True)
     await door.aclose()
@@ -273,7 +281,7 @@ async def test_the_end_of_a_call_ends_what_it_had_asked_of_its_caller(tmp_path: 
             raise
 
     door = CallDoor(tmp_path, [ask])
-    async with door.session(server_of=Offer([wait]).server_of) as link:
+    async with door.session(offer=Offer([wait])) as link:
         timeout_s = 0.2 if how == "in time" else None
         asking = link.session.call("node/ask", {"name": "lab/wait"}, timeout_s=timeout_s)
         call = asyncio.ensure_future(asking)  # noqa: TID251

@@ -10,7 +10,7 @@ import pytest
 from alknet.alpn.dial import Dialed
 from alknet.alpn.errors import AlpnRefused
 from alknet.alpn.memory import MemoryConnection, memory_pair
-from alknet.alpn.streams import Address
+from alknet.alpn.streams import Address, Connection
 from alknet.call import client
 from alknet.call.client import CallTarget, Credentials, Link
 from alknet.call.errors import CallError, HelloError
@@ -341,7 +341,8 @@ async def test_the_node_may_call_what_it_is_served(door: CallDoor, dials: Dials)
         def prepare(self, request: Any) -> Any:
             raise CallError("UNAVAILABLE", f"not now: {request.name}")
 
-    def server_of(challenge: Challenge) -> Any:
+    def server_of(challenge: Challenge, connection: Connection) -> Any:
+        assert connection.transport == "memory"
         seen.append(challenge)
         return Refuser()
 

@@ -579,7 +579,8 @@ async def ask(peer: str, name: str, *, ctx: OperationContext) -> Any:
 
 async def test_a_peers_operation_is_called_for_the_origin_in_the_time_that_is_left() -> None:
     async with Bench(ask) as bench:
-        caller = bench.caller(forwarded_for="carol")
+        bench.connect("lab", "fs/read")
+        caller = bench.caller()
         prepared = bench.dispatcher.prepare("peer/ask", {"peer": "lab", "name": "fs/read"}, caller, timeout_s=9.0)
         assert await prepared.call() == "lab:fs/read"
         ((peer, name, value, timeout_s, forwarded_for),) = bench.peer_calls
@@ -594,8 +595,17 @@ async def test_a_peers_operation_is_called_for_the_origin_in_the_time_that_is_le
         assert bench.unmatched() == {}
 
 
+async def test_whom_the_caller_calls_for_is_told_on() -> None:
+    async with Bench(ask) as bench:
+        bench.connect("lab", "fs/read")
+        caller = bench.caller(forwarded_for="carol")
+        await bench.dispatcher.prepare("peer/ask", {"peer": "lab", "name": "fs/read"}, caller).call()
+        assert bench.peer_calls[0][4] == "carol"
+
+
 async def test_for_nobody_a_peers_operation_is_called_for_nobody() -> None:
     async with Bench(ask) as bench:
+        bench.connect("lab", "fs/read")
         await bench.call("peer/ask", {"peer": "lab", "name": "fs/read"}, peer=None)
         assert bench.peer_calls[0][4] is None
 
@@ -610,6 +620,8 @@ async def test_for_nobody_a_peers_operation_is_called_for_nobody() -> None:
 )
 async def test_a_peers_operation_needs_both_reach_and_the_peers_scope(peer: str, name: str, code: str) -> None:
     async with Bench(ask, peers={"alice": ("*",)}) as bench:
+        for one in ("lab", "other"):
+            bench.connect(one, "db/read", "fs/read", "any/read")
         with pytest.raises(CallError) as caught:
             await bench.call("peer/ask", {"peer": peer, "name": name})
         assert caught.value.details["code"] == code
@@ -619,6 +631,7 @@ async def test_a_peers_operation_needs_both_reach_and_the_peers_scope(peer: str,
 
 async def test_a_peer_that_fails_or_is_away_is_an_error_of_the_handler() -> None:
     async with Bench(ask) as bench:
+        bench.connect("lab", "fs/read")
         bench.peer_answer = asyncio.get_running_loop().create_future()
         bench.peer_answer.set_exception(CallError("UNAVAILABLE", "peer 'lab' is not connected"))
         with pytest.raises(CallError) as caught:
@@ -629,6 +642,7 @@ async def test_a_peer_that_fails_or_is_away_is_an_error_of_the_handler() -> None
 
 async def test_an_abort_is_passed_on_to_the_peer() -> None:
     async with Bench(ask) as bench, asyncio.TaskGroup() as group:
+        bench.connect("lab", "fs/read")
         answer = bench.peer_answer = asyncio.get_running_loop().create_future()
         task = group.create_task(bench.call("peer/ask", {"peer": "lab", "name": "fs/read"}))
         await eventually(lambda: bench.peer_calls, "the peer is called")
@@ -642,6 +656,7 @@ async def test_an_abort_is_passed_on_to_the_peer() -> None:
 async def test_a_call_to_a_peer_ends_with_the_handler_that_made_it() -> None:
     service = Returning()
     async with Bench(service) as bench:
+        bench.connect("lab", "re/child")
         answer = bench.peer_answer = asyncio.get_running_loop().create_future()
         service.has_begun = lambda: bench.peer_calls
         assert await bench.call("re/parent", {"peer": True}) == "returned"

@@ -17,7 +17,8 @@ from alknet.call.operations import Operation, operation, operations_of
 from alknet.call.registry import Registry
 from testkit.bench import Bench
 
-OWN = ["services/list", "services/schema"]
+PUBLIC = ["services/list", "services/list-peers", "services/schema"]
+OWN = ["services/changed", *PUBLIC]
 
 
 def named(name: str, **how: Any) -> Any:
@@ -77,6 +78,7 @@ async def test_an_entry_says_what_a_caller_needs_to_choose() -> None:
                 "tags": [],
                 "idempotent": True,
                 "destructive": True,
+                "digest": page["operations"][0]["digest"],
             }
         ]
 
@@ -88,7 +90,7 @@ async def test_an_entry_says_what_a_caller_needs_to_choose() -> None:
         ({"namespace": "fs"}, ["fs/read", "fs/write"]),
         ({"namespace": "f"}, []),
         ({"kind": "mutation"}, ["fs/write"]),
-        ({"kind": "subscription"}, ["logs/follow"]),
+        ({"kind": "subscription"}, ["logs/follow", "services/changed"]),
         ({"kind": "nonsense"}, []),
         ({"query": "file"}, ["fs/read", "fs/write"]),
         ({"query": "OPS"}, ["logs/follow"]),
@@ -111,7 +113,7 @@ async def test_filters_go_together(filters: dict[str, str], names: list[str]) ->
         ("reader", ["fs/read", "fsx/read", *OWN]),
         ("operator", ["fsx/read", *OWN, "services/stats"]),
         ("nobody", ["fsx/read", *OWN]),
-        (None, ["fsx/read", *OWN]),
+        (None, ["fsx/read", *PUBLIC]),
     ],
 )
 async def test_everybody_sees_what_they_may_call(peer: str | None, names: list[str]) -> None:
@@ -188,7 +190,7 @@ async def test_a_page_fits_into_a_strangers_frame_whatever_authors_write() -> No
             names += [one["name"] for one in page["operations"]]
             assert all(len(one["summary"]) <= 200 for one in page["operations"])
             cursor = page["next_cursor"]
-        assert names == [*(f"many/n{n:03}" for n in range(200)), *OWN]
+        assert names == [*(f"many/n{n:03}" for n in range(200)), *PUBLIC]
         assert page["operations"][0]["summary"].endswith("€…")
         schema = await bench.call("services/schema", {"name": "many/n000"}, peer=None)
         assert schema["summary"] == "€" * 5000
@@ -269,8 +271,8 @@ async def test_what_is_asked_of_the_gate_does_not_depend_on_the_question(
 
 async def test_an_operation_is_read_once_and_not_for_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    text_of = discovery._text
-    monkeypatch.setattr(discovery, "_text", lambda one: read.append(one.spec.name) or text_of(one))
+    summary_of = discovery._summary
+    monkeypatch.setattr(discovery, "_summary", lambda spec: read.append(spec.name) or summary_of(spec))
     async with Bench(*SOME) as bench:
         for _ in range(3):
             assert await listed(bench, query="read") == ["fs/read", "fsx/read"]
@@ -282,9 +284,9 @@ async def test_an_operation_is_read_once_and_not_for_every_question(monkeypatch:
 
 async def test_strangers_see_what_has_become_public() -> None:
     async with Bench(*SOME) as bench:
-        assert await listed(bench, None) == ["fsx/read", *OWN]
+        assert await listed(bench, None) == ["fsx/read", *PUBLIC]
         own = [one for one in bench.dispatcher.registry.operations.values() if one.spec.namespace == "services"]
-        for operations, names in (([named("a/b", public=True)], ["a/b", *OWN]), ([named("a/b")], OWN)):
+        for operations, names in (([named("a/b", public=True)], ["a/b", *PUBLIC]), ([named("a/b")], PUBLIC)):
             bench.dispatcher.registry = Registry((*own, *operations_of(operations)))  # as a reload does
             assert await listed(bench, None) == names
 

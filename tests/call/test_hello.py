@@ -22,6 +22,7 @@ from alknet.call.hello import (
     DIALER_NAMESPACE,
     FEATURES,
     LISTENER_NAMESPACE,
+    SERVE,
     VERSION,
     Accepted,
     Challenge,
@@ -166,7 +167,7 @@ def test_both_ends_know_each_other_afterwards() -> None:
     hello = Hello()
     assert hello.start() == Start(FEATURES, "msgpack")
     challenge = hello.challenge()
-    assert challenge == Challenge(FEATURES, "msgpack", "hub", NODE.public_key, LIMITS)
+    assert challenge == Challenge((*FEATURES, SERVE), "msgpack", "hub", NODE.public_key, LIMITS)
     assert hello.proof(token=TOKEN) == Proof(ALICE.public_key, TOKEN)
     assert hello.accepted() == Accepted("alice")
 
@@ -254,7 +255,8 @@ def test_the_messages_are_those_of_the_design() -> None:
     said = json.loads(challenge["payload"]["data"])
     assert len(base64.b64decode(said.pop("nonce"), validate=True)) == 32
     node = {"id": "hub", "key": str(NODE.public_key)}
-    assert said == {"version": 1, "features": list(FEATURES), "codec": "msgpack", "node": node, "limits": LIMITS}
+    features = [*FEATURES, SERVE]
+    assert said == {"version": 1, "features": features, "codec": "msgpack", "node": node, "limits": LIMITS}
     assert json.loads(proof["payload"]["data"]) == {"key": str(ALICE.public_key)}
 
 
@@ -674,6 +676,6 @@ def test_a_byte_that_is_changed_on_its_way_changes_nothing_or_is_found_out(data:
         except HelloError:
             continue
         if step == "challenge":  # the message's id says nothing
-            assert taken == Challenge(FEATURES, "msgpack", "hub", NODE.public_key, LIMITS)
+            assert taken == Challenge((*FEATURES, SERVE), "msgpack", "hub", NODE.public_key, LIMITS)
         else:
             assert taken == Proof(ALICE.public_key, None)

@@ -99,7 +99,7 @@ async def test_either_end_calls_the_other_at_the_same_time(door: CallDoor, serve
     own = Served()
     own.go_on.set()
     served.go_on.set()
-    async with door.session(server_of=lambda challenge: DialersOperations(own)) as link:
+    async with door.session(server_of=lambda *_: DialersOperations(own)) as link:
         calls = [session.call("t/wait", {"value": n}) for n in range(200) for session in (link.session, there(door))]
         assert await asyncio.gather(*calls) == [n for n in range(200) for _ in (0, 1)]
         assert [n async for n in there(door).subscribe("t/count", {"to": 50})] == list(range(50))
@@ -562,7 +562,7 @@ async def test_a_handler_that_was_stopped_late_answers_nobody(door: CallDoor, se
 
 async def test_both_sides_may_flood_each_other(door: CallDoor) -> None:
     own = Served()
-    async with door.session(server_of=lambda challenge: DialersOperations(own)) as link, asyncio.timeout(30):
+    async with door.session(server_of=lambda *_: DialersOperations(own)) as link, asyncio.timeout(30):
         value = {"value": "x" * 20_000}
         sides = (link.session, there(door))
         answers = await asyncio.gather(*(side.call("t/echo", value) for _ in range(900) for side in sides))

@@ -156,6 +156,7 @@ def test_a_specification_is_described_as_a_json_value() -> None:
         "destructive": True,
         "examples": [{"input": {}}],
         "secret_inputs": ["card"],
+        "hops": 0,
     }
 
 

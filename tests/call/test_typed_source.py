@@ -70,6 +70,13 @@ def test_a_docstring_says_what_it_was_given() -> None:
     assert docstring(" \n ") == []
 
 
+def test_a_paragraph_that_was_broken_for_a_larger_width_is_broken_anew() -> None:
+    line = "word " * 23 + "end."
+    lines = docstring(f"First.\n\n{line}\n{line}\n\n- one\n- {line}", 8)
+    assert [len(one) > 100 for one in lines] == [False, False, True, True, False, False, False, True, False, False]
+    assert docstring("One\nTwo", 8) == ['        """One', "        Two", '        """']
+
+
 def test_long_lines_of_a_docstring_are_broken_and_long_texts_cut() -> None:
     lines = docstring("Args:\n    name: " + "word " * 100, 8)
     assert max(map(len, lines)) <= LINE_CHARS

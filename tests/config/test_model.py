@@ -13,7 +13,7 @@ from alknet.certificates import make_certificate
 from alknet.config.addresses import ListenAddress
 from alknet.config.fields import LIVE, RESTART
 from alknet.config.model import Call, FsRoot, Role, Services, Settings, Tls
-from alknet.config.peers import PeerEntry, PeerSsh
+from alknet.config.peers import Dial, Expose, PeerEntry, PeerSsh
 from alknet.keys import generate_private_key
 
 SECTIONS = {name: info.default for name, info in Settings.model_fields.items() if isinstance(info.default, BaseModel)}
@@ -23,9 +23,9 @@ KEY = str(generate_private_key("c")[1])
 def fields() -> dict[str, FieldInfo]:
     """Every field of every model, dotted."""
     found = {f"{name}.{key}": f for name, section in SECTIONS.items() for key, f in type(section).model_fields.items()}
-    for model in (FsRoot, Role, PeerEntry, PeerSsh):
+    for model in (Dial, Expose, FsRoot, Role, PeerEntry, PeerSsh):
         found |= {f"{model.__name__}.{key}": field for key, field in model.model_fields.items()}
-    return found | {key: Settings.model_fields[key] for key in ("roles", "peers")}
+    return found | {key: Settings.model_fields[key] for key in ("dial", "roles", "peers")}
 
 
 # --- what the schema says -------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def test_the_sections_are_those_of_the_file() -> None:
     assert list(SECTIONS) == [
         "node", "tls", "ssh", "call", "gateway", "mcp", "services", "fs", "exec", "limits", "audit",
     ]  # fmt: skip
-    assert set(Settings.model_fields) == {*SECTIONS, "roles", "peers"}
+    assert set(Settings.model_fields) == {*SECTIONS, "dial", "roles", "peers"}
 
 
 @pytest.mark.parametrize("name", sorted(fields()))
@@ -114,7 +114,12 @@ def test_calls_are_bounded(key: str, accepted: list[Any], refused: list[Any]) ->
 
 
 def test_a_call_has_the_defaults_that_the_protocol_names() -> None:
-    assert Call().model_dump() == {"max_frame": 1_048_576, "max_in_flight": 1024, "default_timeout": 30.0}
+    assert Call().model_dump() == {
+        "max_frame": 1_048_576,
+        "max_in_flight": 1024,
+        "routing": "round-robin",
+        "default_timeout": 30.0,
+    }
     assert Services().modules == ()
 
 

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,7 +178,7 @@ async def test_what_a_caller_brings_is_never_routed_to(mesh: MeshNodes, carol: N
     peer = "carol" if "offers nothing" in caller else "w1"
     set_routing(mesh, "round-robin")
     async with bringing, calling(carol) as hub:
-        sessions = [one["peer"] for one in (await hub.call("node/sessions"))["sessions"]]
+        sessions = [one["peer"] for one in await hub.call("node/sessions")]
         assert peer in sessions
         answers = await hub.batch([("w/mesh/who", {})] * 8)
         assert set(answers) == {"w1", "w2"}
@@ -193,7 +192,7 @@ async def test_what_a_caller_brings_is_never_routed_to(mesh: MeshNodes, carol: N
     assert not reached
 
 
-# --- the end of a call, two hops away ----------------------------------------------------------------------------------
+# --- the end of a call, two hops away --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("carrier", ["tls", "quic"])
@@ -256,5 +255,5 @@ def both(mesh: MeshNodes) -> None:
 
 def outcome_of(node: NodeProcess, operation: str) -> str:
     """How the last call of an operation went, as the node's audit log has it."""
-    records = [one for one in node.audit() if one.get("outcome") and one.get("resource") == operation]
+    records = [one for one in node.audit() if one["action"] == operation and one["phase"] == "outcome"]
     return str(records[-1]["outcome"])

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 
 import alknet
+from alknet.call.typed_client import client_module
 from testkit.as_user import Launcher
+from testkit.mesh import MeshNodes
 from testkit.node import NodeProcess
 from testkit.service_nodes import service_node
 
 pytestmark = pytest.mark.interop
 
 ROOT = Path(__file__).resolve().parents[2]
+MADE = ("hub_client.py", "difficult.py")
 MODULES = ("testkit.services", "testkit.typed_services")
 FOLDERS = ("alpn", "call", "config", "ssh", "vault")
 # alknet is a dependency here: what a checker finds in it is no matter of the program's. The parts that programs do not
@@ -108,6 +111,45 @@ async def wrong(peer: Peer) -> None:
     api.shop.watch(item="a").items  # attr-defined
     hub_client.Client("hub")  # arg-type
 """
+OBJECT = {"type": "object", "additionalProperties": False}
+ODD = {
+    "$defs": {
+        "Json": {
+            "anyOf": [
+                {"type": "array", "items": {"$ref": "#/$defs/Json"}},
+                {"type": "object", "additionalProperties": {"$ref": "#/$defs/Json"}},
+                {"type": ["string", "null"]},
+            ]
+        },
+        "Odd": {
+            "type": "object",
+            "properties": {
+                "a-b": {"type": "array", "items": {"$ref": "#/$defs/Odd"}},
+                "class": {"$ref": "#/$defs/Json"},
+            },
+            "required": ["a-b"],
+        },
+        "Either": {"anyOf": [{"$ref": "#/$defs/Odd"}, {"type": "integer"}]},
+    }
+}
+
+
+def difficult() -> list[Any]:
+    """What services of other kinds than ours may describe."""
+    fields = {"list": {"type": "array"}, "str": {"type": "string"}, "Stock": {"enum": ["a" * 70, "b" * 70]}}
+    stock = OBJECT | {"title": "Stock", "properties": fields}
+    names = ["list", "dict", "str", "int", "Any", "Literal", "Stock", "UNSET", "Client", "timeout", "deep", "deep/list"]
+    odd = OBJECT | {"properties": {key.lower(): {"$ref": f"#/$defs/{key}"} for key in ODD["$defs"]}} | ODD
+    failure = {"code": "A", "schema": {"$ref": "#/$defs/Json"} | ODD}
+    others = {"type": "object", "properties": {"a b": {"type": "string"}}, "additionalProperties": {"type": "string"}}
+    whole = {"type": "array", "items": {"type": "integer"}}
+    return [
+        *({"name": f"a/{name}", "kind": "query", "input_schema": stock, "output_schema": stock} for name in names),
+        {"name": "b/odd", "kind": "query", "input_schema": odd, "output_schema": {"$ref": "#/$defs/Either"} | ODD},
+        {"name": "b/items", "kind": "subscription", "output_schema": failure["schema"], "errors": [failure]},
+        {"name": "b/others", "kind": "mutation", "input_schema": others, "output_schema": {"type": "null"}},
+        {"name": "b/whole", "kind": "mutation", "input_schema": whole, "output_schema": {"items": stock} | whole},
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +166,7 @@ def directory(node: NodeProcess, tmp_path_factory: pytest.TempPathFactory) -> Pa
     directory = tmp_path_factory.mktemp("program")
     assert node.alknet("ops", ".", "--python", "-o", str(directory / "hub_client.py")).stdout == ""
     (directory / "program.py").write_text(PROGRAM)
+    (directory / "difficult.py").write_text(client_module(difficult(), node="hub"))
     return directory
 
 
@@ -148,7 +191,7 @@ def check_types(directory: Path, *files: str) -> str:
 
 def test_it_is_right_for_a_strict_type_checker_and_finds_each_wrong_use(directory: Path) -> None:
     (directory / "wrong.py").write_text(WRONG)
-    found = check_types(directory, "program.py", "hub_client.py", "wrong.py")
+    found = check_types(directory, "program.py", "hub_client.py", "difficult.py", "wrong.py")
     mistakes = {
         (int(line), code) for line, code in re.findall(r"^wrong\.py:(\d+): error: .*\[([\w-]+)\]$", found, re.M)
     }
@@ -167,7 +210,7 @@ def test_it_does_what_it_says(node: NodeProcess, directory: Path) -> None:
 def test_a_linter_and_a_formatter_have_nothing_to_say(directory: Path) -> None:
     ruff = Path(sys.executable).with_name("ruff")
     for words in (["format", "--check"], ["check", "--select", "E,F,W,I,B,UP,SIM,C4"]):
-        command = [ruff, *words, "--isolated", "--line-length=120", "--target-version=py311", "hub_client.py"]
+        command = [ruff, *words, "--isolated", "--line-length=120", "--target-version=py311", *MADE]
         result = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
         assert result.returncode == 0, result.stdout + result.stderr
 
@@ -210,6 +253,27 @@ async def test_every_carrier_brings_bytes_as_they_are(node: NodeProcess, directo
             with pytest.raises(made.SoldOut) as caught:
                 await api.test.order(item="a", amount=9)
             assert caught.value.details == {"left": 3}
+
+
+async def test_a_peer_behind_a_hub_has_a_module_of_its_own(tmp_path: Path, launcher: Launcher) -> None:
+    with MeshNodes(tmp_path, launcher=launcher) as mesh:
+        carol = mesh.machine("carol")
+        mesh.hub.alknet("config", "reload")
+        made = {}
+        for peer, words in (("hub", ["hub", "--query", "w/"]), ("w1", ["-J", "hub", "w1"])):
+            text = carol.alknet("ops", *words, "--python").stdout
+            made[peer] = imported(text, tmp_path / f"{peer}_client.py")
+        assert 'alknet.connect("w1", via="hub")' in made["w1"].__doc__
+        assert "`alknet ops -J hub --python w1`" in made["w1"].__doc__
+        async with asyncio.timeout(20), alknet.connect("w1", via="hub", home=carol.home) as peer:
+            api = made["w1"].Client(peer)
+            assert await api.mesh.who() == "w1"
+            assert await api.test.blob(size=3) == b"\x00\x00\x00"
+            assert [one async for one in api.test.numbers(to=3)] == [0, 1, 2]
+            with pytest.raises(made["w1"].SoldOut):
+                await api.test.order(item="a", amount=9)
+        async with asyncio.timeout(20), alknet.connect("hub", home=carol.home) as peer:
+            assert await made["hub"].Client(peer).w.mesh.who() in ("w1", "w2")
 
 
 @pytest.mark.parametrize(

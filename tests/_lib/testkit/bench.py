@@ -48,9 +48,7 @@ class Bench:
         self.peer_answer: asyncio.Future[Any] | None = None
         """What a peer that is here answers, once it does; without one it answers at once, with the name."""
         self.mesh = Mesh(self._publish)
-        self.dispatcher = Dispatcher(
-            Registry(), self.gate, default_timeout_s=default_timeout_s, peers=self.mesh
-        )
+        self.dispatcher = Dispatcher(Registry(), self.gate, default_timeout_s=default_timeout_s, peers=self.mesh)
         self.serve(*operations)
 
     def policy(
@@ -71,7 +69,7 @@ class Bench:
         """A peer is here, and brings operations with these names; see `peer_calls` and `peer_answer`."""
         terms = {**self.mesh.settings.terms, peer: Terms(("*",))}
         self.mesh.settings = replace(self.mesh.settings, terms=terms)
-        specs = {name: OperationSpec(name, Kind.MUTATION, ANYBODY) for name in names}
+        specs = {name: OperationSpec(name=name, kind=Kind.MUTATION, access=ANYBODY) for name in names}
         self.mesh.overlays.fill(self.mesh.overlays.attach(peer, _PeerSession(self, peer)), Catalog(specs))
 
     def caller(self, peer: str | None = "alice", **facts: Any) -> Caller:

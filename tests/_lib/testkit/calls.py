@@ -26,6 +26,7 @@ from alknet.clock import SystemClock
 from alknet.config.policy import daemon_user
 from alknet.gate import Gate
 from alknet.keys import write_key_pair
+from alknet.offer import Offer
 from alknet.sshsig import KeySigner
 from testkit.polling import eventually
 
@@ -78,10 +79,12 @@ class CallDoor:
 
     @asynccontextmanager
     async def session(
-        self, *, key: KeySigner | None = None, anonymous: bool = False, **how: Any
+        self, *, key: KeySigner | None = None, anonymous: bool = False, offer: Offer | None = None, **how: Any
     ) -> AsyncIterator[Link]:
-        """A session of alice's over the in-memory carrier. What she brings with it is known when this begins."""
+        """A session of alice's over the in-memory carrier. The node knows what she offers when this begins."""
         before = set(self.mesh.overlays)
+        if offer is not None:
+            how["server_of"] = offer.server_of
         dialer, listener = memory_pair(alpn="alknet/call", remote=Address("192.0.2.1", 4000))
         self.router.dispatch(listener)
 
@@ -92,7 +95,7 @@ class CallDoor:
         try:
             link = await over_connection(dialer, check=check, key=None if anonymous else key or self.key, **how)
             try:
-                if "server_of" in how and not anonymous:
+                if offer is not None and not anonymous:
                     await eventually(lambda: self._is_filled(set(self.mesh.overlays) - before), "alice's operations")
                 yield link
             finally:

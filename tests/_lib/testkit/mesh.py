@@ -23,7 +23,7 @@ from unittest.mock import patch
 from testkit.as_user import Launcher
 from testkit.node import NodeProcess, free_port, wait_until
 
-__all__ = ["EXPOSED", "OFFERS", "MeshNodes"]
+__all__ = ["EXPOSED", "OFFERS", "RUNS_AS_DAEMON", "MeshNodes"]
 
 LIBRARY: Final = Path(__file__).resolve().parents[1]
 MODULES: Final = ("testkit.services", "testkit.mesh_services")
