@@ -43,7 +43,6 @@ class Peer:
         self._link = link
         self._session = link.session
         self._behind = behind
-        self._route = {} if behind is None else {"peer": behind}
 
     @property
     def node(self) -> str:
@@ -79,17 +78,16 @@ class Peer:
 
         `timeout` is in seconds and shortens what the node allows. Raises `CallError`; cancelling it stops the handler.
         """
-        value = input_of(name, value, inputs)
-        if self._behind is not None and name in DISCOVERY:
-            # The node in between knows what the peer offers, and to whom.
-            return await self._session.call(name, {**value, "peer": self._behind}, timeout_s=timeout)
-        return await self._session.call(name, value, timeout_s=timeout, **self._route)
+        asked, route = self._routed(name, input_of(name, value, inputs))
+        return await self._session.call(name, asked, timeout_s=timeout, **route)
 
     async def batch(
         self, calls: Iterable[tuple[str, dict[str, Any]]], *, timeout: float | None = None
     ) -> list[Any | CallError]:
         """Several calls at once; their outputs in order, with a `CallError` in place of each that failed."""
-        return await self._session.batch(list(calls), timeout_s=timeout, **self._route)
+        return await self._session.batch(
+            [(name, *self._routed(name, value)) for name, value in calls], timeout_s=timeout
+        )
 
     def subscribe(
         self,
@@ -102,8 +100,16 @@ class Peer:
         **inputs: Any,
     ) -> Subscription:
         """Subscribe to an operation; `credit` items are on their way at once, however slowly they are read."""
-        value = input_of(name, value, inputs)
-        return self._session.subscribe(name, value, credit=credit, timeout_s=timeout, **self._route)
+        asked, route = self._routed(name, input_of(name, value, inputs))
+        return self._session.subscribe(name, asked, credit=credit, timeout_s=timeout, **route)
+
+    def _routed(self, name: str, value: Any) -> tuple[Any, dict[str, str]]:
+        """(the input, further fields of the request). The node in between knows what the peer offers, and to whom."""
+        if self._behind is None:
+            return value, {}
+        if name in DISCOVERY:
+            return {**value, "peer": self._behind}, {}
+        return value, {"peer": self._behind}
 
     async def round_trip(self) -> float:
         """Seconds that a question takes to the peer and back, whatever it lets this side do."""

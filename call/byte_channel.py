@@ -5,6 +5,7 @@ Whoever gets a `ByteChannel` holds a stream like any other; how its bytes travel
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -20,6 +21,8 @@ __all__ = ["MAX_DATA_BYTES", "ByteChannel", "Carried", "OwnStream", "ReplayedStr
 
 MAX_DATA_BYTES: Final = 16 * 1024
 """Of one ``channel.data``: a call beside a full channel waits for no more than a few of them."""
+REASON_TIMEOUT_S: Final = 1.0
+"""What the reason for the end of a channel with a stream of its own may take to come after that end."""
 ENVELOPE_BYTES: Final = 256
 """More than an envelope has beside its data."""
 
@@ -182,10 +185,10 @@ class SharedStream(_Ends):
     # --- what the session tells ---------------------------------------------------------------------------------------
 
     def happened(self, event: ChannelData | ChannelEnded | ChannelCredited) -> None:
-        if type(event) is ChannelData:
+        if isinstance(event, ChannelData):
             self._unread += event.data
             _wake(self._reader)
-        elif type(event) is ChannelEnded:
+        elif isinstance(event, ChannelEnded):
             self._is_finished = True
             _wake(self._reader)
         else:
@@ -234,13 +237,12 @@ class SharedStream(_Ends):
 class OwnStream(_Ends):
     """Bytes on a stream of the channel's own, which may still be on its way."""
 
-    def __init__(
-        self, id: str, states: ChannelStates, post: Callable[[Envelope | None], None], *, is_ours: bool
-    ) -> None:
+    def __init__(self, id: str, states: ChannelStates, post: Callable[[Envelope | None], None]) -> None:
         super().__init__(id, states, post)
-        self._is_ours = is_ours
         self._stream: Stream | None = None
         self._has_come = asyncio.Event()
+        self._is_told = asyncio.Event()
+        """It is over, and it is known why."""
 
     def joined(self, stream: Stream) -> None:
         """Here is its stream."""
@@ -255,13 +257,19 @@ class OwnStream(_Ends):
         stream = self._stream or await self._arrival()
         try:
             return await stream.read(max_bytes)
-        except (StreamBroken, StreamClosed) as exc:
+        except StreamBroken as exc:
+            # A reset has no words: they come on another stream, perhaps later.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REASON_TIMEOUT_S):
+                    await self._is_told.wait()
+            raise self._broken(exc) from exc
+        except StreamClosed as exc:
             raise self._broken(exc) from exc
 
     async def write(self, data: bytes) -> None:
         stream = self._stream or await self._arrival()
         if self._lost_because:
-            raise self._broken(None)
+            raise StreamBroken(self._lost_because)
         try:
             await stream.write(data)
         except (StreamBroken, StreamClosed) as exc:
@@ -277,13 +285,12 @@ class OwnStream(_Ends):
     def reset(self, reason: str = "") -> None:
         if not self._is_closed:
             self._is_closed = True
-            envelope = self._states.close(self.id, reason)
-            # The reset of a stream may overtake the frame that names it.
-            if reason or self._is_ours or self._stream is None:
-                self._post(envelope)
+            # The reset may overtake the frame that names the stream, and says nothing of why.
+            self._post(self._states.close(self.id, reason))
             if self._stream is not None:
                 self._stream.reset()
             self._has_come.set()
+            self._is_told.set()
             self._end()
 
     async def aclose(self) -> None:
@@ -292,6 +299,7 @@ class OwnStream(_Ends):
         elif not self._is_closed:
             self._is_closed = True
             self._states.close(self.id)
+            self._is_told.set()
             try:
                 await self._stream.aclose()
             finally:
@@ -303,6 +311,7 @@ class OwnStream(_Ends):
     def lost(self, words: str, *, is_finished: bool, with_session: bool) -> None:
         self._lost_because = words
         self._has_come.set()
+        self._is_told.set()
         # With its session, the stream ends by itself: what it has delivered whole can still be read.
         if self._stream is not None and not with_session:
             self._stream.reset()
@@ -314,11 +323,9 @@ class OwnStream(_Ends):
             raise StreamBroken(self._lost_because)
         return self._stream
 
-    def _broken(self, exc: StreamBroken | StreamClosed | None) -> StreamBroken | StreamClosed:
+    def _broken(self, exc: StreamBroken | StreamClosed) -> StreamBroken | StreamClosed:
         """What a failure of the stream means for the channel."""
-        if self._lost_because and not self._is_closed:
-            return StreamBroken(self._lost_because)
-        return exc or StreamClosed("the channel was closed by this side")
+        return StreamBroken(self._lost_because) if self._lost_because and not self._is_closed else exc
 
 
 class ReplayedStream:

@@ -58,7 +58,7 @@ class ByteChannels:
         said = {"peer": peer, "target": target, "forwarded_for": forwarded_for}
         fields = {name: value for name, value in said.items() if value is not None}
         id, envelope = self._machine.request_channel(self._main.number, service, **fields)
-        carried = self._carry(id, self._main, is_ours=True)
+        carried = self._carry(id, self._main)
         opened = self._opening[id] = self._loop.create_future()
         try:
             async with asyncio.timeout(timeout_s):
@@ -92,7 +92,7 @@ class ByteChannels:
     def accept(self, frames: Channel, request: ChannelRequested) -> ByteChannel:
         """The channel that was asked for. Broken already if it is not wanted any more."""
         envelope = self._states.accept(request.id)
-        carried = self._carry(request.id, frames, is_ours=False)
+        carried = self._carry(request.id, frames)
         if envelope is None:
             self._carried.pop(request.id)
             carried.lost("the other side gave up the channel", is_finished=False, with_session=False)
@@ -173,10 +173,10 @@ class ByteChannels:
         if opening is not None and not opening.done():
             opening.set_exception(closed.error)
 
-    def _carry(self, id: str, frames: Channel, *, is_ours: bool) -> SharedStream | OwnStream:
+    def _carry(self, id: str, frames: Channel) -> SharedStream | OwnStream:
         carried: SharedStream | OwnStream
         if self._states.has_streams:
-            carried = OwnStream(id, self._states, frames.post, is_ours=is_ours)
+            carried = OwnStream(id, self._states, frames.post)
         else:
             carried = SharedStream(id, self._states, frames, self._path)
         carried.on_over = lambda: self._carried.pop(id, None)

@@ -47,6 +47,7 @@ class ChannelConnection(BaseConnection):
         super().__init__(alpn=ALPN, transport=transport, remote=carrier.remote, local=carrier.local)
         self.id = carrier.id
         self.identity = carrier.identity
+        self._carrier = carrier
         self._stream = stream
 
     async def open_stream(self) -> Stream:
@@ -54,6 +55,10 @@ class ChannelConnection(BaseConnection):
 
     async def accept_stream(self) -> Stream:
         raise StreamsExhausted("a channel has one stream, which its session has")
+
+    def watch(self, patience_s: float) -> None:
+        """What it travels on is lost as a whole."""
+        self._carrier.watch(patience_s)
 
     def end(self, reason: str) -> None:
         """End it in the way of what runs on it."""

@@ -5,13 +5,12 @@ carried: what runs in it is between its two ends, which prove themselves to each
 """
 
 import asyncio
-import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 from alknet.access import Access, Identity
-from alknet.alpn.errors import StreamBroken
 from alknet.alpn.streams import Connection, Stream
 from alknet.call.carried import InnerConnection
 from alknet.call.context import Caller
@@ -22,7 +21,6 @@ from alknet.call.overlays import Overlays
 from alknet.call.serving import ByteService
 from alknet.errors import AlknetError
 from alknet.gate import Act, Gate
-from alknet.tasks import Tasks
 
 __all__ = ["ChannelDoor", "Serve", "inner", "splice"]
 
@@ -96,7 +94,8 @@ class ChannelDoor:
                 service = _Served(self, act, caller, action, resource, access, serve)
             else:
                 far = await self._open_far(request, identity, caller)
-                service = _Served(self, act, caller, action, resource, access, lambda near, _: splice(near, far))
+                serve = partial(_carry, far, request.peer)
+                service = _Served(self, act, caller, action, resource, access, serve)
         except CallError as exc:
             outcome = f"error {exc.code}"
             raise
@@ -176,32 +175,30 @@ class _Served:
         return denial
 
 
+async def _carry(far: Stream, peer: str, near: Stream, _: Caller) -> str:
+    try:
+        return await splice(near, far)
+    except AlknetError as exc:
+        raise CallError("UNAVAILABLE", f"the channel to peer {peer!r} broke off: {exc}") from exc
+
+
 async def splice(near: Stream, far: Stream) -> str:
     """Carry bytes between two streams until both directions have ended, each with the backpressure of the other. Raises
-    `AlknetError` when one of them breaks; the other one is reset then."""
-    tasks = Tasks("splice")
+    `AlknetError` when one of them breaks; the far one is reset then."""
     try:
-        there = tasks.start(_pump(near, far), name="there")
-        back = tasks.start(_pump(far, near), name="back")
-        done, _ = await asyncio.wait((there, back), return_when=asyncio.FIRST_EXCEPTION)
-        broken = next((error for task in done if (error := task.result()) is not None), None)
-        if broken is not None:
-            raise broken
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_pump(near, far))
+            group.create_task(_pump(far, near))
+    except ExceptionGroup as broken:
+        raise broken.exceptions[0] from None
+    else:
         await far.aclose()
         return ""
     finally:
         far.reset()  # nothing, where it was closed in order
-        await tasks.aclose()
 
 
-async def _pump(source: Stream, sink: Stream) -> AlknetError | None:
-    """Until the end of what `source` has; the error that broke it off before."""
-    try:
-        while data := await source.read():
-            await sink.write(data)
-        await sink.write_eof()
-    except AlknetError as exc:
-        with contextlib.suppress(AlknetError):
-            source.reset()
-        return exc if isinstance(exc, StreamBroken) else StreamBroken(f"the channel broke off: {exc}")
-    return None
+async def _pump(source: Stream, sink: Stream) -> None:
+    while data := await source.read():
+        await sink.write(data)
+    await sink.write_eof()

@@ -213,6 +213,9 @@ class Dispatcher:
                 self.peers.operation(prepared.peer, name)
             except CallError:
                 return None
+        forward, peer = prepared.operation.forward, prepared.facts.get("routed_to")
+        if forward is not None and peer is not None and not forward.reaches(peer):
+            return None  # others may still serve it, but it does not run there
         return self.gate.still(prepared.caller.identity, action, resource, access=access)
 
     def may(self, identity: Identity | Authority | None, operation: Operation) -> bool:

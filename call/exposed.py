@@ -126,7 +126,7 @@ class _Standing:
 
     def __init__(self, exposed: Exposed, name: str, remote: str, spec: OperationSpec, scope: str) -> None:
         forward = exposed.forward(name, remote)
-        self.call, self.items = forward.call, forward.items
+        self.call, self.items, self.reaches = forward.call, forward.items, forward.reaches
         self._spec = spec
         self._scope = scope
 

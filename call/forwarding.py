@@ -54,6 +54,9 @@ class PeerForward:
             async for item in items:
                 yield item
 
+    def reaches(self, peer: str) -> bool:
+        return peer == self._peer
+
     def _attachment(self) -> Attachment:
         found = self._overlays.find(self._peer, self._name)
         if found is None:
@@ -86,6 +89,9 @@ class RoutedForward:
             else:
                 trip.ended(attempt, Outcome.OK)
                 return output
+
+    def reaches(self, peer: str) -> bool:
+        return peer in self._candidates()
 
     async def items(self, prepared: "Prepared", value: Any) -> AsyncGenerator[Any, None]:
         trip = _Trip(self, prepared)

@@ -165,8 +165,8 @@ class Machine:
         return events + self.channels.stream_ended(stream)
 
     def _requested(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
-        if (refused := self._refuse_any(id)) is not None:
-            return refused
+        if self.is_draining or id in self.inbound or id in self.channels.channels:
+            return self._refuse_any(id)
         if len(self.inbound) >= self.limits.in_flight:
             return refusal(id, "RESOURCE_EXHAUSTED", f"more than {self.limits.in_flight} calls at the same time")
         if self._in_flight_bytes + size > self.limits.in_flight_bytes and self.inbound:
@@ -183,13 +183,15 @@ class Machine:
         return request
 
     def _channel_requested(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
-        return self._refuse_any(id) or self.channels.requested(stream, id, payload)
+        if self.is_draining or id in self.inbound or id in self.channels.channels:
+            return self._refuse_any(id)
+        return self.channels.requested(stream, id, payload)
 
-    def _refuse_any(self, id: str) -> Refusal | None:
+    def _refuse_any(self, id: str) -> Refusal:
         """Why nothing new can begin under this id."""
         if id in self.inbound or id in self.channels.channels:
             return refusal(id, "INVALID_INPUT", f"the id {id!r} is in use: each request needs one of its own")
-        return refusal(id, "UNAVAILABLE", "the node is shutting down") if self.is_draining else None
+        return refusal(id, "UNAVAILABLE", "the node is shutting down")
 
     def _responded(self, stream: int, id: str, payload: Envelope, size: int) -> Event | None:
         outbound = self.outbound.get(id)

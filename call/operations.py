@@ -56,6 +56,9 @@ class Forward(Protocol):
     def items(self, prepared: "Prepared", value: Any) -> AsyncGenerator[Any, None]:
         """The items of a subscription; raises `CallError`. Closing it ends it there."""
 
+    def reaches(self, peer: str) -> bool:
+        """Whether calls may go to that peer; one that runs there is ended otherwise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:

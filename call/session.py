@@ -8,7 +8,7 @@ import asyncio
 import logging
 import secrets
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from alknet.alpn.streams import Connection
@@ -42,6 +42,7 @@ log = logging.getLogger("alknet.call")
 
 MAX_OWN_STREAMS: Final = 64
 """Subscriptions that have a stream of their own where the carrier has many; further ones share the first."""
+NO_EXTRA: Final[Mapping[str, str]] = {}
 BATCH_AT_ONCE: Final = 256
 """Calls of one batch that are on their way together; well below what the other side takes at the same time."""
 DEFAULT_TIMEOUT_S: Final = 30.0
@@ -128,17 +129,18 @@ class Session:
             self._calls.pop(id, None)
 
     async def batch(
-        self, calls: Sequence[tuple[str, Any]], *, timeout_s: float | None = None, **extra: Any
+        self, calls: Sequence[tuple[str, Any] | tuple[str, Any, dict[str, str]]], *, timeout_s: float | None = None
     ) -> list[Any | CallError]:
         """Several calls, up to `BATCH_AT_ONCE` at a time: their outputs in order, a `CallError` in place of each that
-        failed. `timeout_s` is for each of them, from when it is sent."""
+        failed. Each is its name, its input and, where there are any, further fields of the request; `timeout_s` is for
+        each of them, from when it is sent."""
         turns = asyncio.Semaphore(BATCH_AT_ONCE)
 
-        async def one(name: str, value: Any) -> Any:
+        async def one(name: str, value: Any, extra: Mapping[str, str] = NO_EXTRA) -> Any:
             async with turns:
                 return await self.call(name, value, timeout_s=timeout_s, **extra)
 
-        answers = await asyncio.gather(*(one(name, value) for name, value in calls), return_exceptions=True)
+        answers = await asyncio.gather(*(one(*call) for call in calls), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, CallError):
                 raise answer

@@ -48,7 +48,7 @@ What is answered is taken at the node's word. It is plain data: objects are dict
 
 
 @dataclass(slots=True)
-class Failure:
+class _Failure:
     """An error that an operation declares, and the names that its class would like, the best one first."""
 
     code: str
@@ -58,13 +58,13 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Described:
+class _Described:
     """What a description says of an operation, as far as it makes sense."""
 
     spec: dict[str, Any]
     inputs: Inputs
     output: Type
-    failures: list[Failure]
+    failures: list[_Failure]
 
     def types(self) -> "Iterator[Type]":
         """Every type that its method and its errors write."""
@@ -74,14 +74,14 @@ class Described:
 
 
 @dataclass(slots=True)
-class Space:
+class _Space:
     """The operations below one name, by the next segment of theirs; `operation` is what has just this name."""
 
     name: str
-    operation: Described | None = None
-    children: "dict[str, Space]" = field(default_factory=dict)
+    operation: _Described | None = None
+    children: "dict[str, _Space]" = field(default_factory=dict)
 
-    def walk(self) -> "Iterator[Space]":
+    def walk(self) -> "Iterator[_Space]":
         """What has something below it, itself last."""
         for _, child in sorted(self.children.items()):
             if child.children:
@@ -104,12 +104,12 @@ def client_module(
     if len(descriptions) > MAX_OPERATIONS:
         raise InvalidInputError(f"the peer describes more than {MAX_OPERATIONS} operations")
     types = Types()
-    root = Space("")
+    root = _Space("")
     for spec in sorted(map(_checked, descriptions), key=lambda one: str(one["name"])):
         space = root
         for segment in spec["name"].split("/"):
             name = f"{space.name}/{segment}".removeprefix("/")
-            space = space.children.setdefault(segment, Space(name))
+            space = space.children.setdefault(segment, _Space(name))
         if space.operation is not None:
             raise InvalidInputError(f"the peer describes the operation {space.name} twice")
         space.operation = _read(spec, types)
@@ -133,12 +133,12 @@ def _checked(spec: Any) -> dict[str, Any]:
     raise InvalidInputError("what the peer says of an operation makes no sense")
 
 
-def _read(spec: dict[str, Any], types: Types) -> Described:
+def _read(spec: dict[str, Any], types: Types) -> _Described:
     prefix = class_name(spec["name"])
     role = "Item" if spec["kind"] == Kind.SUBSCRIPTION else "Output"
     inputs = types.inputs(spec.get("input_schema"), prefix)
     output = types.output(spec.get("output_schema"), prefix, role)
-    failures: dict[str, Failure] = {}
+    failures: dict[str, _Failure] = {}
     errors = spec.get("errors")
     for error in errors[:MAX_ERRORS] if isinstance(errors, list) else ():
         code = error.get("code") if isinstance(error, dict) else None
@@ -147,8 +147,8 @@ def _read(spec: dict[str, Any], types: Types) -> Described:
         own = class_name(code.lower())
         schema, note = error.get("schema"), error.get("description")
         details = types.output(schema, prefix, f"{own}Details") if isinstance(schema, dict) else None
-        failures[code] = Failure(code, note if isinstance(note, str) else "", details, (own, prefix + own))
-    return Described(spec, inputs, output, [failures[code] for code in sorted(failures)])
+        failures[code] = _Failure(code, note if isinstance(note, str) else "", details, (own, prefix + own))
+    return _Described(spec, inputs, output, [failures[code] for code in sorted(failures)])
 
 
 def _is_declarable(code: Any) -> TypeGuard[str]:
@@ -165,13 +165,13 @@ def _is_declarable(code: Any) -> TypeGuard[str]:
 class _Module:
     """The statements of a module."""
 
-    def __init__(self, root: Space, types: Types) -> None:
+    def __init__(self, root: _Space, types: Types) -> None:
         self._spaces = list(root.walk())
         taken = set(RESERVED).union(*(space.members().values() for space in self._spaces))
         operations = [one.operation for space in self._spaces for _, one in sorted(space.children.items())]
         roots = [type_ for one in operations if one is not None for type_ in one.types()]
         self._names = Names(types.declared, roots)
-        failures: dict[tuple[str, Type | None], Failure] = {}
+        failures: dict[tuple[str, Type | None], _Failure] = {}
         for failure in (failure for one in operations if one is not None for failure in one.failures):
             known = failures.setdefault(self._key(failure), failure)
             known.note = known.note or failure.note
@@ -209,7 +209,7 @@ class _Module:
             "from alknet import CallError",
         ]
 
-    def _class(self, space: Space) -> list[str]:
+    def _class(self, space: _Space) -> list[str]:
         members = space.members()
         shadowed = SHADOWS.intersection(members.values())
         what = f"``{space.name}/*``" if space.name else "What a caller may call."
@@ -225,9 +225,9 @@ class _Module:
                 lines += ["", *self._method(members[segment], child.operation, shadowed)]
         return lines
 
-    def _method(self, name: str, one: Described, shadowed: frozenset[str]) -> list[str]:
+    def _method(self, name: str, one: _Described, shadowed: frozenset[str]) -> list[str]:
         raised = [(self._errors[self._key(failure)], failure.note) for failure in one.failures]
         return method(name, one.spec, one.inputs, one.output, raised, self._names, shadowed)
 
-    def _key(self, failure: Failure) -> tuple[str, Type | None]:
+    def _key(self, failure: _Failure) -> tuple[str, Type | None]:
         return failure.code, None if failure.details is None else self._names.settled(failure.details)

@@ -31,7 +31,7 @@ MAX_DEPTH: Final = 24
 """Of schemas within schemas, where nothing between has a name of its own."""
 MAX_PARTS: Final = 5000
 """Schemas that are read of one input, output or error."""
-MAX_ALL_PARTS: Final = 1_000_000
+MAX_ALL_PARTS: Final = 500_000
 """Schemas that are read in all."""
 MAX_FIELDS: Final = 500
 """Of one object; one that has more is a dictionary."""

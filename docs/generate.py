@@ -146,7 +146,8 @@ def config_reference() -> str:
         lines += ["", f"## {heading}", "", purpose[:1].upper() + purpose[1:], ""]
         lines += ["| key | type | default | takes effect | meaning |", "|---|---|---|---|---|"]
         schema = model.model_json_schema()
-        for name, field in model.model_fields.items():
+        for own_name, field in model.model_fields.items():
+            name = field.alias or own_name
             kind = _type(schema, schema["properties"][name], field)
             default = "required" if field.is_required() else _default(field)
             when = schema["properties"][name].get("reload", effect)
@@ -159,6 +160,10 @@ def _type(schema: dict[str, Any], node: dict[str, Any], field: FieldInfo) -> str
     kinds = {choice.get("type") for choice in choices}
     if kinds == {"string", "number"}:
         return "duration" + _range(field)
+    if {"string", None} == kinds:
+        return "text or table"
+    if len(choices) > 1:
+        return "text or table"
     (node,) = choices
     if "$ref" in node:
         return "table"

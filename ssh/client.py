@@ -17,7 +17,7 @@ import asyncssh
 from alknet.alpn.dial import CARRIERS, Dialed, dial, first_stream
 from alknet.alpn.errors import AlpnRefused
 from alknet.alpn.streams import Connection, Stream
-from alknet.errors import DeniedError, InvalidInputError, UnavailableError
+from alknet.errors import AlknetError, DeniedError, InvalidInputError, UnavailableError
 from alknet.ssh.channel_stream import ChannelStream
 from alknet.ssh.handler import ALPN
 from alknet.ssh.terminal import TerminalSize
@@ -251,6 +251,8 @@ class ClientSession(asyncssh.SSHClientSession[bytes]):
         self.on_pause: Callable[[bool], None] = lambda paused: None
         self.exit_status: int | None = None
         self.exit_signal: str | None = None
+        self.lost_because = ""
+        """What ended the stream that carries the connection, where that said so."""
         self.ended = asyncio.Event()
         self._channel: asyncssh.SSHClientChannel[bytes] | None = None
 
@@ -302,6 +304,8 @@ class ClientSession(asyncssh.SSHClientSession[bytes]):
         self.exit_signal = signal
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and isinstance(exc.__cause__, AlknetError):
+            self.lost_because = str(exc.__cause__)
         self._channel = None
         self.ended.set()
 

@@ -57,7 +57,23 @@ FOLDERS = "alknet|alpn|bench|call|config|docs|examples|ssh|tests|vault"
 FILTER = DOCS / "howto" / "fail2ban" / "alknet.conf"
 ENVELOPES = "|".join(kind.partition(".")[2] for kind in Machine(prefix="x")._handlers)
 LIMIT = re.compile(r"(MAX|DEFAULT|CEILING|HELLO_MAX)_|[A-Z_]+_S$")
-WIRE = ("frames", "hello", "envelopes", "machine", "channel", "session", "subscription", "handler", "client")
+WIRE = (
+    "byte_channel",
+    "byte_channels",
+    "channel",
+    "channel_serving",
+    "channel_states",
+    "client",
+    "envelopes",
+    "frames",
+    "handler",
+    "hello",
+    "machine",
+    "session",
+    "session_streams",
+    "subscription",
+)
+WIRE += ("from_call", "remote_specs", "mesh", "breaker", "routing")
 
 
 def load_generator() -> ModuleType:
@@ -138,7 +154,7 @@ def test_every_operation_of_a_node_is_explained_with_what_it_asks_for() -> None:
     assert documented == {
         one.spec.name: (
             one.spec.kind,
-            "public" if one.spec.access.public else ", ".join(one.spec.access.required_scopes),
+            "public" if one.spec.access.public else ", ".join(one.spec.access.required_scopes) or "every peer",
         )
         for one in operations
     }
@@ -162,20 +178,26 @@ def test_every_code_of_the_protocol_is_documented() -> None:
 def test_every_envelope_is_documented_with_its_fields() -> None:
     documented = {
         kind: set(re.findall(r"`(\w+)`", cells[1]))
-        for kind, cells in first_column("reference/call-protocol.md", "Envelopes").items()
+        for heading in ("Envelopes", "Byte channels")
+        for kind, cells in first_column("reference/call-protocol.md", heading).items()
         if "." in kind
     }
-    machine = Machine(prefix="x", peer_features=("credit",))
-    assert set(documented) == set(machine._handlers)
+    machine = Machine(prefix="x", peer_features=("credit", "channels"))
+    assert set(documented) == set(machine._handlers) | set(Machine(prefix="x", has_streams=True)._handlers)
     request = {"operationId", "input", *(field.name for field in fields(Requested))} - {"id", "stream", "name"}
     assert documented["call.requested"] == {("timeout_ms" if name == "timeout_s" else name) for name in request}
     id, _ = machine.request(0, "a/b", None, credit=1)
     error = CallError("INTERNAL", "no", details={}, denial_id="den_1")
     sent = [machine.grant(id, 1), machine.goaway(1, "why"), machine.abort(id, "why")]
+    channel, asked = machine.request_channel(0, "tcp", target="h:1", peer="bob", forwarded_for="carol")
+    sent += [asked, machine.channels.close(channel, "why")]
     sent.append({"type": "call.error", "payload": error_payload(error)})
     machine = Machine(prefix="x")
     machine.receive(0, {"type": "call.requested", "id": "y", "payload": {"operationId": "/a/b", "credit": 1}})
     sent += [machine.respond("y", None), machine.complete("y")]
+    machine.receive(0, {"type": "channel.open", "id": "z", "payload": {"service": "ssh", "credit": 1}})
+    channels = machine.channels
+    sent += [channels.accept("z"), channels.data("z", b"x"), channels.consumed("z", 1 << 20), channels.eof("z")]
     for envelope in sent:
         assert envelope is not None
         assert documented[envelope["type"]] == set(envelope["payload"]), envelope["type"]
@@ -488,6 +510,7 @@ def fresh_machine(directory: Path, port: int, start: str) -> Iterator[tuple[dict
         "docs/howto/stock-ssh.md",
         "docs/reference/http.md",
         "docs/howto/safe-hands.md",
+        "docs/howto/typed-client.md",
         "docs/reference/mcp.md",
         "docs/reference/openapi.md",
     ],

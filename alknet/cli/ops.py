@@ -113,7 +113,7 @@ def ops(
         if len(answer) == MAX_NAMES:
             click.echo(f"alknet: these are the first {MAX_NAMES}; --query WORDS finds the others", err=True)
     else:
-        _explain(peer, answer)
+        _explain(peer, answer, jump=invocation.jump)
 
 
 async def list_operations(peer: "Peer", query: str = "") -> list[dict[str, Any]]:
@@ -194,7 +194,7 @@ async def hint_for(opened: "Peer", peer: str, name: str, error: Exception) -> st
 # --- one operation, for people ------------------------------------------------------------------------------------
 
 
-def _explain(peer: str, answer: Any) -> None:
+def _explain(peer: str, answer: Any, *, jump: str | None) -> None:
     """All of it may come from a stranger: what has another shape than it should counts as not said."""
     spec = _object(answer)
     name, kind = _text(spec, "name"), _text(spec, "kind")
@@ -231,9 +231,10 @@ def _explain(peer: str, answer: Any) -> None:
     click.echo(printable(f"access  {_access(_object(spec.get('access')))}"))
     click.echo()
     stream = " --stream" if kind == "subscription" else ""
+    through = "" if jump is None else f" -J {shlex.quote(jump)}"
     examples = [_words(example.get("input", {}), schema) for example in map(_object, _list(spec, "examples"))]
     for words in examples or [" ".join(f"{key}={_placeholder(properties.get(key), schema)}" for key in required)]:
-        click.echo(printable(f"alknet call{stream} {peer} {name} {words}".rstrip()))
+        click.echo(printable(f"alknet call{through}{stream} {peer} {name} {words}".rstrip()))
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """``status``, ``sessions`` and ``can``: questions to the running node."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
@@ -15,7 +18,7 @@ DENIED = 3
 @click.command()
 @pass_invocation
 def status(invocation: Invocation) -> None:
-    """The running node: what it listens on, who is connected, which peers it knows."""
+    """The running node: what it listens on, who is connected, which peers it knows, dials and routes calls to."""
     answer = ask_node(invocation, "node/status")
     if invocation.json:
         print_json(answer)
@@ -39,6 +42,8 @@ def status(invocation: Invocation) -> None:
         [(p["id"], "enabled" if p["enabled"] else "disabled", p["connections"]) for p in answer["peers"]],
         empty="no peers",
     )
+    _print_dials(answer)
+    _print_mesh(answer["mesh"])
 
 
 @click.group(invoke_without_command=True)
@@ -129,6 +134,41 @@ def _can_offline(invocation: Invocation, peer: str, action: str, resource: str |
     context = Context(policy, SystemClock().wall())
     access = access_of(Registry(), action, resource)
     return describe(authorize(identity, action, resource, context, access=access), policy, peer, action)
+
+
+def _print_dials(answer: Mapping[str, Any]) -> None:
+    """Whom the node dials: since when it is connected, or when it is dialled next, and why it is not connected."""
+    if not answer["dials"]:
+        return
+    since = {connection["id"]: connection["since"] for connection in answer["connections"]}
+    rows = []
+    for dial in answer["dials"]:
+        when = f"since {since.get(dial['connection'], '?')}" if dial["connection"] else ""
+        when = f"next at {dial['next_at']}" if dial["next_at"] else when
+        rows.append((dial["peer"], dial["state"], dial["transport"], when, dial["problem"]))
+    click.echo()
+    print_table(("DIALS", "STATE", "TRANSPORT", "WHEN", "PROBLEM"), rows, empty="")
+
+
+def _print_mesh(mesh: Mapping[str, Any]) -> None:
+    """Who brings operations, and whom calls are not sent to at present."""
+    if mesh["attached"]:
+        click.echo()
+        print_table(
+            ("BRINGS OPERATIONS", "CONNECTION", "OPERATIONS", "PROBLEM"),
+            [(one["peer"], one["connection"], one["operations"], one["problem"]) for one in mesh["attached"]],
+            empty="",
+        )
+        click.echo(f"\n{mesh['exposed']} operations of peers are served here; routing is {mesh['routing']}")
+    broken = [
+        (name, peer, one["breaker"], one["failures"], one["opened"])
+        for name, route in sorted(mesh["routes"].items())
+        for peer, one in sorted(route["peers"].items())
+        if one["breaker"] != "closed"
+    ]
+    if broken:
+        click.echo()
+        print_table(("OPERATION", "PEER", "BREAKER", "FAILURES", "OPENED"), broken, empty="")
 
 
 def _print_connections(connections: list[dict[str, str]]) -> None:

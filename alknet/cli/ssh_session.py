@@ -70,6 +70,7 @@ class _Session:
             click.echo(f"alknet: the remote command was ended by SIG{session.exit_signal}", err=True)
         elif session.exit_status is None and not self._was_disconnected:
             _, why = self._link.carrier.close_reason or (0, "")
+            why = why or session.lost_because
             click.echo(f"alknet: the connection was lost{': ' if why else ''}{printable(why)}", err=True)
         return CANNOT_CONNECT if session.exit_status is None else session.exit_status
 

@@ -46,7 +46,7 @@ start() {
 wait_until() {
     for _ in {1..100}; do
         if "$@" >/dev/null 2>&1; then return; fi
-        sleep 0.2
+        sleep 0.5
     done
     echo "in vain: $*"
     tail -n 5 ./*.log

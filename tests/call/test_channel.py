@@ -239,6 +239,66 @@ async def test_who_can_wait_waits_until_the_other_side_has_taken_what_was_sent()
     assert not channel.is_full
 
 
+async def test_those_who_always_have_more_to_send_take_turns() -> None:
+    wire = Wire()
+    channel = channel_on(wire)
+    sent: list[int] = []
+
+    async def send(number: int) -> None:
+        while True:
+            await channel.room()
+            sent.append(number)
+            channel.send(bytes([number]) * 30_000)
+
+    async with asyncio.TaskGroup() as group:
+        senders = [group.create_task(send(number)) for number in range(4)]
+        await eventually(lambda: channel.is_full, "there is no room")
+        while len(sent) < 100:
+            wire.take()
+            await turn()
+            assert wire.get_write_buffer_size() <= 64 * 1024 + FLUSH_BYTES + 4 * 30_000
+        for sender in senders:
+            sender.cancel()
+    late = sent[-40:]
+    assert {number: late.count(number) for number in range(4)} == dict.fromkeys(range(4), 10)
+
+
+async def test_what_one_sends_in_his_turn_may_be_all_that_there_is_room_for() -> None:
+    wire = Wire()
+    channel = channel_on(wire)
+    channel.send(b"x" * 70_000)
+    done: list[int] = []
+
+    async def send(number: int) -> None:
+        await channel.room()
+        done.append(number)
+        channel.send(b"x" * 70_000)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(5):
+            group.create_task(send(number))
+        await turn()
+        for number in range(5):
+            wire.take()
+            await eventually(lambda number=number: len(done) == number + 1, "the next one has his turn")
+            await turn()
+            assert done == list(range(number + 1))
+
+
+async def test_a_turn_that_nobody_wants_any_more_is_the_next_ones() -> None:
+    wire = Wire()
+    channel = channel_on(wire)
+    channel.send(b"x" * 70_000)
+    async with asyncio.TaskGroup() as group:
+        waiting = [group.create_task(channel.room()) for _ in range(3)]
+        await turn()
+        waiting[0].cancel()
+        wire.take()
+        waiting[1].cancel()
+        await eventually(waiting[2].done, "the last one goes on")
+    assert not channel.is_full
+
+
 async def test_nobody_waits_for_room_in_a_stream_that_has_ended() -> None:
     wire = Wire()
     channel = channel_on(wire)

@@ -57,8 +57,8 @@ class Place:
                 yield peer
         else:
             assert self.door is not None
-            server_of = Offer(offered).server_of if offered else None
-            async with self.door.session(codecs=tuple(codecs), server_of=server_of) as link:
+            offer = Offer(offered) if offered else None
+            async with self.door.session(codecs=tuple(codecs), offer=offer) as link:
                 yield Peer(link)
 
     @asynccontextmanager
@@ -68,15 +68,18 @@ class Place:
             async with self.connect(operations=[services]):
                 yield "alice"
         else:
-            with offering(self.node, WORKER, self.carrier):
-                yield WORKER
+            async with alknet.connect(home=self.node.home) as owner:
+                await imported(owner, WORKER, 0)  # of the test before
+                with offering(self.node, WORKER, self.carrier):
+                    await imported(owner, WORKER)
+                    yield WORKER
 
 
 @pytest.fixture(scope="module")
 def shared_node(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iterator[NodeProcess]:
     """One node for all tests that leave it as it was."""
     with service_node(tmp_path_factory.mktemp("node"), launcher) as node:
-        node.write_peer(WORKER, 'scopes = ["test:*"]')
+        node.write_peer(WORKER, 'scopes = ["test:*"]\noffers = ["test/*"]')
         node.alknet("config", "reload")
         yield node
 
@@ -114,6 +117,16 @@ async def ended(peer: Peer, mark: str) -> dict[str, Any]:
         while not (seen := await peer.call("test/seen", mark=mark))["how"]:
             await asyncio.sleep(0.002)
     return seen
+
+
+async def imported(owner: Peer, who: str, count: int = 1) -> None:
+    """Wait until the node knows what a peer offers, over so many connections."""
+    async with asyncio.timeout(10):
+        while count != sum(
+            one["peer"] == who and one["operations"] > 0
+            for one in (await owner.call("node/status"))["mesh"]["attached"]
+        ):
+            await asyncio.sleep(0.005)
 
 
 async def refused(call: Any) -> CallError:
@@ -322,7 +335,7 @@ async def test_an_operation_of_the_node_calls_one_of_a_peer_that_has_dialled_it(
         assert (error.code, error.details["code"]) == ("INTERNAL", "SOLD_OUT")  # which the relay has not declared
         if place.node is not None:
             error = await refused(peer.call("test/relay", peer="nobody", name="test/echo", value={}))
-            assert (error.code, error.details["code"]) == ("INTERNAL", "UNAVAILABLE")
+            assert (error.code, error.details["code"]) == ("INTERNAL", "NOT_FOUND")
 
 
 async def test_operations_are_called_where_the_peer_offers_them_and_once(shared_node: NodeProcess) -> None:
@@ -339,7 +352,7 @@ async def test_operations_are_called_where_the_peer_offers_them_and_once(shared_
 
         return take
 
-    shared_node.write_peer("cam", "scopes = []")
+    shared_node.write_peer("cam", 'scopes = []\noffers = ["cam/*"]')
     shared_node.alknet("config", "reload")
     token = json.loads(shared_node.alknet("--json", "token", "create", "--peer", "cam", "--scope", "nothing:x").stdout)[
         "token"
@@ -352,8 +365,10 @@ async def test_operations_are_called_where_the_peer_offers_them_and_once(shared_
         alknet.connect(home=shared_node.home, token=token, operations=[shot("thief")]),
     ):
         value = {"peer": "cam", "name": "cam/shot", "value": {}}
+        await imported(peer, "cam")
         assert await peer.call("test/relay", value) == "camera"
         async with alknet.connect(**as_cam, operations=[shot("broken")]):
+            await imported(peer, "cam", 2)
             assert (await refused(peer.call("test/relay", value))).details["code"] == "NOT_FOUND"
     assert ran == ["camera", "broken"]
 

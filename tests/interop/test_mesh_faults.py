@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped, started again or forbidden things, hubs too, and what becomes of calls meanwhile."""
+"""Workers and hubs that are killed, stopped or forbidden things, and what becomes of calls meanwhile."""
 
 import asyncio
 import os
@@ -15,6 +15,7 @@ import pytest
 
 import alknet as alknet_package
 from alknet.call.errors import CallError
+from alknet.tasks import Tasks
 from testkit.as_user import Launcher
 from testkit.carriers import alknet, running, wait_for
 from testkit.mesh import RUNS_AS_DAEMON, MeshNodes
@@ -57,9 +58,10 @@ def third_machine(mesh: MeshNodes, text: str = CAROL) -> NodeProcess:
 class Hub:
     """A connection to the hub, and what runs over it."""
 
-    def __init__(self, peer: alknet_package.Peer) -> None:
+    def __init__(self, peer: alknet_package.Peer, tasks: Tasks) -> None:
         self.peer = peer
         self.items: Counter[str] = Counter()
+        self._tasks = tasks
 
     def at(self, worker: str | None) -> alknet_package.Peer:
         return self.peer if worker is None else alknet_package.Peer(self.peer._link, behind=worker)
@@ -73,7 +75,7 @@ class Hub:
             except CallError as exc:
                 return exc, time.monotonic()
 
-        return asyncio.create_task(call())
+        return self._tasks.start(call(), name=name)
 
     async def follow(self, worker: str | None, name: str, **inputs: Any) -> "asyncio.Task[tuple[Any, float]]":
         """A subscription of which the first item is there; ends as `begin` does."""
@@ -89,15 +91,19 @@ class Hub:
                 return exc, time.monotonic()
             return None, time.monotonic()
 
-        task = asyncio.create_task(follow())
+        task = self._tasks.start(follow(), name=name)
         await eventually(lambda: self.items[key] > before, "the first item")
         return task
 
 
 @asynccontextmanager
 async def calling(machine: NodeProcess) -> AsyncIterator[Hub]:
+    tasks = Tasks("calls")
     async with alknet_package.connect("hub", home=machine.home, carrier="tls") as peer:
-        yield Hub(peer)
+        try:
+            yield Hub(peer, tasks)
+        finally:
+            await tasks.aclose()
 
 
 async def in_thread(function: Any, *arguments: Any) -> Any:
@@ -111,7 +117,7 @@ async def running_at(hub: Hub, worker: str, mark: str) -> None:
             await asyncio.sleep(0.005)
 
 
-# --- workers that are lost ---------------------------------------------------------------------------------------------
+# --- workers that are lost -------------------------------------------------------------------------------------------
 
 
 async def test_a_worker_is_killed_and_comes_back(mesh: MeshNodes, request: pytest.FixtureRequest) -> None:
@@ -147,7 +153,6 @@ async def test_a_worker_is_killed_and_comes_back(mesh: MeshNodes, request: pytes
         assert {await hub.peer.call("w/mesh/who") for _ in range(4)} == {"w1", "w2"}
         assert (await hub.begin("w1", "mesh/who"))[0] == "w1"
         assert not others[1].done()
-        others[1].cancel()
 
 
 async def test_calls_that_may_be_repeated_survive_the_death_of_their_worker(mesh: MeshNodes) -> None:
@@ -181,19 +186,19 @@ async def test_the_late_end_of_an_old_connection_changes_nothing(lasting: MeshNo
     mesh, old = lasting, lasting.workers["w1"]
     machine = await in_thread(third_machine, mesh)
     new = await in_thread(twin, mesh, old)
+    known = newest(mesh, "w1")[1]
     try:
         os.killpg(old.pid, signal.SIGSTOP)
         await in_thread(lambda: mesh.start_node(new, WORKER="new"))
-        await in_thread(wait_until, lambda: newest(mesh, "w1") == (2, 22), "the worker is here twice")
+        await in_thread(wait_until, lambda: newest(mesh, "w1") == (2, known), "the worker is here twice")
         async with calling(machine) as hub:
             running = await hub.follow("w1", "mesh/ticks")
             assert (await hub.begin("w1", "mesh/who"))[0] == "new"
             await in_thread(old.stop, signal.SIGKILL)
-            await in_thread(wait_until, lambda: newest(mesh, "w1") == (1, 22), "the old one has gone")
+            await in_thread(wait_until, lambda: newest(mesh, "w1") == (1, known), "the old one has gone")
             assert (await hub.begin("w1", "mesh/who"))[0] == "new"
             assert {await hub.peer.call("w/mesh/who") for _ in range(4)} == {"new", "w2"}
             assert not running.done()
-            running.cancel()
     finally:
         await in_thread(new.stop)
         await in_thread(mesh.start_worker, "w1")
@@ -232,7 +237,7 @@ async def test_a_worker_that_is_there_and_does_nothing_is_given_up(tmp_path: Pat
             assert (await hub.begin("w1", "mesh/who"))[0] == "w1"
 
 
-# --- nodes that stop -----------------------------------------------------------------------------------------------------
+# --- nodes that stop -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -269,7 +274,7 @@ async def test_a_hub_that_stops_lets_calls_through_it_finish(lasting: MeshNodes)
             calls = [hub.begin("w1", "mesh/late", seconds=1.0), hub.begin(None, "w/mesh/late", seconds=1.0)]
             endless = await hub.follow("w1", "mesh/ticks")
             began = time.monotonic()
-            stopping = asyncio.create_task(in_thread(mesh.hub.stop))
+            stopping = asyncio.get_running_loop().run_in_executor(None, mesh.hub.stop)
             assert {(await task)[0] for task in calls} <= {"w1", "w2"}
             error, _ = await endless
             assert error.code == "UNAVAILABLE"
@@ -280,7 +285,7 @@ async def test_a_hub_that_stops_lets_calls_through_it_finish(lasting: MeshNodes)
     await in_thread(mesh.wait_settled)
 
 
-# --- access that is taken away -------------------------------------------------------------------------------------------
+# --- access that is taken away ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,8 +331,6 @@ async def test_what_is_forbidden_ends_and_nothing_else(
                     assert not tasks[name].done(), name
                 if "ssh w1" in stays:
                     assert session.poll() is None
-                for task in tasks.values():
-                    task.cancel()
     finally:
         await in_thread(allow, mesh)
 

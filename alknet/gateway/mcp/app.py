@@ -89,7 +89,7 @@ class McpApp:
         self.settings = settings
         self._calls = calls
         self._admit = admit
-        self._directory = Directory(calls, permitted or Permitted(calls.dispatcher))
+        self._directory = Directory(calls, permitted)
         self._server = ToolServer(_turn_of)
         stamp = JSON.encode({SERVER_INFO_META_KEY: self._server.server_info_stamp})
         self._brief = Brief(self._directory, stamp[1:-1])

@@ -44,11 +44,11 @@ class Tools(Sequence[Tool]):
 
 
 class Directory:
-    """The tools of a node, and who may call which."""
+    """The tools of a node, and who may call which, as `permitted` knows; it may be shared."""
 
-    def __init__(self, calls: Calls, permitted: Permitted) -> None:
+    def __init__(self, calls: Calls, permitted: Permitted | None = None) -> None:
         self._dispatcher = calls.dispatcher
-        self._permitted = permitted
+        self._permitted = permitted or Permitted(calls.dispatcher)
         self._registry: Registry | None = None
         self._cut: dict[str, str] = {}
         """The operations whose names are too long for a tool, by the names that their tools have instead."""

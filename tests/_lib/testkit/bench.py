@@ -12,12 +12,13 @@ from alknet.audit import MemoryAudit
 from alknet.call.context import Caller
 from alknet.call.discovery import Discovery
 from alknet.call.dispatch import DEFAULT_TIMEOUT_S, Dispatcher
-from alknet.call.exposed import Terms
+from alknet.call.exposed import MeshSettings, Terms
 from alknet.call.from_call import Catalog
 from alknet.call.mesh import Mesh
 from alknet.call.operations import served_by
 from alknet.call.prepared import Prepared
 from alknet.call.registry import Registry
+from alknet.call.routing import Routing
 from alknet.call.specs import Kind, OperationSpec
 from alknet.clock import SystemClock
 from alknet.config.policy import daemon_user
@@ -63,7 +64,12 @@ class Bench:
 
     def serve(self, *operations: Any) -> None:
         """Swap the registry for one with these operations and `services/*`."""
-        self.mesh.apply(self.mesh.settings, Registry(served_by((Discovery(self.dispatcher), operations))))
+        self._own = Registry(served_by((Discovery(self.dispatcher), operations)))
+        self.mesh.apply(self.mesh.settings, self._own)
+
+    def settle(self, routing: Routing = Routing.ROUND_ROBIN, **terms: Terms) -> None:
+        """What the configuration says of peers that bring operations."""
+        self.mesh.apply(MeshSettings(routing, terms), self._own)
 
     def connect(self, peer: str, *names: str) -> None:
         """A peer is here, and brings operations with these names; see `peer_calls` and `peer_answer`."""

@@ -14,7 +14,7 @@ Everything that the nodes know about each other stands in their configuration fi
 import json
 import os
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,7 +23,7 @@ from unittest.mock import patch
 from testkit.as_user import Launcher
 from testkit.node import NodeProcess, free_port, wait_until
 
-__all__ = ["EXPOSED", "OFFERS", "RUNS_AS_DAEMON", "MeshNodes"]
+__all__ = ["EXPOSED", "LIBRARY", "OFFERS", "RUNS_AS_DAEMON", "MeshNodes", "host_public_key", "node_public_key"]
 
 LIBRARY: Final = Path(__file__).resolve().parents[1]
 MODULES: Final = ("testkit.services", "testkit.mesh_services")
@@ -56,14 +56,18 @@ class MeshNodes:
         routing: str | None = None,
         host: str = "127.0.0.1",
         environments: Mapping[str, Mapping[str, str]] | None = None,
+        make: Callable[[Path], NodeProcess] | None = None,
     ) -> None:
+        """`make` makes the nodes, if they are to be somewhere else: it gets the directory, named as the node is."""
         self.directory = directory
         self.launcher = launcher
         self.address = f"{host}:{free_port()}"
-        self._carrier = carrier
+        self.carrier = carrier
         self._offers, self._expose = tuple(offers), expose
         self._environments = dict(environments or {})
         self._modules = tuple(modules)
+        self._machines: dict[str, NodeProcess] = {}
+        self._make = make
         self.hub = self.make_node("hub", hub_modules, listen=self.address)
         if routing is not None:
             self.hub.edit_config('routing = "round-robin"', f'routing = "{routing}"')
@@ -77,7 +81,7 @@ class MeshNodes:
         """A node that is not started and knows nobody."""
         directory = self.directory / name
         directory.mkdir()
-        node = NodeProcess(directory, launcher=self.launcher)
+        node = NodeProcess(directory, launcher=self.launcher) if self._make is None else self._make(directory)
         node.edit_config("127.0.0.1:0", listen)
         if modules:
             node.edit_config("modules = []", f"modules = {json.dumps(list(modules))}")
@@ -88,7 +92,7 @@ class MeshNodes:
         worker = self.workers[name] = self.make_node(name, self._modules)
         self.write_entry(name)
         self.write_hub(name)
-        self.dial(worker, "hub", carrier=self._carrier)
+        self.dial(worker, "hub", carrier=self.carrier)
         return worker
 
     def write_entry(
@@ -114,8 +118,8 @@ class MeshNodes:
 
     def machine(self, name: str, text: str = 'scopes = ["*"]', *, at_workers: str | None = None) -> NodeProcess:
         """A home where no node runs, whose owner is the peer `name` of the hub, with these further lines in its entry;
-        a peer of the workers too, with those of `at_workers`."""
-        machine = self.make_node(name)
+        a peer of the workers too, with those of `at_workers`. The same one for the same name, told anew."""
+        machine = self._machines.get(name) or self._machines.setdefault(name, self.make_node(name))
         key = (machine.home / "keys" / "owner.pub").read_text().strip()
         self.introduce(self.hub, name, key, text)
         for worker in self.workers.values() if at_workers is not None else ():
@@ -212,10 +216,10 @@ class MeshNodes:
         try:
             wait_until(are_here, f"{', '.join(wanted)} have brought their operations")
         except AssertionError as exc:
-            logs = "\n".join(
-                f"{node.directory.name}:\n{node.log_text()}" for node in (self.hub, *self.workers.values())
-            )
-            raise AssertionError(f"{exc}; the hub knows {self.attached()}\n{logs}") from None
+            ends = [node.log_text()[-1000:] for node in (self.hub, *self.workers.values())]
+            raise AssertionError(
+                f"{exc}; the hub knows {self.attached()}; the logs end with\n" + "\n".join(ends)
+            ) from None
 
     def wait_gone(self, name: str) -> None:
         """Wait until the hub has no connection of that worker."""

@@ -38,7 +38,17 @@ from typing import Any
 
 from testkit.datagrams import BATCH, Conditions, Counts, End, Lane, given
 
-__all__ = ["Link", "LinkConditions", "Namespace", "lossy_link", "need_namespaces", "sweep"]
+__all__ = [
+    "Link",
+    "LinkConditions",
+    "Namespace",
+    "link_numbers",
+    "lossy_link",
+    "need_namespaces",
+    "remove_namespace",
+    "run_ip",
+    "sweep",
+]
 
 ADDRESSES: dict[End, tuple[str, str]] = {"client": ("10.77.0.1", "fd77::1"), "server": ("10.77.0.2", "fd77::2")}
 NETWORKS = ("10.77.0.0/24", "fd77::/64")
@@ -55,7 +65,7 @@ PROTOCOLS = {"icmp": (1, 58), "tcp": (6,), "udp": (17,)}
 IPV6_FRAGMENT = 44
 
 NAMESPACES = Path("/run/netns")
-NAME = re.compile(r"alknet-(\d+)-\d+-(client|server)")
+NAME = re.compile(r"alknet-(\d+)-\d+-[a-z]+")
 TUN = Path("/dev/net/tun")
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 CLONE_NEWNET = 0x40000000
@@ -98,11 +108,11 @@ class LinkConditions(Conditions):
 
 
 class Namespace:
-    """One end of a link."""
+    """One end of a link, or a machine of another network."""
 
-    def __init__(self, end: End, name: str) -> None:
+    def __init__(self, name: str, address: str, address6: str = "") -> None:
         self.name = name
-        self.address, self.address6 = ADDRESSES[end]
+        self.address, self.address6 = address, address6
         self._processes: list[subprocess.Popen[Any]] = []
 
     @contextmanager
@@ -147,7 +157,7 @@ class Namespace:
         if not any(is_new in ipaddress.ip_network(network) for network in NETWORKS):
             raise ValueError(f"{address} is in none of {', '.join(NETWORKS)}: the link leads nowhere else")
         old = self.address if is_new.version == 4 else self.address6
-        _ip(self.name, _add_address(address), f"address delete {_alone(old)} dev {DEVICE}")
+        run_ip(self.name, _add_address(address), f"address delete {_alone(old)} dev {DEVICE}")
         if is_new.version == 4:
             self.address = address
         else:
@@ -166,8 +176,8 @@ class Link:
 
     def __init__(self, seed: int) -> None:
         prefix = f"alknet-{os.getpid()}-{next(link_numbers)}"
-        self.client = Namespace("client", f"{prefix}-client")
-        self.server = Namespace("server", f"{prefix}-server")
+        self.client = Namespace(f"{prefix}-client", *ADDRESSES["client"])
+        self.server = Namespace(f"{prefix}-server", *ADDRESSES["server"])
         self._conditions: dict[End, LinkConditions] = {"client": LinkConditions(), "server": LinkConditions()}
         self._keeper = subprocess.Popen(
             [sys.executable, "-m", "testkit.netns", self.client.name, self.server.name, str(seed)],
@@ -244,7 +254,7 @@ class Link:
                 self._keeper.kill()
                 self._keeper.wait()
             for namespace in (self.client, self.server):
-                _remove(namespace.name)
+                remove_namespace(namespace.name)
         if code:
             raise AssertionError(f"the link's keeper ended with {code}; what it said is on stderr")
 
@@ -282,10 +292,10 @@ def sweep() -> None:
     for path in NAMESPACES.glob("*"):
         match = NAME.fullmatch(path.name)
         if match and not Path("/proc", match[1]).exists():
-            _remove(path.name)
+            remove_namespace(path.name)
 
 
-def _remove(name: str) -> None:
+def remove_namespace(name: str) -> None:
     """Kill what runs in a namespace, and remove it; two may do that at once. This process and the run are spared."""
     if not (NAMESPACES / name).exists():
         return
@@ -323,9 +333,10 @@ def _add_address(address: str) -> str:
     return f"address add {_alone(address)} dev {DEVICE} {is_new}"
 
 
-def _ip(name: str, *lines: str) -> None:
-    """Run lines of `ip` in a namespace."""
-    subprocess.run(["ip", "-n", name, "-batch", "-"], input="\n".join(lines), text=True, check=True)
+def run_ip(name: str, *lines: str) -> None:
+    """Run lines of `ip` in a namespace; without a name, outside of all."""
+    where = ["-n", name] if name else []
+    subprocess.run(["ip", *where, "-batch", "-"], input="\n".join(lines), text=True, check=True)
 
 
 # --- the keeper: a process of its own ----------------------------------------------------------------------------
@@ -344,8 +355,8 @@ class _Keeper:
     def set_up(self) -> None:
         for end, name in self.names.items():
             subprocess.run(["ip", "netns", "add", name], check=True)
-            self.tuns[end] = _open_tun(Namespace(end, name))
-            _ip(
+            self.tuns[end] = _open_tun(Namespace(name, *ADDRESSES[end]))
+            run_ip(
                 name,
                 "link set lo up",
                 f"link set dev {DEVICE} mtu {MTU_BYTES} txqueuelen {KERNEL_QUEUE_PACKETS}",
@@ -359,7 +370,7 @@ class _Keeper:
         for fd in self.tuns.values():
             os.close(fd)
         for name in self.names.values():
-            _remove(name)
+            remove_namespace(name)
 
     def carry(self) -> None:
         """Until stdin ends."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from unittest.mock import patch
 
 from testkit.as_user import Launcher
 from testkit.carriers import running, wait_for
-from testkit.node import NodeProcess
+from testkit.node import DEADLINE_S, NodeProcess
 
 __all__ = ["LIBRARY", "OFFERED", "offering", "service_node"]
 
@@ -57,3 +58,6 @@ def offering(node: NodeProcess, peer: str, carrier: str) -> Iterator["Popen[byte
     with running([sys.executable, "-c", SCRIPT, *map(str, arguments)], env=env) as process:
         wait_for(process, OFFERED)
         yield process
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)  # it says goodbye: over UDP its silence alone would be noticed late
+            process.communicate(timeout=DEADLINE_S)

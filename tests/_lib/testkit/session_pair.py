@@ -113,6 +113,8 @@ class Channels(Nobody):
         self.may_accept = asyncio.Event()
         """What a request waits for."""
         self.may_accept.set()
+        self.streams: list[Stream] = []
+        """All that were accepted."""
         self.cancelled = 0
         """Requests that were given up before they had been accepted."""
 
@@ -130,5 +132,6 @@ class Channels(Nobody):
         return service
 
     async def _hand_over(self, stream: Stream) -> None:
+        self.streams.append(stream)
         self.accepted.put_nowait(stream)
         await stream.wait_over()  # type: ignore[attr-defined]

@@ -121,6 +121,21 @@ async def test_another_input_another_operation_another_peer(shop: Shop, kept: sq
         assert door.bench.unmatched() == {}
 
 
+async def test_the_same_operation_of_a_peer_is_another_one(shop: Shop, kept: sqlite3.Connection) -> None:
+    async with _door(shop, kept) as door, door.connect() as http:
+        for worker in ("w1", "w2"):
+            door.bench.connect(worker, "shop/buy")
+        for _ in range(2):
+            found = [(await _buy(http)).value["output"]]
+            for worker in ("w1", "w2"):
+                asked = {"operation": "shop/buy", "input": {}, "peer": worker}
+                answer = await http.ask("POST", "/call", asked, ("Idempotency-Key", "k1"))
+                found.append(answer.value["output"])
+            assert found == ["a 1", "w1:shop/buy", "w2:shop/buy"]
+        assert [call[0] for call in door.bench.peer_calls] == ["w1", "w2"]
+        assert answer.headers["idempotent-replayed"] == "true"
+
+
 async def test_a_key_belongs_to_one_token(shop: Shop, kept: sqlite3.Connection) -> None:
     async with _door(shop, kept) as door, door.connect() as http:
         await _buy(http)

@@ -285,6 +285,66 @@ async def test_what_changes_something_cannot_be_got() -> None:
         assert (await http.ask("GET", "/ops/test/order?item=a&amount=1", peer=None)).status == 401
 
 
+# --- operations of peers ----------------------------------------------------------------------------------------------
+
+
+async def test_a_call_may_name_the_peer_whose_operation_is_meant() -> None:
+    async with _door() as door, door.connect() as http:
+        door.bench.connect("w1", "test/echo", "w1/only")
+        asked = {"operation": "/w1/only", "peer": "w1", "input": {"x": 1}, "timeout_ms": 5000}
+        answer = await http.ask("POST", "/call", asked)
+        assert (answer.status, answer.value["output"]) == (200, "w1:w1/only")
+        ((peer, name, value, timeout_s, forwarded_for),) = door.bench.peer_calls
+        assert (peer, name, value, forwarded_for) == ("w1", "w1/only", {"x": 1}, "alice")
+        assert timeout_s is not None
+        assert 0 < timeout_s <= 5
+        calls = [{"operation": "test/echo", "input": {"value": 2}}, {"operation": "test/echo", "peer": "w1"}]
+        batch = (await http.ask("POST", "/batch", calls)).value["results"]
+        assert [one["output"] for one in batch] == [2, "w1:test/echo"]
+        for body, code in (
+            ({"operation": "w1/only"}, "NOT_FOUND"),
+            ({"operation": "test/wait", "peer": "w1"}, "NOT_FOUND"),  # this node's own is not meant
+            ({"operation": "test/echo", "peer": "w2"}, "NOT_FOUND"),
+        ):
+            assert (await http.ask("POST", "/call", body)).code == code
+        wrong = await http.ask("POST", "/subscribe", {"operation": "test/echo", "peer": "w1"})
+        assert wrong.code == "INVALID_OPERATION_TYPE"
+        assert door.bench.unmatched() == {}
+
+
+async def test_who_may_not_call_a_peer_does_not_learn_who_is_there() -> None:
+    async with _door() as door, door.connect() as http:
+        door.bench.connect("w1", "test/echo")
+        said = []
+        for peer, who in (("w1", "bob"), ("nobody", "bob"), ("w1", None), ("nobody", None)):
+            answer = await http.ask("POST", "/call", {"operation": "test/echo", "peer": peer}, peer=who)
+            assert (answer.status, answer.code) == (401 if who is None else 403, "FORBIDDEN")
+            said.append(answer.value["message"].replace(peer, "…"))
+        assert said[0] == said[1]
+        assert said[2] == said[3] == "authentication required"
+        assert door.bench.peer_calls == []
+
+
+@pytest.mark.parametrize("peer", ["", 7, ["w1"], "x" * 257, {}])
+async def test_a_peer_is_a_name(peer: Any) -> None:
+    async with _door() as door, door.connect() as http:
+        body = {"operation": "test/echo", "peer": peer}
+        answer = await http.ask("POST", "/call", body)
+        assert (answer.status, answer.code) == (422, "INVALID_INPUT")
+        assert answer.value["message"] == "peer should be the name of a peer that is connected to this node"
+        assert (await http.ask("POST", "/subscribe", body)).status == 422
+        assert (await http.ask("POST", "/batch", [body])).value["results"][0]["error"]["code"] == "INVALID_INPUT"
+
+
+async def test_search_and_schema_show_what_a_peer_brings() -> None:
+    async with _door() as door, door.connect() as http:
+        door.bench.connect("w1", "w1/only")
+        found = await http.ask("GET", "/search?peer=w1")
+        assert [one["name"] for one in found.value["output"]["operations"]] == ["w1/only"]
+        assert (await http.ask("GET", "/schema?peer=w1&name=w1/only")).value["output"]["kind"] == "mutation"
+        assert (await http.ask("GET", "/search?peer=w1", peer="bob")).code == "NOT_FOUND"
+
+
 # --- about operations -------------------------------------------------------------------------------------------------
 
 

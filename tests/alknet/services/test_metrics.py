@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from alknet.call.dispatch import Stats
+from alknet.services import metrics
 from alknet.services.metrics import exposition
 
 STATUS: dict[str, Any] = {
@@ -17,7 +19,12 @@ STATUS: dict[str, Any] = {
     "strangers": 3,
     "refused": {"half_open": 2},
     "unserved": {"silent": 1, "h2": 4},
+    "dials": [],
+    "mesh": {"attached": [], "exposed": 0, "routing": "first", "routes": {}},
 }
+SERVED: dict[str, Any] = {
+    "calls": 7, "failures": 2, "in_flight": 1, "latency_ms": 1.5, "breaker": "closed", "opened": 0
+}  # fmt: skip
 
 
 def _read(status: dict[str, Any], stats: dict[str, Stats]) -> dict[str, dict[tuple[str, ...], float]]:
@@ -39,6 +46,60 @@ def test_everything_is_there_and_comes_back() -> None:
     assert found["alknet_operation_calls_total"] == {("a/b",): 3, ("c/d",): 1}
     assert found["alknet_operation_errors_total"] == {("a/b",): 1, ("c/d",): 0}
     assert found["alknet_operation_seconds_total"] == {("a/b",): 0.25, ("c/d",): 2.0}
+
+
+def test_whom_the_node_dials() -> None:
+    dials = [
+        {"peer": "hub", "state": "connected", "attempts": 3, "connected": 2},
+        {"peer": "old", "state": "waiting", "attempts": 9, "connected": 0},
+    ]
+    found = _read({**STATUS, "dials": dials}, {})
+    assert found["alknet_dial_connected"] == {("hub",): 1, ("old",): 0}
+    assert found["alknet_dial_attempts_total"] == {("hub",): 3, ("old",): 9}
+    assert found["alknet_dial_connections_total"] == {("hub",): 2, ("old",): 0}
+
+
+def test_who_brings_operations_and_how_calls_are_routed() -> None:
+    routes = {
+        "w/who": {
+            "peers": {"w1": SERVED, "w2": {**SERVED, "calls": 3, "latency_ms": None, "breaker": "open", "opened": 4}},
+            "retries": 2,
+            "retries_denied": 1,
+        },
+        "w/other": {"peers": {"w2": {**SERVED, "breaker": "half-open"}}, "retries": 0, "retries_denied": 0},
+    }
+    attached = [
+        {"peer": "w1", "operations": 5},
+        {"peer": "w2", "operations": 0},  # it reconnects
+        {"peer": "w2", "operations": 6},
+    ]
+    mesh = {"attached": attached, "exposed": 11, "routing": "first", "routes": routes}
+    found = _read({**STATUS, "mesh": mesh}, {})
+    assert found["alknet_peer_operations"] == {("w1",): 5, ("w2",): 6}
+    assert found["alknet_peers_attached"] == {(): 2}
+    assert found["alknet_exposed_operations"] == {(): 11}
+    assert found["alknet_routed_calls_total"] == {("w/other", "w2"): 7, ("w/who", "w1"): 7, ("w/who", "w2"): 3}
+    assert found["alknet_routed_failures_total"][("w/who", "w1")] == 2
+    assert found["alknet_routed_latency_seconds"] == {("w/other", "w2"): 0.0015, ("w/who", "w1"): 0.0015}
+    assert found["alknet_breaker_state"] == {("w/other", "w2"): 1, ("w/who", "w1"): 0, ("w/who", "w2"): 2}
+    assert found["alknet_breaker_opened_total"][("w/who", "w2")] == 4
+    assert found["alknet_peer_routed_calls_total"] == {("w1",): 7, ("w2",): 10}
+    assert found["alknet_peer_routed_failures_total"] == {("w1",): 2, ("w2",): 4}
+    assert found["alknet_peer_routed_in_flight"] == {("w1",): 1, ("w2",): 2}
+    assert found["alknet_peer_breakers_open"] == {("w1",): 0, ("w2",): 2}
+    assert found["alknet_retries_total"] == {("w/who",): 2}
+    assert found["alknet_retries_denied_total"] == {("w/who",): 1}
+
+
+def test_there_are_not_more_series_than_a_collector_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_ROUTED", 2)
+    routes = {
+        f"w/{number}": {"peers": {"w1": {**SERVED, "calls": number}}, "retries": 0, "retries_denied": 0}
+        for number in range(5)
+    }
+    found = _read({**STATUS, "mesh": {**STATUS["mesh"], "routes": routes}}, {})
+    assert found["alknet_routed_calls_total"] == {("w/3", "w1"): 3, ("w/4", "w1"): 4}
+    assert found["alknet_peer_routed_calls_total"] == {("w1",): 10}
 
 
 def test_a_node_that_has_done_nothing_says_so() -> None:

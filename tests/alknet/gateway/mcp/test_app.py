@@ -3,21 +3,31 @@
 import asyncio
 import contextlib
 import json
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import pytest
 
+from alknet import operation
 from alknet.call.errors import CallError
 from alknet.call.frames import HELLO_MAX_FRAME
+from alknet.call.operations import Operation, served_by
 from alknet.gateway.mcp import app, messages, sessions
 from testkit import services
 from testkit.bench import Bench
-from testkit.mcp_bench import MODES, McpBench, RawMcp, message_of, serve_mcp
+from testkit.mcp_bench import MODES, McpBench, RawMcp, error_of, message_of, serve_mcp
 from testkit.polling import eventually
 from testkit.services import seen_marks
 
 PEERS = {"alice": ("*",), "bob": ("test:*",)}
 CALL = {"name": "test.thread", "arguments": {"value": 1}}
+
+
+@operation("more/one", kind="query")
+async def more() -> str:
+    """One that a peer brings."""
+    return "more"
 
 
 @pytest.fixture
@@ -157,6 +167,54 @@ async def test_streams_of_changes_are_bounded_for_each_caller(
             assert (await raw.http.request(**request)).status_code == 503
             async with bob.http.stream(**request) as other:
                 assert other.status_code == 200
+
+
+async def test_what_peers_bring_is_told_without_a_reload(served: McpBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "CHANGES_PAUSE_S", 0.01)
+    told: dict[str, list[Any]] = {}
+
+    async def note(mode: str, message: Any) -> None:
+        told[mode].append(message)
+
+    dispatcher = served.bench.dispatcher
+    own = dispatcher.registry
+    (one,) = served_by((more,))
+    assert isinstance(one, Operation)
+    async with AsyncExitStack() as stack:
+        clients = {}
+        for mode in MODES:
+            told[mode] = []
+            handler = partial(note, mode)
+            clients[mode] = await stack.enter_async_context(served.client(mode, message_handler=handler))
+        listening = await stack.enter_async_context(clients["2026-07-28"].listen(tools_list_changed=True))
+        await eventually(lambda: served.app.in_flight == 2, "both listen")
+        for registry, is_there in ((own.beside({"more/one": one}), True), (own, False)):
+            dispatcher.registry = registry
+            async with asyncio.timeout(10):
+                await anext(listening)
+            await eventually(lambda: told["legacy"], "the session is told")
+            told["legacy"].clear()
+            for client in clients.values():
+                names = [tool.name for tool in (await client.list_tools()).tools]
+                assert ("more.one" in names) is is_there
+
+
+async def test_a_call_may_name_the_peer_whose_operation_is_meant(served: McpBench) -> None:
+    served.bench.connect("w1", "w1/only")
+    for mode in MODES:
+        async with served.client(mode) as client, served.client(mode, "bob") as bob:
+            asked = {"operation": "w1/only", "input": {"x": 1}, "peer": "w1"}
+            for _ in range(2):  # the SDK answers the first request of a client, and not the second
+                result = await client.call_tool("call", asked)
+                assert result.structured_content == {"result": "w1:w1/only"}
+            batch = await client.call_tool("batch", {"calls": [asked]})
+            assert batch.structured_content["results"][0]["output"] == "w1:w1/only"
+            found = await client.call_tool("search", {"peer": "w1"})
+            assert [one["name"] for one in found.structured_content["operations"]] == ["w1/only"]
+            unknown = await client.call_tool("call", {**asked, "operation": "test/echo"})
+            assert error_of(unknown)["code"] == "NOT_FOUND"
+            assert error_of(await bob.call_tool("call", asked))["code"] == "FORBIDDEN"
+    assert served.bench.unmatched() == {}
 
 
 async def test_what_stays_as_long_as_a_session_or_a_stream_is_short(served: McpBench) -> None:

@@ -143,6 +143,12 @@ async def test_calls_and_subscriptions_go_to_the_node(far: Far, backend: LinkBac
     assert not unknown.is_stream
 
 
+async def test_the_nodes_peers_are_not_reached_through_it(far: Far, backend: LinkBackend) -> None:
+    with pytest.raises(CallError, match="/mcp/gateway") as refused:
+        await backend.begin("a/one", {}, peer="w1")
+    assert refused.value.code == "INVALID_INPUT"
+
+
 async def test_a_lost_connection_is_made_anew_with_the_next_request(far: Far, backend: LinkBackend) -> None:
     await backend.tools()
     far.is_down = True

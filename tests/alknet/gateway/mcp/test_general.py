@@ -45,10 +45,12 @@ class Backend:
         self.running = 0
         self.most = 0
         self.begun: list[tuple[str, Any, bool | None]] = []
+        self.peers: list[str | None] = []
         self.gate: asyncio.Event | None = None
 
-    async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> Run:
+    async def begin(self, operation: str, value: Any, *, peer: str | None = None, streaming: bool | None = None) -> Run:
         self.begun.append((operation, value, streaming))
+        self.peers.append(peer)
         if operation == "a/denied":
             raise CallError("FORBIDDEN", "no", denial_id="den_1")
         return Run(self, operation, value)
@@ -123,11 +125,28 @@ async def test_what_is_no_batch_is_refused(arguments: Any) -> None:
     assert json.loads(result.body)["code"] == "INVALID_INPUT"
 
 
+async def test_each_call_of_a_batch_says_at_which_peer() -> None:
+    backend = Backend()
+    calls: list[Any] = [
+        {"operation": "a/one", "peer": "w1"},
+        {"operation": "a/two"},
+        {"operation": "a/three", "peer": None},
+        {"operation": "a/four", "peer": ""},
+        {"operation": "a/five", "peer": 5},
+    ]
+    found = await results(backend, calls)
+    assert backend.peers == ["w1", None, None]
+    assert [one.get("error", {}).get("message") for one in found[3:]] == [
+        f"input.calls.{number}.peer: should be the name of a connected peer" for number in (3, 4)
+    ]
+
+
 def test_what_search_schema_and_call_ask_for() -> None:
-    assert call_of("search", {"query": "x"}) == ("services/list", {"query": "x"})
-    assert call_of("schema", {"name": "x"}) == ("services/schema", {"name": "x"})
-    assert call_of("call", {"operation": "/a/b"}) == ("a/b", {})
-    assert call_of("call", {"operation": "a/b", "input": None}) == ("a/b", None)
+    assert call_of("search", {"query": "x"}) == ("services/list", {"query": "x"}, None)
+    assert call_of("schema", {"name": "x", "peer": "p"}) == ("services/schema", {"name": "x", "peer": "p"}, None)
+    assert call_of("call", {"operation": "/a/b"}) == ("a/b", {}, None)
+    assert call_of("call", {"operation": "a/b", "input": None}) == ("a/b", None, None)
+    assert call_of("call", {"operation": "a/b", "peer": "w1"}) == ("a/b", {}, "w1")
     for arguments in ({}, {"operation": None}, {"operation": "a/b", "args": {}}):
         with pytest.raises(CallError):
             call_of("call", arguments)

@@ -1,21 +1,27 @@
 """The tools of a node, and who may call which."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from alknet import operation
-from alknet.access import Identity
 from alknet.call.errors import CallError
+from alknet.call.operations import served_by
+from alknet.call.routes import HttpRoute
 from alknet.gateway.calls import Calls
 from alknet.gateway.mcp import node
+from alknet.gateway.mcp.listing import page_of
 from alknet.gateway.mcp.node import Directory, NodeBackend
+from alknet.gateway.mcp.tools import Revision
 from testkit import services
 from testkit.bench import Bench
 
 PEERS = {"alice": ("*",), "bob": ("test:echo",)}
+PUBLIC = ["services/list", "services/list-peers", "services/schema"]
+BOBS = ["services/changed", *PUBLIC, "test/echo", "test/identity"]
 
 
 @operation("more/one", kind="query")
@@ -37,58 +43,76 @@ async def bench() -> Any:
         yield bench
 
 
-def names(directory: Directory, identity: Any) -> list[str]:
-    return [tool.operation for tool in directory.visible(identity)]
+async def names(directory: Directory, identity: Any) -> list[str]:
+    return [tool.operation for tool in await directory.visible(identity)]
 
 
-async def test_a_list_is_kept_until_operations_or_policy_change(bench: Bench) -> None:
+async def test_a_tool_is_kept_as_long_as_its_operation_stays_the_same(bench: Bench) -> None:
     directory = Directory(Calls(bench.dispatcher))
     alice, bob = (bench.caller(peer).identity for peer in ("alice", "bob"))
-    assert names(directory, bob) == ["services/list", "services/schema", "test/echo", "test/identity"]
-    assert directory.visible(alice) is directory.visible(alice)
+    assert await names(directory, bob) == BOBS
     tool = directory.find("test.echo")
     bench.gate.policy = bench.policy(PEERS | {"bob": ("test:text",)})
     bob = bench.caller("bob").identity
-    assert "test/text" in names(directory, bob)
-    assert directory.find("test.echo") is tool  # and its schemas as they were
+    assert "test/text" in await names(directory, bob)
+    assert directory.find("test.echo") is tool
     assert directory.find("more.one") is None
-    bench.serve(services, more)
+    registry = bench.dispatcher.registry
+    one = served_by((more,))[0]
+    assert not isinstance(one, HttpRoute)
+    bench.dispatcher.registry = registry.beside({"more/one": one})
     assert directory.find("more.one") is not None
-    assert "more/one" in names(directory, alice)
-    assert names(directory, None) == ["services/list", "services/schema", "test/identity"]
+    assert directory.find("test.echo") is tool  # and the JSON that was made of it
+    assert "more/one" in await names(directory, alice)
+    bench.dispatcher.registry = registry
+    assert directory.find("more.one") is None
+    assert directory.find("test.echo") is tool
+    bench.serve(services.text)
+    assert directory.find("test.echo") is None
+    assert await names(directory, None) == PUBLIC
+
+
+async def test_a_name_that_is_too_long_is_found_by_what_its_tool_is_called(bench: Bench) -> None:
+    long = "more/" + "x" * 70
+
+    @operation(long, kind="query", public=True)
+    async def plain() -> int:
+        """One that anybody may call."""
+        return 1
+
+    (one,) = served_by((plain,))
+    assert not isinstance(one, HttpRoute)
+    bench.dispatcher.registry = bench.dispatcher.registry.beside({long: one})
+    directory = Directory(Calls(bench.dispatcher))
+    (tool,) = [tool for tool in await directory.visible(None) if tool.operation == long]
+    assert len(tool.name) == 64
+    assert directory.find(tool.name) is tool
+    assert directory.find(long.replace("/", ".")) is None
 
 
 async def test_internal_operations_have_no_tool(bench: Bench) -> None:
     directory = Directory(Calls(bench.dispatcher))
     assert directory.find("matrix.inside") is None
-    assert "matrix/inside" not in names(directory, bench.caller("alice").identity)
+    assert "matrix/inside" not in await names(directory, bench.caller("alice").identity)
 
 
-async def test_a_list_ends_with_the_credential(bench: Bench) -> None:
+async def test_tools_are_made_when_they_are_looked_at(bench: Bench) -> None:
     directory = Directory(Calls(bench.dispatcher))
-    now = bench.gate.clock.wall()
-    bench.gate.clock = Clock(now)  # type: ignore[assignment]
-    token = Identity("alice", frozenset({"*"}), "key:SHA256:alice", now + 10)
-    assert directory._until(token, now) == now + 10
-    first = directory.visible(token)
-    assert directory.visible(token) is first
-    bench.gate.clock.now = now + 11  # type: ignore[attr-defined]
-    assert directory.visible(token) is not first
-
-
-async def test_so_many_lists_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "MAX_LISTS", 2)
-    directory = Directory(Calls(bench.dispatcher))
-    identities = [bench.caller(peer).identity for peer in ("alice", "bob", None)]
-    lists = [directory.visible(identity) for identity in identities]
-    assert len(directory._lists) == 2
-    assert directory.visible(identities[2]) is lists[2]
-    assert directory.visible(identities[0]) == lists[0]
+    tools = await directory.visible(bench.caller("alice").identity)
+    assert len(tools) > 20
+    assert directory._tools == {}
+    page = page_of(tools, Revision.NEW, "after:test/text", max_tools=100, is_general=False)
+    assert [json.loads(one)["title"] for one in page.tools] == ["test/thread", "test/typed", "test/wait"]
+    assert len(directory._tools) < 10
+    again = page_of(tools, Revision.NEW, None, max_tools=3, is_general=False)
+    assert len(again.tools) == 4  # the general ones
+    assert len(directory._tools) < 10
 
 
 async def test_which_operations_answer_once(bench: Bench) -> None:
     directory = Directory(Calls(bench.dispatcher))
     assert [directory.is_plain(name) for name in ("test/echo", "test/count", "no/such")] == [True, False, False]
+    assert directory.is_plain("test/echo", "nobody") is False
 
 
 async def test_a_stranger_holds_nothing_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,16 +129,3 @@ async def test_a_stranger_holds_nothing_for_ever(bench: Bench, monkeypatch: pyte
     known = await alice.begin("more/open", {})
     assert known.prepared.act is not None
     known.prepared.drop()
-
-
-class Clock:
-    """The bench's clock, at a time of the test's."""
-
-    def __init__(self, now: float) -> None:
-        self.now = now
-
-    def wall(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now

@@ -38,7 +38,9 @@ class Backend:
     async def find(self, name: str) -> Tool | None:
         return Tool("a.b", SPEC)
 
-    async def begin(self, operation: str, value: Any, *, streaming: bool | None = None) -> "Backend":
+    async def begin(
+        self, operation: str, value: Any, *, peer: str | None = None, streaming: bool | None = None
+    ) -> "Backend":
         return self
 
     async def call(self) -> Any:
