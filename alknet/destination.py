@@ -62,8 +62,8 @@ class Through:
 def find_destination(home: "Home", peer: str, *, jump: str | None = None) -> Destination:
     """What PEER means: ``.`` or nothing the local node, a configured peer, or ``[user@]host[:port]``.
 
-    With `jump`, itself a PEER, it is a peer of that node, reached over the connection that the two have; so is, through
-    the local node, a configured peer that has no address.
+    With `jump`, itself a PEER, it is a peer of that node, reached over the connection that the two have; so is a
+    configured peer whose entry says `via`, and, through the local node, one that has no address.
     """
     user, _, rest = peer.rpartition("@")
     if jump is not None:
@@ -77,6 +77,8 @@ def find_destination(home: "Home", peer: str, *, jump: str | None = None) -> Des
     settings = load(home) if home.exists else None
     entry = next((p for p in settings.peers if p.id == rest), None) if settings else None
     name, user = (f"peer {rest!r}" if entry else rest), user or getpass.getuser()
+    if entry is not None and entry.via is not None:
+        return _behind(home, rest, user, find_destination(home, entry.via))
     if entry is not None and not entry.addresses:
         try:
             return _behind(home, rest, user, local_node(home))

@@ -88,8 +88,7 @@ class Node:
         self._clock = clock or SystemClock()
         self._tasks = Tasks("node")
         self._stop = asyncio.Event()
-        self._is_started = False
-        self._stopped = False
+        self._is_started = self._stopped = False
         self._undo = contextlib.ExitStack()
         self._daemon: DaemonUser = daemon_user()
 

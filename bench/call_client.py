@@ -35,6 +35,9 @@ class Order:
     asked: str
     """``alknet``, ``carrier``, ``grpc``, ``nats`` or ``aioquic``."""
     port: int
+    operation: str = "echo/say"
+    behind: str = ""
+    """The peer of the node that is meant, if not the node itself."""
     carrier: str = "tls"
     codec: str = "msgpack"
     home: str = ""
@@ -42,7 +45,7 @@ class Order:
     certificate: str = ""
     token: str = ""
     pids: tuple[int, ...] = ()
-    """The processes of the other side."""
+    """The processes of the other side; what the first one uses is told besides."""
     seconds: float = 1.0
     in_flight: int = 64
     count: int = 0
@@ -61,11 +64,12 @@ class Asker(Protocol):
 class Alknet:
     """A session with a node, by the public client."""
 
-    def __init__(self, peer: Any) -> None:
+    def __init__(self, peer: Any, operation: str) -> None:
         self._peer = peer
+        self._operation = operation
 
     async def call(self) -> None:
-        if await self._peer.call("echo/say", data=DATA) != DATA:
+        if await self._peer.call(self._operation, data=DATA) != DATA:
             raise RuntimeError("another text came back")
 
     async def items(self, count: int) -> AsyncIterator[Any]:
@@ -80,8 +84,10 @@ async def connected(order: Order) -> AsyncIterator[Asker]:
     if order.asked == "alknet":
         from alknet import connect
 
+        node = f"{HOST}:{order.port}"
         async with connect(
-            f"{HOST}:{order.port}",
+            order.behind or node,
+            via=node if order.behind else None,
             home=order.home,
             identity=order.key,
             carrier=order.carrier,
@@ -90,7 +96,7 @@ async def connected(order: Order) -> AsyncIterator[Asker]:
         ) as peer:
             if peer.transport != order.carrier or peer.identity != "bench":
                 raise RuntimeError(f"reached over {peer.transport} as {peer.identity}")
-            yield Alknet(peer)
+            yield Alknet(peer, order.operation)
     elif order.asked == "carrier":
         from alknet.alpn.dial import dial
         from alknet.call.carried import ALPN
@@ -122,15 +128,20 @@ async def calls(order: Order) -> dict[str, float]:
     """Calls per second, with so many in flight all the time, and the processor time of one at either end."""
     async with connected(order) as asker:
         await _keep_asking(asker.call, order.in_flight, WARM_UP_S)
-        servers_s, own_s, began = _used_s(order.pids), time.process_time(), time.perf_counter()
+        before, own_s, began = _used_s(order.pids), time.process_time(), time.perf_counter()
         count = await _keep_asking(asker.call, order.in_flight, order.seconds)
         took_s, own_s = time.perf_counter() - began, time.process_time() - own_s
-        servers_s = _used_s(order.pids) - servers_s
-    return {"rate": count / took_s, "client_us": own_s / count * 1e6, "server_us": servers_s / count * 1e6}
+        used_us = [(after - used) / count * 1e6 for used, after in zip(before, _used_s(order.pids), strict=True)]
+    return {
+        "rate": count / took_s,
+        "client_us": own_s / count * 1e6,
+        "server_us": sum(used_us),
+        "first_us": used_us[0] if used_us else 0.0,
+    }
 
 
-def _used_s(pids: Sequence[int]) -> float:
-    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+def _used_s(pids: Sequence[int]) -> list[float]:
+    return [sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids]
 
 
 async def _keep_asking(call: Callable[[], Awaitable[Any]], in_flight: int, seconds: float) -> int:

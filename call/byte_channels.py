@@ -80,10 +80,14 @@ class ByteChannels:
     async def _own_stream(self, id: str) -> Stream:
         try:
             stream = await self._connection.open_stream()
-            await stream.write(frame(self._codec.encode({"type": "channel.stream", "id": id, "payload": {}})))
+            try:
+                await stream.write(frame(self._codec.encode({"type": "channel.stream", "id": id, "payload": {}})))
+            except BaseException:
+                stream.reset()
+                raise
         except StreamsExhausted as exc:
             raise CallError("RESOURCE_EXHAUSTED", f"the channel got no stream: {exc}") from exc
-        except (ConnectionClosed, StreamBroken) as exc:
+        except (ConnectionClosed, StreamBroken, StreamClosed) as exc:
             raise CallError("UNAVAILABLE", f"the channel got no stream: {exc}") from exc
         return stream
 

@@ -60,6 +60,7 @@ class Channel(asyncio.Protocol):
         self._out_bytes = 0
         self._is_full = False
         self._gone = asyncio.Event()
+        self._linger_s = 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
         """Who waits for room."""
 
@@ -220,17 +221,24 @@ class Channel(asyncio.Protocol):
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """Send what is left, and end the stream."""
+    def close(self, *, linger_s: float = 0.0) -> None:
+        """Send what is left, and end the stream. With `linger_s`, wait so long for the other side's end first: over TCP,
+        what it still sends to a socket that is closed would take back what it has not read yet (RFC 1122 section
+        4.2.2.13)."""
         if self._transport is not None:
             self._flush()
-            self._transport.close()
+            if linger_s and self.is_open and self._transport.can_write_eof():
+                self._linger_s = linger_s
+                self._transport.write_eof()
+                self._loop.call_later(linger_s, self._transport.close)
+            else:
+                self._transport.close()
         self._end()
 
     async def wait_closed(self) -> None:
-        """Wait until what was sent before `close` is on its way, at most `CLOSE_TIMEOUT_S`."""
+        """Wait until what was sent before `close` is on its way, at most `CLOSE_TIMEOUT_S`, or so long as it lingers."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            async with asyncio.timeout(max(self._linger_s, CLOSE_TIMEOUT_S)):
                 await self._gone.wait()
 
     def fail(self, error: FrameError) -> None:

@@ -114,9 +114,13 @@ class ChannelDoor:
             raise CallError("NOT_FOUND", f"there is no peer {peer!r}")
         for attachment in self._overlays.of(peer):
             if CHANNELS in attachment.session.features:
-                far: Stream = await attachment.session.open_channel(
-                    request.service, target=request.target, forwarded_for=caller.forwarded_for or identity.id
-                )
+                try:
+                    far: Stream = await attachment.session.open_channel(
+                        request.service, target=request.target, forwarded_for=caller.forwarded_for or identity.id
+                    )
+                except CallError as exc:
+                    words = f"peer {peer!r}: {exc}"
+                    raise CallError(exc.code, words, details=exc.details, denial_id=exc.denial_id) from exc
                 return far
         raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
 

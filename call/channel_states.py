@@ -130,6 +130,8 @@ class ChannelStates:
         self.has_streams = has_streams
         self.unavailable = unavailable
         self.limit = limit
+        self.were_used = False
+        """There has been a channel."""
         self._given_up: deque[str] = deque(maxlen=MAX_GIVEN_UP)
         self.handlers: dict[str, Callable[[int, str, Envelope, int], Event | None]] = {
             "channel.opened": self._opened,
@@ -157,6 +159,7 @@ class ChannelStates:
         except BadField as exc:
             return refusal(id, "INVALID_INPUT", f"channel.open: {exc}")
         self.channels[id] = ChannelState(stream, is_ours=False, credit=request.credit, is_served=True)
+        self.were_used = True
         return request
 
     def failed(self, id: str, payload: Envelope) -> Event | None:
@@ -239,6 +242,7 @@ class ChannelStates:
         if len(self.channels) >= self.limit:
             raise CallError("RESOURCE_EXHAUSTED", self._too_many)
         channel = self.channels[id] = ChannelState(stream, is_ours=True)
+        self.were_used = True
         return _envelope("open", id, service=service, **fields, **self._first_grant(channel))
 
     def accept(self, id: str) -> Envelope | None:

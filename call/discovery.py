@@ -83,8 +83,10 @@ class Discovery:
 
     @operation("services/schema", kind="query", public=True)
     async def schema(self, name: str, peer: str = "", *, ctx: OperationContext) -> dict[str, Any]:
-        """How an operation is called: its schemas, errors and what it asks of its caller. With `peer` it is one that a
-        connected peer of this node offers."""
+        """How an operation is called: its schemas, errors and what it asks of its caller.
+
+        With `peer` it is one that a connected peer of this node offers.
+        """
         _check_length("name", name, MAX_NAME_CHARS + 1)
         _check_length("peer", peer, MAX_NAME_CHARS)
         name = name.removeprefix("/")
@@ -120,8 +122,10 @@ class Discovery:
 
     @operation("services/changed", any_peer=True)
     async def changed(self) -> AsyncIterator[dict[str, int]]:
-        """A number that is another one whenever the operations that may be called here could be others: at once the
-        one of now, then the new one after each change."""
+        """Tells whenever the operations that may be called here could have changed.
+
+        Each item has a number: at once the one of now, then the new one after each change.
+        """
         changes = self._dispatcher.changes
         number = changes.number
         while True:

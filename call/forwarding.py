@@ -22,6 +22,8 @@ __all__ = ["PeerForward", "RoutedForward", "not_there"]
 
 SOON_S: Final = 0.001
 """What a call gets at least whose time is just over: the other side is to say so itself."""
+NEARLY_S: Final = 0.1
+"""The caller's time may be over by so much before the same time is over here, and is then given up from there."""
 TRIED_ELSEWHERE: Final = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED"})
 """Errors after which an idempotent operation is tried at another peer."""
 
@@ -84,7 +86,7 @@ class RoutedForward:
             except CallError as exc:
                 trip.failed(attempt, exc)
             except BaseException:
-                trip.ended(attempt, Outcome.CANCELLED)
+                trip.cancelled(attempt)
                 raise
             else:
                 trip.ended(attempt, Outcome.OK)
@@ -105,7 +107,7 @@ class RoutedForward:
             except CallError as exc:
                 trip.failed(attempt, exc)
             except BaseException:
-                trip.ended(attempt, Outcome.CANCELLED)
+                trip.cancelled(attempt)
                 raise
             else:
                 trip.ended(attempt, Outcome.OK)
@@ -151,6 +153,13 @@ class _Trip:
 
     def ended(self, attempt: Attempt, outcome: Outcome) -> None:
         self._route.ended(attempt, self._loop.time(), outcome)
+
+    def cancelled(self, attempt: Attempt) -> None:
+        """Nobody waits for it any more; if that is because its time is over, the peer has not answered in time."""
+        now, deadline = self._loop.time(), self._prepared.deadline
+        is_late = deadline is not None and now >= deadline - NEARLY_S
+        outcome = outcome_of("TIMEOUT", now - attempt.began) if is_late else Outcome.CANCELLED
+        self._route.ended(attempt, now, outcome)
 
     def failed(self, attempt: Attempt, error: CallError) -> None:
         """Note it; raises it where the call is not to be repeated."""

@@ -18,7 +18,7 @@ from alknet.backoff import Backoff
 from alknet.call.errors import CallError
 from alknet.call.exposed import NO_TERMS, Exposed, MeshSettings, Terms, forwarded
 from alknet.call.forwarding import PeerForward, RoutedForward, not_there
-from alknet.call.from_call import EMPTY, from_call
+from alknet.call.from_call import EMPTY, Catalog, from_call
 from alknet.call.hello import SERVE
 from alknet.call.import_errors import ImportFailed
 from alknet.call.operations import Operation
@@ -40,6 +40,8 @@ PUBLISH_DELAY_S: Final = 0.05
 """Peers that come and go within this are one change of the node's operations."""
 PAUSE_S: Final = 0.5
 """Between two imports from one peer, however often it says that it has changed."""
+MAX_REMEMBERED: Final = 256
+"""Peers that are gone and of which it is kept what they had."""
 RETRY_S: Final = 1.0
 MOST_RETRY_S: Final = 60.0
 """Between two imports of which the first one failed: from the one, doubling, to the other."""
@@ -52,8 +54,8 @@ class _Import:
         self.is_due = asyncio.Event()
         self.told: int | None = None
         """The last revision that the other side has told."""
-        self.offers: tuple[str, ...] = ()
-        """What was asked for."""
+        self.offers: tuple[str, ...] | None = ()
+        """What was asked for; None when some of what was found has been taken away since."""
         self.problem = ""
         """Why the last import failed, or what it left out."""
 
@@ -69,6 +71,8 @@ class Mesh:
         self._own = Registry()
         self._routes = Routes(self.settings.routing, rng=self._rng)
         self._imports: dict[Attachment, _Import] = {}
+        self._remembered: dict[str, Catalog] = {}
+        """What peers had that are gone: of the same digest, it is not asked for again when they come back."""
         self._exposed = Exposed(self.overlays, self._routes)
         self._hidden: frozenset[str] = frozenset()
         self._publishing: asyncio.TimerHandle | None = None
@@ -85,6 +89,7 @@ class Mesh:
             terms = self._terms(attachment)
             if terms.offers != before.terms.get(attachment.peer, NO_TERMS).offers:
                 self.overlays.fill(attachment, attachment.catalog.only(terms.wants))
+                self._imports[attachment].offers = None
                 self._imports[attachment].is_due.set()
         self._publish_now(is_new=True)
 
@@ -94,8 +99,8 @@ class Mesh:
             return None
         session.watch(PATIENCE_S)
         attachment = self.overlays.attach(peer, session)
-        self._imports[attachment] = _Import()
-        self._tasks.start(self._keep(attachment), name=f"import {peer}")
+        importing = self._imports[attachment] = _Import()
+        self._tasks.start(self._keep(attachment, importing), name=f"import {peer}")
         log.info(event("peer attached", peer=peer, generation=attachment.generation, connection=session.connection.id))
         return attachment
 
@@ -105,6 +110,7 @@ class Mesh:
             return
         self._imports.pop(attachment).is_due.set()
         peer = attachment.peer
+        self._remember(peer, attachment.catalog)
         if not self.overlays.of(peer):
             self._routes.forget(peer)
             self._exposed.withdraw(peer)
@@ -177,10 +183,9 @@ class Mesh:
 
     # --- importing --------------------------------------------------------------------------------------------------
 
-    async def _keep(self, attachment: Attachment) -> None:
+    async def _keep(self, attachment: Attachment, importing: _Import) -> None:
         """Import now and whenever there is reason to, until the session ends."""
         session: Session = attachment.session
-        importing = self._imports[attachment]
         watching: asyncio.Task[None] | None = None
         backoff = Backoff(rng=self._rng, first_s=RETRY_S, most_s=MOST_RETRY_S)
         try:
@@ -202,7 +207,7 @@ class Mesh:
                     retry_s = backoff.next_s()
                     importing.problem = f"{type(exc).__name__}, see the node's log"
                 await asyncio.sleep(PAUSE_S)
-                if not self._is_stale(attachment, importing):
+                if self.overlays.is_attached(attachment) and not self._is_stale(attachment, importing):
                     importing.is_due.clear()  # what was told is known already
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(retry_s):
@@ -215,7 +220,8 @@ class Mesh:
         terms = self._terms(attachment)
         importing.offers = terms.offers
         if terms.offers:
-            catalog = await from_call(attachment.session, terms.wants, known=attachment.catalog)
+            known = attachment.catalog if attachment.is_filled else self._remembered.get(attachment.peer, EMPTY)
+            catalog = await from_call(attachment.session, terms.wants, known=known)
             # Meanwhile the terms may have changed.
             catalog = catalog.only(self._terms(attachment).wants)
         else:
@@ -224,6 +230,13 @@ class Mesh:
             return
         self._note(attachment, importing, "; ".join(catalog.skipped))
         self._publish_soon()
+
+    def _remember(self, peer: str, catalog: Catalog) -> None:
+        if catalog.specs:
+            self._remembered.pop(peer, None)
+            self._remembered[peer] = catalog
+            if len(self._remembered) > MAX_REMEMBERED:
+                del self._remembered[next(iter(self._remembered))]
 
     def _is_stale(self, attachment: Attachment, importing: _Import) -> bool:
         """Whether another import would find something else."""

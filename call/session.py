@@ -45,6 +45,8 @@ MAX_OWN_STREAMS: Final = 64
 NO_EXTRA: Final[Mapping[str, str]] = {}
 BATCH_AT_ONCE: Final = 256
 """Calls of one batch that are on their way together; well below what the other side takes at the same time."""
+LINGER_S: Final = 5.0
+"""What the other side may take to read what was sent on byte channels before this side closed the session."""
 DEFAULT_TIMEOUT_S: Final = 30.0
 GRACE_S: Final = 5.0
 """What a call without a timeout of its own may take longer than the other side's default, to hear of that from it."""
@@ -362,8 +364,10 @@ class Session:
             # The first one last: with it the others end, and with them what they were still to say.
             channels = sorted(self._streams.by_number.values(), key=lambda channel: channel is self._main)
             self.end_reason = self.end_reason or reason or "this side closed the connection"
+            # Credit for a byte channel may be on its way here when what was sent on it has not been read there.
+            has_credit = self._machine.channels.were_used and not self._streams.has_many
             for channel in channels:
-                channel.close()
+                channel.close(linger_s=LINGER_S if has_credit else 0.0)
             self._end(self.end_reason)
             for channel in channels:
                 await channel.wait_closed()

@@ -191,6 +191,7 @@ def _cross_check(settings: Settings, peers: list[tuple[_Source, KeyPath, PeerEnt
     problems = []
     ids: dict[str, str] = {}
     keys: dict[bytes, str] = {}
+    known = {peer.id for _, _, peer in peers}
     for source, base, peer in peers:
         place = source.at((*base, "id"))
         if peer.id in ids:
@@ -206,11 +207,14 @@ def _cross_check(settings: Settings, peers: list[tuple[_Source, KeyPath, PeerEnt
                     f"{source.at((*base, *path))}: {path[0]}: {key.fingerprint} belongs to two peers,"
                     f" {owner!r} and {peer.id!r}; a key proves one identity"
                 )
+        if peer.via is not None and (peer.via == peer.id or peer.via not in known):
+            why = "itself" if peer.via == peer.id else "no peer"
+            problems.append(f"{source.at((*base, 'via'))}: via: {peer.via!r} is {why}; it names another peer")
         for index, role in enumerate(peer.roles):
             if role not in settings.roles:
-                known = ", ".join(sorted(settings.roles)) or "none are defined"
+                roles = ", ".join(sorted(settings.roles)) or "none are defined"
                 problems.append(
-                    f"{source.at((*base, 'roles', index))}: roles: found {role!r}, which is not in [roles] ({known})"
+                    f"{source.at((*base, 'roles', index))}: roles: found {role!r}, which is not in [roles] ({roles})"
                 )
     return problems + _check_exposed(peers)
 

@@ -90,6 +90,9 @@ class PeerEntry(Model):
     addresses: tuple[Address, ...] = Field(
         (), max_length=16, description="Where the peer is reached, host:port, in order."
     )
+    via: PeerId | None = Field(
+        None, description="The peer that it is reached through, over the connection that those two have; as with -J."
+    )
     node_key: NodeKey | None = Field(
         None, description="The node key that the peer must prove when operations are called on it."
     )

@@ -96,12 +96,14 @@ def identity(invocation: Invocation) -> None:
     click.echo(f"host key   {keys['host_key']}")
     click.echo(f"           {keys['host_key'].fingerprint}")
     click.echo(f"addresses  {', '.join(addresses)}")
-    click.echo("\nOn another node:\n")
-    words = ["alknet", "peer", "add", "NAME"]
-    for name, key in keys.items():
-        words += [f"--{name.replace('_', '-')}", f"{key.kind} {str(key).split()[1]}"]
-    words += [word for address in addresses for word in ("--address", address)]
-    click.echo("  " + shlex.join(words))
+    bare = {name: f"{key.kind} {str(key).split()[1]}" for name, key in keys.items()}
+    where = [word for address in addresses for word in ("--address", address)]
+    words = ["alknet", "peer", "add", "NAME", "--node-key", bare["node_key"], "--host-key", bare["host_key"]]
+    click.echo("\nOn a node that is to reach this one (with --dial it keeps up a connection):\n")
+    click.echo("  " + shlex.join([*words, *where]))
+    words[4] = "--key"
+    click.echo("\nOn a node that this one dials, which gets its operations and reaches it over that connection:\n")
+    click.echo("  " + shlex.join([*words, "--offers", "*"]))
 
 
 def _addresses(listen: tuple[str, ...]) -> "tuple[ListenAddress, ...]":

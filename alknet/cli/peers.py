@@ -38,6 +38,8 @@ def peer() -> None:
 @click.option("--host-key", metavar="FILE|LINE", help="The SSH host key that it must prove.")
 @click.option("--offers", multiple=True, metavar="GLOB", help="Operations that it may bring, such as 'fs/*' or '*'.")
 @click.option("--expose", metavar="PREFIX", help="Make what it brings operations of this node: PREFIX/fs/read.")
+@click.option("--via", metavar="PEER", help="The peer that it is reached through, as with -J.")
+@click.option("--dial", is_flag=True, help="Keep up a connection to it from now on: a [[dial]] table of alknet.toml.")
 @pass_invocation
 def add(
     invocation: Invocation,
@@ -52,8 +54,18 @@ def add(
     host_key: str | None,
     offers: tuple[str, ...],
     expose: str | None,
+    via: str | None,
+    dial: bool,
 ) -> None:
-    """Add the peer NAME."""
+    """Add the peer NAME.
+
+    \b
+    alknet peer add ci --key ci.pub --scope 'ssh:exec' --user build
+    alknet peer add worker --key 'ssh-ed25519 …' --offers '*' --expose w    # a node that dials this one
+    alknet peer add hub --key 'ssh-ed25519 …' --address hub:7022 --dial     # a node that this one dials
+
+    'alknet id' prints the line for a node's own keys.
+    """
     from alknet.config.create import peer_text
 
     home = invocation.home
@@ -85,12 +97,16 @@ def add(
         if not offers:
             raise UsageError("--expose without --offers exposes nothing", hint="--offers '*' lets it bring everything")
         values["expose"] = {"prefix": expose}
+    if via is not None:
+        values["via"] = via
+    if dial and not address:
+        raise UsageError("--dial needs to know where the peer is", hint="--address HOST:PORT")
     ssh: dict[str, Any] = {"user": user} if user else {}
     if as_daemon:
         ssh["as_daemon"] = True
     if ssh:
         values["ssh"] = ssh
-    _write(invocation, name, peer_text(values))
+    _write(invocation, name, peer_text(values), dialled=True if dial else None)
     _report(invocation, name, "added")
 
 
@@ -158,8 +174,8 @@ def enable(invocation: Invocation, name: str) -> None:
 @click.argument("name")
 @pass_invocation
 def remove(invocation: Invocation, name: str) -> None:
-    """Forget the peer; its connections end."""
-    _write(invocation, name, None)
+    """Forget the peer; its connections end, and it is not dialled any more."""
+    _write(invocation, name, None, dialled=False)
     _report(invocation, name, "removed")
 
 
@@ -191,11 +207,10 @@ def _is_inline(invocation: Invocation, name: str) -> bool:
     return any(p.id == name for p in _known_peers(invocation.home))
 
 
-def _write(invocation: Invocation, name: str, text: str | None) -> None:
-    """Replace (or remove, for None) a peer's file. If the whole configuration would then be wrong, or the running
-    node refuses it, the old file comes back."""
+def _write(invocation: Invocation, name: str, text: str | None, *, dialled: bool | None = None) -> None:
+    """Replace (or remove, for None) a peer's file, and with `dialled` add or remove its ``[[dial]]`` table. If the
+    whole configuration would then be wrong, or the running node refuses it, the old files come back."""
     from alknet.config.fields import PEER_ID
-    from alknet.config.home import write_atomically
     from alknet.config.load import load
 
     if not PEER_ID.match(name):
@@ -204,7 +219,10 @@ def _write(invocation: Invocation, name: str, text: str | None) -> None:
     path = home.peer(name)
     if text is None:
         _peer_file(invocation, name)
-    before = path.read_text(encoding="utf-8") if path.exists() else None
+    changes: dict[Path, str | None] = {path: text}
+    if dialled is not None and (main := _main_text(home.config, name, is_dialled=dialled)) is not None:
+        changes[home.config] = main
+    before = {one: one.read_text(encoding="utf-8") if one.exists() else None for one in changes}
     running = node_is_running(home)
     if running:
         try:
@@ -214,16 +232,16 @@ def _write(invocation: Invocation, name: str, text: str | None) -> None:
             click.echo(f"the node does not answer ({exc}); it is left to notice the file", err=True)
             running = False
     home.peers.mkdir(mode=0o700, exist_ok=True)
-    _put(path, text)
+    # What names the other file comes last, so that a node that watches them never sees one without the other.
+    for one in sorted(changes, key=lambda one: (one is path) == (text is None)):
+        _put(one, changes[one])
     try:
         load(home)
         if running:
             ask_node(invocation, "node/reload")
     except AlknetError as exc:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_atomically(path, before)
+        for one, old in before.items():
+            _put(one, old)
         if isinstance(exc, ConfigError):
             raise InvalidInputError(f"nothing was changed: {exc}") from None
         raise
@@ -233,9 +251,28 @@ def _put(path: Path, text: str | None) -> None:
     from alknet.config.home import write_atomically
 
     if text is None:
-        path.unlink()
+        path.unlink(missing_ok=True)
     else:
         write_atomically(path, text)
+
+
+def _main_text(path: Path, peer: str, *, is_dialled: bool) -> str | None:
+    """alknet.toml with the peer's ``[[dial]]`` table or without it; None if that changes nothing."""
+    import tomlkit
+
+    text = path.read_text(encoding="utf-8")
+    document = tomlkit.parse(text)
+    tables = document.get("dial", [])
+    known = [index for index, one in enumerate(tables) if one.get("peer") == peer]
+    if is_dialled == bool(known):
+        return None
+    if is_dialled:
+        return f'{text.rstrip()}\n\n[[dial]]\npeer = "{peer}"\n'
+    for index in reversed(known):
+        del tables[index]
+    if not tables:
+        del document["dial"]
+    return tomlkit.dumps(document)
 
 
 def _key_line(text: str) -> str:

@@ -152,11 +152,12 @@ def _print_dials(answer: Mapping[str, Any]) -> None:
 
 def _print_mesh(mesh: Mapping[str, Any]) -> None:
     """Who brings operations, and whom calls are not sent to at present."""
-    if mesh["attached"]:
+    bringing = [one for one in mesh["attached"] if one["operations"] or one["problem"]]
+    if bringing:
         click.echo()
         print_table(
             ("BRINGS OPERATIONS", "CONNECTION", "OPERATIONS", "PROBLEM"),
-            [(one["peer"], one["connection"], one["operations"], one["problem"]) for one in mesh["attached"]],
+            [(one["peer"], one["connection"], one["operations"], one["problem"]) for one in bringing],
             empty="",
         )
         click.echo(f"\n{mesh['exposed']} operations of peers are served here; routing is {mesh['routing']}")

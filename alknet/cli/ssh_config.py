@@ -70,7 +70,8 @@ class _Block:
 @pass_invocation
 def ssh_config(invocation: Invocation, peer: tuple[str, ...]) -> None:
     """Print Host blocks for stock ssh: for each PEER, or for the local node ('.') and all peers that can be reached: by
-    an address, or through the local node because they are nodes that dial in (those that may bring operations).
+    an address, through another peer (via), or through the local node because they are nodes that dial in (those that
+    may bring operations).
 
     A peer's host has its name, the local node's is 'alknet'. ssh reaches them with 'alknet proxy' and knows their host
     keys from HOME/ssh_known_hosts, which this command writes.
@@ -97,7 +98,7 @@ def ssh_config(invocation: Invocation, peer: tuple[str, ...]) -> None:
     blocks += [
         _peer_block(home, entry, identity, known_hosts)
         for entry in settings.peers
-        if entry.addresses or entry.offers or entry.id in peer
+        if entry.addresses or entry.offers or entry.via or entry.id in peer
     ]
     # All hosts, whoever was asked for: blocks of an earlier run name the same file.
     lines = [f"{block.host_key_alias} {key}\n" for block in blocks for key in block.host_keys]
@@ -147,8 +148,8 @@ def _peer_block(home: "Home", entry: "PeerEntry", identity: Path | None, known_h
     from alknet.config.fields import DEFAULT_PORT
     from alknet.known_nodes import HOST_KEY, KnownNodes
 
-    # Behind the local node a peer goes by its name, as in `alknet.destination`.
-    texts = entry.addresses or (entry.id,)
+    # Behind another node a peer goes by its name, as in `alknet.destination`.
+    texts = (entry.id,) if entry.via else entry.addresses or (entry.id,)
     addresses = [split_host_port(text, default_port=DEFAULT_PORT) for text in texts]
     keys = [entry.host_key]
     if entry.host_key is None:

@@ -126,8 +126,10 @@ class Routes:
 
     async def subscribe(self, exchange: Exchange) -> None:
         asked = _asked_of(await self._json(exchange))
-        how = {"peer": asked.peer, "timeout_s": asked.timeout_s}
-        await self._stream(exchange, self._prepare(exchange, asked.name, asked.input, streaming=True, **how))
+        prepared = self._prepare(
+            exchange, asked.name, asked.input, peer=asked.peer, streaming=True, timeout_s=asked.timeout_s
+        )
+        await self._stream(exchange, prepared)
 
     async def operation(self, exchange: Exchange) -> None:
         """``/ops/{name}``: the operation itself, with nothing around its input and output."""

@@ -88,7 +88,8 @@ def _mesh(mesh: Mapping[str, Any]) -> Iterator[Metric]:
     for peer, number in sorted(most.items()):
         brought.add_metric([peer], number)
     yield brought
-    yield GaugeMetricFamily("alknet_peers_attached", "Connected peers that bring operations.", value=len(most))
+    bringing = sum(number > 0 for number in most.values())
+    yield GaugeMetricFamily("alknet_peers_attached", "Connected peers that bring operations.", value=bringing)
     yield GaugeMetricFamily("alknet_exposed_operations", "Operations of peers that are served here.", mesh["exposed"])
     yield from _routed(mesh["routes"])
     retries = CounterMetricFamily(
@@ -137,8 +138,9 @@ def _of_peers(pairs: Sequence[tuple[str, str, Mapping[str, Any]]]) -> Iterator[M
         of_peer[1] += one["failures"]
         of_peer[2] += one["in_flight"]
         of_peer[3] += one["breaker"] != "closed"
-    families = (calls, failures, in_flight, unclosed)
     for peer, numbers in sorted(sums.items()):
-        for family, number in zip(families, numbers, strict=True):
-            family.add_metric([peer], number)
-    yield from families
+        calls.add_metric([peer], numbers[0])
+        failures.add_metric([peer], numbers[1])
+        in_flight.add_metric([peer], numbers[2])
+        unclosed.add_metric([peer], numbers[3])
+    yield from (calls, failures, in_flight, unclosed)

@@ -2,21 +2,18 @@
 
 import asyncio
 import json
-import re
-import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import pytest
 
 import alknet
-from alknet import CallError, Peer
+from alknet import CallError
 from alknet.errors import AlknetError, UsageError
 from testkit.as_user import Launcher
-from testkit.http_doors import Answer, Ask, Door, http_doors
+from testkit.call_doors import asks_peer, call_doors
+from testkit.http_doors import Answer, Door
 from testkit.node import NodeProcess, wait_until
 from testkit.service_nodes import service_node
 
@@ -33,6 +30,8 @@ TABLE: dict[tuple[str, str], tuple[str, str, str, str]] = {
     ("services/list", "{}"): ANYBODY,
     ("services/schema", '{"name": "services/list"}'): ANYBODY,
     ("services/schema", '{"name": "matrix/inside"}'): (MISSING, MISSING, MISSING, MISSING),
+    ("services/list-peers", "{}"): ANYBODY,
+    ("services/changed", "{}"): ("anonymous", OK, OK, OK),
     ("services/stats", "{}"): READ,
     ("node/metrics", "{}"): READ,
     ("node/status", "{}"): READ,
@@ -64,6 +63,8 @@ IN_PART = {
 """Peers between two columns."""
 NOWHERE = {"matrix/inside", "matrix/none"}
 """Operations that nobody can call."""
+ENDLESS = {"services/changed"}
+"""Whoever may subscribe to it waits for ever."""
 CHANGING = {"node/status", "node/sessions", "node/metrics", "services/stats", "test/identity"}
 """What answers differently each time, or at each door."""
 SCOPES = ["node:*", "test:*", "matrix:item", "matrix:two", "matrix:read"]
@@ -82,79 +83,6 @@ def matrix(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iter
         node.key("stranger")
         node.alknet("config", "reload")
         yield node
-
-
-# --- doors -------------------------------------------------------------------------------------------------------
-
-
-def asks_peer(peer: Peer, token: str | None = None) -> Ask:
-    async def ask(name: str, text: str) -> Answer:
-        value = json.loads(text)
-        try:
-            if token is not None:
-                return OK, "", None, await peer._session.call(name, value, auth_token=token)
-            if name == "matrix/item":
-                return OK, "", None, [item async for item in peer.subscribe(name, value)]
-            return OK, "", None, await peer.call(name, value)
-        except CallError as exc:
-            return exc.code, str(exc), exc.denial_id, None
-
-    return ask
-
-
-def asks_command(node: NodeProcess, key: str, control: Path) -> Ask:
-    """``ssh node op NAME JSON``."""
-    options = ("-o", "ControlMaster=auto", "-o", "ControlPersist=yes", "-o", f"ControlPath={control}")
-
-    async def ask(name: str, text: str) -> Answer:
-        command = node.ssh_command("op", name, text, key=key, options=options)
-        result = await asyncio.to_thread(
-            subprocess.run, command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=30
-        )
-        if result.returncode == 0:
-            items = [json.loads(line) for line in result.stdout.splitlines()]
-            return OK, "", None, items if name == "matrix/item" else items[0]
-        said = re.match(r"alknet: ([A-Z_]+): (.*?)(?: \((den_\w+)\))?\n", result.stderr)
-        assert said is not None, result.stderr
-        assert result.stdout == ""
-        assert result.returncode == CallError(said[1], "").exit_code
-        return said[1], said[2], said[3], None
-
-    return ask
-
-
-@asynccontextmanager
-async def doors(node: NodeProcess, who: str, token: str | None, directory: Path) -> AsyncIterator[dict[str, Door]]:
-    """Every way in that there is for `who`, whose the token is. SSH lets nobody in without a key, and has no place for
-    a token at login; HTTP has none for a key."""
-    async with AsyncExitStack() as stack:
-
-        async def connect(peer: str = ".", **how: Any) -> Peer:
-            return await stack.enter_async_context(alknet.connect(peer, home=node.home, **how))
-
-        identity = node.home / "keys" / "owner" if who == "owner" else node.keys / who
-        found: dict[str, Door] = {}
-        for carrier in ("quic", "tls"):
-            if who == "anonymous":
-                found[carrier] = Door(asks_peer(await connect(carrier=carrier, anonymous=True)), carrier)
-            elif who == "narrowed":
-                found[carrier] = Door(asks_peer(await connect(carrier=carrier, token=token)), carrier)
-                nobody = await connect(carrier=carrier, anonymous=True)
-                found[f"{carrier}, token in the call"] = Door(asks_peer(nobody, token), carrier)
-            else:
-                found[carrier] = Door(asks_peer(await connect(carrier=carrier, identity=identity)), carrier)
-        if who == "narrowed":
-            full = await connect("with@.", carrier="ssh", identity=node.keys / "with")
-            found["ssh, token in the call"] = Door(asks_peer(full, token), "ssh")
-        elif who != "anonymous":
-            found["ssh"] = Door(asks_peer(await connect(f"{who}@.", carrier="ssh", identity=identity)), "ssh")
-            control = directory / "control"
-            found["ssh op"] = Door(asks_command(node, who, control), "ssh")
-            stack.callback(
-                subprocess.run, ["ssh", "-F", "none", "-O", "exit", "-o", f"ControlPath={control}", "x"],
-                capture_output=True,
-            )  # fmt: skip
-        yield found | await stack.enter_async_context(http_doors(node, token))
 
 
 # --- the table ---------------------------------------------------------------------------------------------------
@@ -200,9 +128,11 @@ async def test_the_same_answer_and_the_same_denial_at_every_door(
     token = None if who == "anonymous" else matrix.json(*create)["token"]
     seen = len(matrix.audit())
     refusals: dict[str, tuple[str, str, str | None, int]] = {}  # by their ids
-    async with doors(matrix, who, token, tmp_path_factory.mktemp("c")) as ways:
+    async with call_doors(matrix, who, token, tmp_path_factory.mktemp("c")) as ways:
         for name, text in TABLE:
             expected = expected_of(who, name, text)
+            if name in ENDLESS and expected == OK:
+                continue
             answers = await ask_everywhere(ways, name, text, expected)
             first = next(iter(answers.values()))
             assert {way: answer for way, answer in answers.items() if answer != first} == {}, (name, text, first)

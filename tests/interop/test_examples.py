@@ -145,6 +145,8 @@ def test_all_of_them_at_once_as_the_readme_says(tmp_path: Path) -> None:
     assert [line.split("\t")[0] for line in hers.splitlines()] == [
         "NAME",
         "echo/say",
+        "services/changed",
         "services/list",
+        "services/list-peers",
         "services/schema",
     ]

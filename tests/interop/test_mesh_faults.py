@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import alknet as alknet_package
+from alknet.call.breaker import FAILURES_TO_OPEN
 from alknet.call.errors import CallError
 from alknet.tasks import Tasks
 from testkit.as_user import Launcher
@@ -66,12 +67,14 @@ class Hub:
     def at(self, worker: str | None) -> alknet_package.Peer:
         return self.peer if worker is None else alknet_package.Peer(self.peer._link, behind=worker)
 
-    def begin(self, worker: str | None, name: str, **inputs: Any) -> "asyncio.Task[tuple[Any, float]]":
+    def begin(
+        self, worker: str | None, name: str, timeout_s: float = 60, **inputs: Any
+    ) -> "asyncio.Task[tuple[Any, float]]":
         """A call; ends with (the output or the error, when)."""
 
         async def call() -> tuple[Any, float]:
             try:
-                return await self.at(worker).call(name, inputs, timeout=60), time.monotonic()
+                return await self.at(worker).call(name, inputs, timeout=timeout_s), time.monotonic()
             except CallError as exc:
                 return exc, time.monotonic()
 
@@ -155,6 +158,7 @@ async def test_a_worker_is_killed_and_comes_back(mesh: MeshNodes, request: pytes
         assert not others[1].done()
 
 
+@pytest.mark.parametrize("mesh", ["tls"], indirect=True)
 async def test_calls_that_may_be_repeated_survive_the_death_of_their_worker(mesh: MeshNodes) -> None:
     """Half of them run at the one that dies; what is no query is not run again."""
     machine = await in_thread(third_machine, mesh)
@@ -235,6 +239,22 @@ async def test_a_worker_that_is_there_and_does_nothing_is_given_up(tmp_path: Pat
             os.killpg(mesh.workers["w1"].pid, signal.SIGCONT)
             await in_thread(mesh.wait_settled, "w1")
             assert (await hub.begin("w1", "mesh/who"))[0] == "w1"
+
+
+async def test_over_tls_calls_end_by_their_own_time_and_then_go_elsewhere(tmp_path: Path, launcher: Launcher) -> None:
+    """The kernel goes on to acknowledge what nobody reads, so only the calls show that nothing comes back."""
+    with MeshNodes(tmp_path, launcher=launcher, carrier="tls") as mesh:
+        machine = third_machine(mesh)
+        async with calling(machine) as hub:
+            os.killpg(mesh.workers["w1"].pid, signal.SIGSTOP)
+            calls = [hub.begin(None, "w/mesh/who", timeout_s=1.2) for _ in range(2 * FAILURES_TO_OPEN)]
+            answers = Counter(one if isinstance(one, str) else one.code for one in [(await task)[0] for task in calls])
+            assert answers == {"w2": FAILURES_TO_OPEN, "TIMEOUT": FAILURES_TO_OPEN}
+            assert {await hub.peer.call("w/mesh/who") for _ in range(10)} == {"w2"}
+            route = (await in_thread(mesh.mesh))["routes"]["w/mesh/who"]["peers"]["w1"]
+            assert (route["breaker"], route["failures"]) == ("open", FAILURES_TO_OPEN)
+            os.killpg(mesh.workers["w1"].pid, signal.SIGCONT)
+            assert (await hub.begin("w1", "mesh/who"))[0] == "w1"  # who names it is not kept away
 
 
 # --- nodes that stop -------------------------------------------------------------------------------------------------
@@ -361,4 +381,7 @@ def forbid(mesh: MeshNodes, change: str) -> None:
 def allow(mesh: MeshNodes) -> None:
     mesh.write_entry("w1")
     mesh.hub.alknet("config", "reload")
+    if "w1" not in mesh.attached():  # it waits longer and longer before it dials again
+        mesh.workers["w1"].stop()
+        mesh.start_worker("w1")
     mesh.wait_settled()

@@ -2,6 +2,8 @@
 
 Programs of others speak here: httpx, the ``websockets`` library and the official MCP client. What every answer must
 have, whichever it is, is asserted here.
+
+``PEER:NAME`` is the operation of a peer of the node, for those ways that have words for it.
 """
 
 import json
@@ -29,7 +31,9 @@ __all__ = [
     "events_of",
     "http_client",
     "http_doors",
+    "is_stream",
     "mcp_client",
+    "named",
 ]
 
 Answer = tuple[str, str, str | None, Any]
@@ -40,6 +44,8 @@ Ask = Callable[[str, str], Awaitable[Answer | None]]
 STREAMS: Final = frozenset({"matrix/item"})
 WITHOUT_GET: Final = STREAMS | {"node/reload", "node/kill", "test/echo", "test/order"}
 """Mutations, and queries whose input does not fit into a URL."""
+EXPOSED: Final = "w/"
+"""Before the names of what a hub exposes."""
 DECLARED: Final = {"SOLD_OUT": 409}
 OK: Final = "ok"
 MODES: Final = {"2025-11-25": "legacy", "2026-07-28": "2026-07-28"}
@@ -94,9 +100,9 @@ async def http_doors(node: NodeProcess, token: str | None) -> AsyncIterator[dict
             "POST /call": Door(_call(http), "http", _is_called),
             "POST /call over TLS": Door(_call(https), "https", _is_called),
             "POST /batch": Door(_batch(https), "https", _is_called),
-            "POST /subscribe": Door(_subscribe(http, "/subscribe"), "http", lambda name: name in STREAMS),
+            "POST /subscribe": Door(_subscribe(http, "/subscribe"), "http", is_stream),
             "POST /ops": Door(_subscribe(https, "/ops/"), "https"),
-            "GET /ops": Door(_get(http), "http", lambda name: name not in WITHOUT_GET),
+            "GET /ops": Door(_get(http), "http", _is_got),
             "WebSocket": Door(socket.ask, "websocket"),
         }
         for revision in MODES:
@@ -107,8 +113,29 @@ async def http_doors(node: NodeProcess, token: str | None) -> AsyncIterator[dict
         yield found
 
 
+def named(name: str) -> tuple[str | None, str]:
+    """(the peer, if one is named, the operation)."""
+    peer, _, operation = name.rpartition(":")
+    return peer or None, operation
+
+
+def is_stream(name: str) -> bool:
+    """Whether it is a subscription, here or where it comes from."""
+    return named(name)[1].removeprefix(EXPOSED) in STREAMS
+
+
 def _is_called(name: str) -> bool:
-    return name not in STREAMS
+    return not is_stream(name)
+
+
+def _is_got(name: str) -> bool:
+    return name.removeprefix(EXPOSED) not in WITHOUT_GET
+
+
+def _asked(name: str, text: str) -> dict[str, Any]:
+    """What ``/call`` and its like take."""
+    peer, operation = named(name)
+    return {"operation": operation, "input": json.loads(text), **({} if peer is None else {"peer": peer})}
 
 
 # --- requests and answers -----------------------------------------------------------------------------------------
@@ -116,7 +143,7 @@ def _is_called(name: str) -> bool:
 
 def _call(http: httpx2.AsyncClient) -> Ask:
     async def ask(name: str, text: str) -> Answer:
-        response = await http.post("/call", json={"operation": name, "input": json.loads(text)})
+        response = await http.post("/call", json=_asked(name, text))
         if response.status_code == 200:
             body = response.json()
             assert sorted(body) == ["output", "request_id", "result"]
@@ -129,7 +156,7 @@ def _call(http: httpx2.AsyncClient) -> Ask:
 
 def _batch(http: httpx2.AsyncClient) -> Ask:
     async def ask(name: str, text: str) -> Answer:
-        response = await http.post("/batch", json=[{"operation": name, "input": json.loads(text)}])
+        response = await http.post("/batch", json=[_asked(name, text)])
         assert response.status_code == 200
         (one,) = response.json()["results"]
         if one["result"] == OK:
@@ -144,12 +171,13 @@ def _batch(http: httpx2.AsyncClient) -> Ask:
 def _subscribe(http: httpx2.AsyncClient, path: str) -> Ask:
     """``/subscribe``, or ``/ops/`` with whatever kind of operation."""
 
-    async def ask(name: str, text: str) -> Answer:
-        value = json.loads(text)
+    async def ask(name: str, text: str) -> Answer | None:
         if path == "/subscribe":
-            response = await http.post(path, json={"operation": name, "input": value})
+            response = await http.post(path, json=_asked(name, text))
+        elif named(name)[0] is not None:
+            return None
         else:
-            response = await http.post(path + name, json=value)
+            response = await http.post(path + name, json=json.loads(text))
         if response.status_code != 200:
             return refusal(response)
         if response.headers["content-type"] != "text/event-stream":
@@ -166,7 +194,7 @@ def _subscribe(http: httpx2.AsyncClient, path: str) -> Ask:
 def _get(http: httpx2.AsyncClient) -> Ask:
     async def ask(name: str, text: str) -> Answer | None:
         value = json.loads(text)
-        if not all(isinstance(one, str) for one in value.values()) and name not in WITHOUT_GET:
+        if named(name)[0] is not None or (not all(isinstance(one, str) for one in value.values()) and _is_got(name)):
             return None
         pairs = {key: one if isinstance(one, str) else json.dumps(one) for key, one in value.items()}
         response = await http.get(f"/ops/{name}?{urlencode(pairs)}" if pairs else f"/ops/{name}")
@@ -178,17 +206,18 @@ def _get(http: httpx2.AsyncClient) -> Ask:
 def _tool(client: Any, through: str | None = None) -> Ask:
     """``tools/call`` of the operation's own tool, or of the general one `through` which it is called."""
 
-    async def ask(name: str, text: str) -> Answer:
-        value = json.loads(text)
-        if through is None:
-            result = await client.call_tool(name.replace("/", "."), value)
+    async def ask(name: str, text: str) -> Answer | None:
+        if through is not None:
+            result = await client.call_tool(through, _asked(name, text))
+        elif named(name)[0] is not None:
+            return None
         else:
-            result = await client.call_tool(through, {"operation": name, "input": value})
+            result = await client.call_tool(name.replace("/", "."), json.loads(text))
         if result.is_error:
             return _error(error_of(result))
         content = result.structured_content
         assert json.loads(result.content[0].text) == content
-        if name in STREAMS:
+        if is_stream(name):
             assert content["truncated"] is False
             return OK, "", None, content["items"]
         is_wrapped = isinstance(content, dict) and set(content) == {"result"}
@@ -290,7 +319,9 @@ class WebSocketCaller:
         """Call or subscribe; the output, or all items."""
         self._calls += 1
         id, items = f"ask{self._calls}", []
-        await self.send("call.requested", id, {"operationId": "/" + name, "input": json.loads(text)})
+        peer, operation = named(name)
+        request = {"operationId": "/" + operation, "input": json.loads(text)}
+        await self.send("call.requested", id, request if peer is None else {**request, "peer": peer})
         while True:
             envelope = await self.receive()
             assert envelope["id"] == id
@@ -300,7 +331,7 @@ class WebSocketCaller:
                     return _error(payload, has_request_id=False)
                 case "call.completed":
                     return OK, "", None, items
-                case "call.responded" if name in STREAMS:
+                case "call.responded" if is_stream(name):
                     items.append(payload["output"])
                 case "call.responded":
                     return OK, "", None, payload["output"]

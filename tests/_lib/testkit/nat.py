@@ -1,6 +1,7 @@
 """Three machines as network namespaces: a worker and a third one that each reach the hub, and not each other.
 
 The hub forwards nothing, so whoever wants to reach the worker has to go through a connection that the worker has made.
+What a `Launcher` starts is where it was made itself.
 Needs root and iproute2, see `netns.need_namespaces`. No process keeps the network: what a killed test run leaves behind
 the next one sweeps up.
 """
@@ -8,12 +9,11 @@ the next one sweeps up.
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from testkit.netns import Namespace, link_numbers, need_namespaces, remove_namespace, run_ip, sweep
-from testkit.node import NodeProcess
 
-__all__ = ["HUB_ADDRESS", "PlacedNode", "nat_network"]
+__all__ = ["HUB_ADDRESS", "nat_network"]
 
 HUB_ADDRESS: Final = "10.78.0.1"
 """The hub's, which both others have a route to."""
@@ -45,19 +45,3 @@ def nat_network() -> Iterator[Mapping[str, Namespace]]:
         for place in places.values():
             place.close()
             remove_namespace(place.name)
-
-
-class PlacedNode(NodeProcess):
-    """A node, and its commands, in a namespace."""
-
-    def __init__(self, place: Namespace, *arguments: Any, **keywords: Any) -> None:
-        self.place = place
-        super().__init__(*arguments, **keywords)
-
-    def alknet(self, *arguments: Any, **keywords: Any) -> Any:
-        with self.place.entered():
-            return super().alknet(*arguments, **keywords)
-
-    def start(self) -> NodeProcess:
-        with self.place.entered():
-            return super().start()

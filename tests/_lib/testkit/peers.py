@@ -99,8 +99,10 @@ class Line:
 
     @asynccontextmanager
     async def _until_lost(self) -> AsyncIterator[None]:
+        if not self.is_open:
+            raise CallError("UNAVAILABLE", "the connection was lost")
         try:
-            async with asyncio.timeout(None if self.is_open else 0.0) as waiting:
+            async with asyncio.timeout(None) as waiting:
                 self._waiting.add(waiting)
                 try:
                     yield

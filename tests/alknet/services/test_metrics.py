@@ -72,10 +72,11 @@ def test_who_brings_operations_and_how_calls_are_routed() -> None:
         {"peer": "w1", "operations": 5},
         {"peer": "w2", "operations": 0},  # it reconnects
         {"peer": "w2", "operations": 6},
+        {"peer": "w3", "operations": 0},
     ]
     mesh = {"attached": attached, "exposed": 11, "routing": "first", "routes": routes}
     found = _read({**STATUS, "mesh": mesh}, {})
-    assert found["alknet_peer_operations"] == {("w1",): 5, ("w2",): 6}
+    assert found["alknet_peer_operations"] == {("w1",): 5, ("w2",): 6, ("w3",): 0}
     assert found["alknet_peers_attached"] == {(): 2}
     assert found["alknet_exposed_operations"] == {(): 11}
     assert found["alknet_routed_calls_total"] == {("w/other", "w2"): 7, ("w/who", "w1"): 7, ("w/who", "w2"): 3}
