@@ -46,7 +46,9 @@ def test_every_field_says_what_it_means_in_one_sentence_or_more(name: str) -> No
     assert "\n" not in description
 
 
-@pytest.mark.parametrize("name", [name for name in fields() if not name.startswith(("Dial.", "Expose.", "FsRoot.", "Role.", "Peer"))])
+@pytest.mark.parametrize(
+    "name", [name for name in fields() if not name.startswith(("Dial.", "Expose.", "FsRoot.", "Role.", "Peer"))]
+)
 def test_every_setting_says_whether_it_is_live_or_needs_a_restart(name: str) -> None:
     assert fields()[name].json_schema_extra in (LIVE, RESTART)
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pexpect
@@ -138,6 +140,55 @@ def test_peer_commands_write_also_when_no_node_runs(node: NodeProcess) -> None:
     assert node.alknet("peer", "add", "bob", "--key", str(node.keys / "bob.pub")).stdout == "bob added\n"
     node.alknet("peer", "disable", "bob")
     assert node.json("peer", "show", "bob")["enabled"] is False
+
+
+def test_a_peer_that_is_dialled_is_written_into_both_files_and_out_of_them(node: NodeProcess) -> None:
+    main = node.home / "alknet.toml"
+    before = main.read_text()
+    node.alknet("peer", "add", "hub", "--key", node.key("hub"), "--address", "127.0.0.1:1", "--dial")
+    assert tomllib.loads(main.read_text())["dial"] == [{"peer": "hub"}]
+    assert [line["peer"] for line in node.json("status")["dials"]] == ["hub"]
+    again = node.alknet("peer", "add", "hub", "--address", "127.0.0.1:1", "--dial", check=False)
+    assert (again.returncode, "there is a peer 'hub' already" in again.stderr) == (2, True)
+    node.alknet("peer", "remove", "hub")
+    assert main.read_text().rstrip() == before.rstrip()
+    assert node.json("status")["dials"] == []
+
+
+def test_a_dialled_peer_that_is_refused_leaves_both_files_as_they_were(node: NodeProcess) -> None:
+    main = node.home / "alknet.toml"
+    before = main.read_text()
+    words = ("--key", node.key("hub"), "--address", "127.0.0.1:1", "--dial", "--role", "nope")
+    refused = node.alknet("peer", "add", "hub", *words, check=False)
+    assert (refused.returncode, "nothing was changed" in refused.stderr) == (6, True)
+    assert main.read_text() == before
+    assert not (node.home / "peers.d" / "hub.toml").exists()
+
+
+def test_what_a_peer_may_bring_is_said_when_it_is_added(node: NodeProcess) -> None:
+    node.alknet("peer", "add", "w1", "--key", node.key("w1"), "--offers", "fs/*", "--offers", "job/*", "--expose", "w")
+    shown = node.json("peer", "show", "w1")
+    assert (shown["offers"], shown["expose"]) == (["fs/*", "job/*"], {"prefix": "w"})
+    node.alknet("peer", "add", "w2", "--via", "w1")
+    assert node.json("peer", "show", "w2")["via"] == "w1"
+    for words, what in (
+        (("--expose", "w"), "--expose without --offers"),
+        (("--dial",), "--dial needs to know where"),
+    ):
+        refused = node.alknet("peer", "add", "w3", *words, check=False)
+        assert (refused.returncode, what in refused.stderr) == (2, True), refused.stderr
+
+
+def test_the_lines_of_a_nodes_id_are_taken_by_another_node(node: NodeProcess, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    node.alknet("--home", str(other), "init", "--no-user-keys", "--listen", "127.0.0.1:7099")
+    lines = [line for line in node.alknet("--home", str(other), "id").stdout.splitlines() if "peer add" in line]
+    for name, line in zip(("reached", "worker"), lines, strict=True):
+        if name == "worker":
+            node.alknet("peer", "remove", "reached")  # a key is one peer's
+        words = shlex.split(line)
+        node.alknet(*words[1:3], name, *words[4:])
+    assert node.json("peer", "show", "worker")["offers"] == ["*"]
 
 
 def test_editing_a_peer_keeps_its_comments(node: NodeProcess) -> None:

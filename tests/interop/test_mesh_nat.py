@@ -24,7 +24,7 @@ pytestmark = pytest.mark.interop
 
 TIMEOUT_S = 60
 MIB = 1024 * 1024
-NORMAL_BYTES = 16 * MIB
+NORMAL_BYTES = 4 * MIB
 CARRIERS = ["tls", "quic"]
 AT_WORKERS = f'scopes = ["ssh:*", "test:*"]\n{RUNS_AS_DAEMON}'
 
