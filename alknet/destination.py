@@ -104,9 +104,8 @@ def _behind(home: "Home", peer: str, user: str, hub: Destination) -> Destination
     from alknet.config.load import load
 
     if hub.through is not None:
-        raise InvalidInputError(
-            f"{hub.name} is itself reached through {hub.through.hub.name}; one hop is what -J takes"
-        )
+        behind = f"peer {hub.through.peer!r} is itself behind {hub.through.hub.name}"
+        raise InvalidInputError(f"{behind}; there can be one node in between")
     if not PEER_ID.match(peer):
         raise InvalidInputError(
             f"{peer!r} is no peer's name", hint=f"'alknet call {hub.name} services/list-peers' shows those behind it"
