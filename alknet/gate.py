@@ -22,6 +22,8 @@ log = logging.getLogger("alknet.audit")
 
 MAX_REMEMBERED: Final = 5_000
 """Decisions that are kept of each kind; see `Gate.peek`."""
+MAX_TOLD: Final = 500
+"""The same of those that are kept with what the caller made up: a name at a peer, whom it calls for."""
 NEVER_ASKED: Final = (None, None, math.inf)
 RULE_AUDIT: Final = "audit.required"
 RULE_CREDENTIAL: Final = "credential:removed"
@@ -42,6 +44,8 @@ class Gate:
         """Each with the time at which it ends."""
         self._usual: dict[tuple[object, ...], tuple[Decision, Facts, float]] = {}
         """The same with what the audit log has of it, for those who ask again and again over one connection."""
+        self._told: dict[tuple[object, ...], tuple[Decision, Facts, float]] = {}
+        """The same where the caller has a word in that, apart: none may crowd out what others ask."""
         self.clock = clock
         self.audit_required = audit_required
         self._audit = audit
@@ -58,6 +62,7 @@ class Gate:
         self._policy = policy
         self._allowed.clear()
         self._usual.clear()
+        self._told.clear()
 
     def ask(
         self,
@@ -81,10 +86,12 @@ class Gate:
         if `audit.required`, which has to know at once.
         """
         usual = decision = record = None
-        # Whom a call is forwarded for is the caller's to say, so it could fill the memory.
-        if resource is None and access is not None and isinstance(caller, Identity) and not facts.get("forwarded_for"):
-            usual = (caller, action, access, surface, *facts.items())
-            decision, record, until = self._usual.get(usual, NEVER_ASKED)
+        kept, most = self._usual, MAX_REMEMBERED
+        if access is not None and isinstance(caller, Identity) and (resource is None or not access.minds_resource):
+            usual = (caller, action, resource, access, surface, *facts.items())
+            if resource is not None or facts.get("forwarded_for"):
+                kept, most = self._told, MAX_TOLD
+            decision, record, until = kept.get(usual, NEVER_ASKED)
             if until != math.inf and self.clock.wall() >= until:
                 decision = None
         if decision is None or record is None:
@@ -101,7 +108,7 @@ class Gate:
             )
             end = None if usual is None else self._good_until(caller, decision)
             if usual is not None and end is not None:
-                _remember(self._usual, usual, (decision, record, end))
+                _remember(kept, usual, (decision, record, end), most)
         soon = soon and not self.audit_required
         act = Act(self, decision, record, f"req_{self._prefix}{next(self._numbers):x}", soon=soon)
         if not act.begin() and decision.allowed and self.audit_required:
@@ -122,7 +129,7 @@ class Gate:
         The same caller calling the same operation is the usual case, and under one policy the answer is the same as
         long as no time is part of it: it is remembered until the policy changes.
         """
-        if not isinstance(caller, Identity) or access is None or resource is not None:
+        if not isinstance(caller, Identity) or access is None or (resource is not None and access.minds_resource):
             return authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
         question = (caller, action, access)
         known = self._allowed.get(question)
@@ -130,8 +137,8 @@ class Gate:
             return known[0]
         decision = authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
         until = self._good_until(caller, decision)
-        if until is not None:
-            _remember(self._allowed, question, (decision, until))
+        if until is not None:  # a yes, which says nothing of the resource
+            _remember(self._allowed, question, (decision, until), MAX_REMEMBERED)
         return decision
 
     def _good_until(self, caller: Identity | Authority | None, decision: Decision) -> float | None:
@@ -222,7 +229,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def _remember(kept: dict[K, V], key: K, value: V) -> None:
-    if len(kept) >= MAX_REMEMBERED:
+def _remember(kept: dict[K, V], key: K, value: V, most: int) -> None:
+    if len(kept) >= most:
         kept.clear()
     kept[key] = value

@@ -64,7 +64,10 @@ class Mesh:
     def __init__(self, directory: Path, workers: Sequence[Workers], mode: str) -> None:
         directory.mkdir()
         self.nodes = MeshNodes(
-            directory, workers=(), offers=("echo/*",), make=lambda place: CallNode(place, mode)  # type: ignore[arg-type]
+            directory,
+            workers=(),
+            offers=("echo/*",),
+            make=lambda place: CallNode(place, mode),  # type: ignore[arg-type]
         )
         for group in workers:
             self.nodes.carrier = group.carrier  # type: ignore[assignment]

@@ -43,6 +43,10 @@ class Carried(Stream, Protocol):
     async def wait_over(self) -> None:
         """Wait until this side has closed it, and nothing is left to send."""
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that the other side sends is here, so that it can be read even if the session ends."""
+
 
 class ByteChannel:
     """A channel of this side's or the other's; `service` is what it leads to."""
@@ -80,6 +84,11 @@ class ByteChannel:
     async def wait_over(self) -> None:
         """Wait until this side has closed it, and what it has written is on its way."""
         await self._carried.wait_over()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that the other side sends is here, and waits to be read."""
+        return self._carried.is_whole
 
     async def attach(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         if self._is_used:
@@ -181,6 +190,10 @@ class SharedStream(_Ends):
 
     async def attach(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         return StreamTransport.start(self, protocol)
+
+    @property
+    def is_whole(self) -> bool:
+        return self._is_finished and not self._is_closed
 
     # --- what the session tells ---------------------------------------------------------------------------------------
 
@@ -307,6 +320,10 @@ class OwnStream(_Ends):
 
     async def attach(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         return StreamTransport.start(self, protocol)
+
+    @property
+    def is_whole(self) -> bool:
+        return False  # nobody knows before it was read
 
     def lost(self, words: str, *, is_finished: bool, with_session: bool) -> None:
         self._lost_because = words

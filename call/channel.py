@@ -222,8 +222,8 @@ class Channel(asyncio.Protocol):
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def close(self, *, linger_s: float = 0.0) -> None:
-        """Send what is left, and end the stream. With `linger_s`, wait so long for the other side's end first: over TCP,
-        what it still sends to a socket that is closed would take back what it has not read yet (RFC 1122 section
+        """Send what is left, and end the stream. With `linger_s`, wait so long for the other side's end first: over
+        TCP, what it still sends to a socket that is closed would take back what it has not read yet (RFC 1122 section
         4.2.2.13)."""
         if self._transport is not None:
             self._flush()
@@ -236,7 +236,7 @@ class Channel(asyncio.Protocol):
         self._end()
 
     async def wait_closed(self) -> None:
-        """Wait until what was sent before `close` is on its way, at most `CLOSE_TIMEOUT_S`, or so long as it lingers."""
+        """Wait until what was sent before `close` is on its way, at most `CLOSE_TIMEOUT_S` or as long as it lingers."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(self._linger_s, CLOSE_TIMEOUT_S)):
                 await self._gone.wait()

@@ -31,7 +31,8 @@ class ByteService(Protocol):
     async def run(self, stream: Stream) -> None:
         """Serve the channel, called once for each that was accepted; on one that the other side has given up meanwhile
         every use raises `StreamBroken`. Its return closes the channel in order, what it raises resets it; the words of
-        a `CallError` reach the other side. It is cancelled when the session ends, and when `revoked` says so."""
+        a `CallError` reach the other side. It is cancelled when the session ends (a little later if all that the other
+        side sent is there), and when `revoked` says so."""
 
     def revoked(self) -> CallError | None:
         """What forbids it under the current policy; None while it may go on. Asked whenever that may have changed."""
@@ -89,6 +90,11 @@ class ServedChannel:
     def given_up(self) -> None:
         """The other side does not want it any more. What runs already hears that from its stream."""
         if self._stream is None:
+            self.task.cancel()
+
+    def end(self) -> None:
+        """The session has ended. What has come whole may still be dealt with, as long as whoever ends it waits."""
+        if not self.task.cancelling() and (self._stream is None or not self._stream.is_whole):
             self.task.cancel()
 
     def recheck(self) -> None:

@@ -34,6 +34,10 @@ class Caller:
     back: WayBack | None = field(default=None, repr=False, compare=False)
     """None where the connection has no other direction, and for calls that handlers make."""
 
+    def forwarding_for(self, whom: str) -> "Caller":
+        """The same one, who says that it calls for `whom`."""
+        return Caller(self.identity, self.surface, self.connection, self.remote, whom, self.parent, self.back)
+
 
 class Composer(Protocol):
     """Who makes the calls of a handler; given by the dispatcher."""

@@ -333,7 +333,7 @@ class _Door:
         if caller.identity is None:
             self._handler.doors.anonymous_called(host_of(self._connection))
         if request.forwarded_for is not None and caller.identity is not None:
-            caller = replace(caller, forwarded_for=request.forwarded_for)
+            caller = caller.forwarding_for(request.forwarded_for)
         # Who never sends credit can take either; its subscriptions are paced by the stream.
         streaming = request.credit is not None if self._has_credit else None
         try:

@@ -130,7 +130,11 @@ class Mesh:
         attachment = self.overlays.find(peer, name)
         if attachment is None:
             raise not_there(self.overlays, peer, name, is_known=peer in self.settings.terms)
-        return forwarded(attachment.catalog.specs[name], PeerForward(self.overlays, peer, name))
+        operation = attachment.forwarding.get(name)
+        if operation is None:
+            operation = forwarded(attachment.catalog.specs[name], PeerForward(self.overlays, peer, name))
+            attachment.forwarding[name] = operation
+        return operation
 
     def anywhere(self, name: str, may: Callable[[str], bool]) -> tuple[Operation, tuple[str, ...]] | None:
         """What some of the peers that `may` says yes to offer under this name, and which; None when nobody does."""

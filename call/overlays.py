@@ -8,10 +8,13 @@ of one touches none of the others, however late it comes.
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from alknet.call.from_call import EMPTY, Catalog
 from alknet.call.specs import OperationSpec
+
+if TYPE_CHECKING:
+    from alknet.call.operations import Operation
 
 __all__ = ["Attachment", "Overlays"]
 
@@ -29,6 +32,8 @@ class Attachment:
     catalog: Catalog = field(default=EMPTY, repr=False)
     is_filled: bool = False
     """Whether its operations have been found out once."""
+    forwarding: "dict[str, Operation]" = field(default_factory=dict, repr=False)
+    """What forwards calls of these, as far as they were called."""
 
 
 class Overlays:
@@ -56,6 +61,7 @@ class Overlays:
         if not self.is_attached(attachment):
             return False
         attachment.catalog = catalog
+        attachment.forwarding.clear()
         attachment.is_filled = True
         return True
 

@@ -137,9 +137,11 @@ class Serving:
 
     def end(self) -> None:
         """Cancel everything, what is cancelled already no second time; does not wait."""
-        for running in self._all():
+        for running in self._running.values():
             if not running.task.cancelling():
                 running.task.cancel()
+        for served in self._channels.values():
+            served.end()
 
     async def aclose(self) -> None:
         """Cancel everything and wait until it has ended, at most `ENDING_GRACE_S`: what goes on then is cancelled once

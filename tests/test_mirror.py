@@ -37,6 +37,7 @@ COVERED_ELSEWHERE = {
     "alknet/cli/ssh_session.py": ("tests/interop/test_client_terminal.py", "it needs a node and a terminal"),
     "alknet/cli/tokens.py": ("tests/interop/test_tokens.py", "a command is what a process prints and exits with"),
     "alknet/gateway/settings.py": ("tests/alknet/gateway/test_protocol.py", "a bound is seen where it is kept"),
+    "call/import_errors.py": ("tests/call/test_from_call.py", "an error is seen where it is raised"),
     "config/base.py": ("tests/config/test_gateway.py", "every model is one of these"),
     "alpn/quic_events.py": ("tests/alpn/test_quic.py", "it says what an engine tells"),
     "ssh/channel.py": ("tests/ssh/test_session.py", "a channel does nothing without its session"),

@@ -250,14 +250,16 @@ async def test_with_the_session_every_channel_breaks(carrier: str, how: str) -> 
         await far.aclose()
 
 
-async def test_what_was_whole_can_be_read_after_the_session_has_ended() -> None:
+@pytest.mark.parametrize("who", [0, 1])
+async def test_what_was_whole_can_be_read_after_the_session_has_ended(who: int) -> None:
     async with paired() as pair:
-        near, far = await pair.pipe()
-        await near.write(b"last words")
-        await near.aclose()
-        await pair.near.aclose()
-        await pair.far.wait_ended()
-        assert await read_all(far) == b"last words"
+        pipe, sessions = await pair.pipe(), (pair.near, pair.far)
+        await pipe[who].write(b"last words")
+        await pipe[who].aclose()
+        await sessions[who].aclose()
+        await sessions[1 - who].wait_ended()
+        assert await read_all(pipe[1 - who]) == b"last words"
+        await pipe[1 - who].aclose()
 
 
 @BOTH

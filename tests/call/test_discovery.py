@@ -1,6 +1,7 @@
 """``services/*``: pages, filters, what a question may cost, and that nobody learns of what it may not call."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -337,3 +338,102 @@ async def test_counts_are_for_those_who_may_read_the_node() -> None:
         with pytest.raises(CallError) as caught:
             await bench.call("services/stats", peer="bob")
         assert caught.value.code == "FORBIDDEN"
+
+
+# --- of peers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("caller", "peers"),
+    [
+        ("alice", {"p0": ["x/a"], "p1": ["x/b", "x/c"], "p2": ["x/d"]}),
+        ("bob", {"p1": ["x/b", "x/c"]}),
+        ("eve", {}),
+        (None, {}),
+    ],
+)
+async def test_the_peers_are_listed_that_the_caller_may_call(caller: str | None, peers: dict[str, list[str]]) -> None:
+    scopes = {"alice": ("peer:*",), "bob": ("peer:p1", "peer:away"), "eve": ("x:*",)}
+    async with Bench(*SOME, peers=scopes) as bench:
+        for peer, names in (("p2", ["x/d"]), ("p1", ["x/c", "x/b"]), ("p0", ["x/a"])):
+            bench.connect(peer, *names)
+        page = await bench.call("services/list-peers", peer=caller)
+        assert {one["peer"]: one["operations"] for one in page["peers"]} == peers
+        assert [one["peer"] for one in page["peers"]] == sorted(peers)
+        assert page["next_cursor"] is None
+
+
+async def test_pages_of_peers_have_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Bench() as bench:
+        for number in range(25):
+            bench.connect(f"p{number:02}", "x/a", "x/b")
+        for limit, most in ((7, 40_000), (1000, 200), (0, 40_000)):
+            monkeypatch.setattr(discovery, "MAX_PAGE_BYTES", most)
+            found, cursor = [], ""
+            while cursor is not None:
+                page = await bench.call("services/list-peers", {"cursor": cursor, "limit": limit})
+                assert 0 < len(page["peers"]) <= max(1, limit)
+                found += [one["peer"] for one in page["peers"]]
+                cursor = page["next_cursor"]
+            assert found == [f"p{number:02}" for number in range(25)]
+
+
+async def test_operations_of_one_peer_are_listed_and_described_as_ones_own_are() -> None:
+    async with Bench(*SOME, peers={"alice": ("peer:lab",)}) as bench:
+        bench.connect("lab", "fs/read", "lab/x", "lab/y")
+        page = await bench.call("services/list", {"peer": "lab"})
+        assert [one["name"] for one in page["operations"]] == ["fs/read", "lab/x", "lab/y"]
+        page = await bench.call("services/list", {"peer": "lab", "namespace": "lab", "limit": 1})
+        assert [one["name"] for one in page["operations"]] == ["lab/x"]
+        found = await bench.call("services/schema", {"peer": "lab", "name": "lab/y"})
+        assert (found["name"], found["kind"]) == ("lab/y", "mutation")
+        with pytest.raises(CallError, match="there is no operation 'logs/follow'"):
+            await bench.call("services/schema", {"peer": "lab", "name": "logs/follow"})
+
+
+@pytest.mark.parametrize(
+    ("caller", "peer", "code"),
+    [
+        ("alice", "lab", "NOT_FOUND"),
+        ("alice", "away", "NOT_FOUND"),
+        ("alice", "unheard-of", "NOT_FOUND"),
+        (None, "lab", "NOT_FOUND"),
+        ("bob", "away", "UNAVAILABLE"),
+    ],
+)
+async def test_who_may_not_call_a_peer_does_not_learn_of_it(caller: str | None, peer: str, code: str) -> None:
+    async with Bench(peers={"alice": ("peer:other",), "bob": ("peer:*",)}) as bench:
+        bench.connect("lab", "lab/x")
+        for name, value in (("services/list", {}), ("services/schema", {"name": "lab/x"})):
+            with pytest.raises(CallError) as caught:
+                await bench.call(name, {"peer": peer, **value}, peer=caller)
+            assert caught.value.code == code
+            if code == "NOT_FOUND":
+                assert str(caught.value) == f"there is no peer {peer!r} whose operations you may call"
+
+
+async def test_a_change_is_told_to_who_asks_and_to_no_stranger() -> None:
+    async with Bench(*SOME, peers={"alice": ()}) as bench:
+        async with aclosing(bench.prepare("services/changed", streaming=True).stream()) as changes:
+            first = await anext(changes)
+            assert first == {"revision": (await bench.call("services/list"))["revision"]}
+            bench.serve(*SOME[:2])
+            bench.serve(*SOME[:1])
+            last = await anext(changes)
+            assert last == {"revision": (await bench.call("services/list"))["revision"]}
+            assert last != first
+        with pytest.raises(CallError, match="authentication required"):
+            bench.prepare("services/changed", streaming=True, peer=None)
+
+
+async def test_an_operation_that_is_the_same_has_the_same_digest() -> None:
+    async def digest(bench: Bench) -> str:
+        (found,) = (await bench.call("services/list", {"namespace": "a"}))["operations"]
+        return str(found["digest"])
+
+    async with Bench(named("a/b", summary="x")) as bench:
+        first = await digest(bench)
+        bench.serve(named("a/b", summary="x"))
+        assert await digest(bench) == first
+        bench.serve(named("a/b", summary="y"))
+        assert await digest(bench) != first

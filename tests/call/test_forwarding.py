@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ from alknet.call.breaker import FAILURES_TO_OPEN
 from alknet.call.context import OperationContext
 from alknet.call.errors import CallError
 from alknet.call.exposed import Exposure, Terms
+from alknet.call.machine import DEFAULT_CREDIT
 from alknet.call.operations import OperationError, operation
 from alknet.call.overlays import Attachment
 from alknet.call.routing import Routing
+from alknet.offer import Offer
 from testkit.bench import Bench
+from testkit.calls import CallDoor
 from testkit.peers import Line, worker
-from testkit.polling import eventually
+from testkit.polling import eventually, settled
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 LAB = Terms(("*",), Exposure("lab", "lab:use"))
@@ -486,3 +490,44 @@ async def test_a_composed_call_takes_the_nodes_own_operation_first(site: Site) -
     site.hub.serve(own, composing)
     assert await site.hub.call("own/all") == "own"
     assert site.calls == {"w1": 0, "w2": 0}
+
+
+# --- over sessions as they are on the wire ------------------------------------------------------------------------
+
+
+async def test_a_slow_reader_here_stops_the_generator_there_and_leaving_ends_it(tmp_path: Path) -> None:
+    work = Work("program")
+    door = CallDoor(tmp_path)
+    async with door.session(offer=Offer([work])), door.session() as caller:
+        async with caller.session.subscribe("work/count", {}, credit=4, peer="alice") as items:
+            assert await anext(items) == 0
+            # The credit of both sessions, and what lies between them, is all that runs ahead.
+            ahead = await settled(lambda: work.produced)
+            assert ahead <= 4 + DEFAULT_CREDIT + 8
+            assert [await anext(items) for _ in range(3 * ahead)] == list(range(1, 3 * ahead + 1))
+            assert work.produced <= 3 * ahead + 4 + DEFAULT_CREDIT + 8
+            assert not work.ended.is_set()
+        await asyncio.wait_for(work.ended.wait(), 5)
+    await door.aclose()
+
+
+async def test_an_abort_goes_all_the_way_and_so_does_the_loss_of_the_peer(tmp_path: Path) -> None:
+    work = Work("program")
+    door = CallDoor(tmp_path)
+    async with door.session() as caller:
+        async with door.session(offer=Offer([work])):
+            async with asyncio.TaskGroup() as group:
+                task = group.create_task(caller.session.call("work/wait", {}, peer="alice"))
+                await asyncio.wait_for(work.begun.wait(), 5)
+                task.cancel()
+                await asyncio.wait_for(work.ended.wait(), 5)
+            work.begun.clear()
+            lost = asyncio.ensure_future(caller.session.call("work/wait", {}, peer="alice"))  # noqa: TID251
+            await asyncio.wait_for(work.begun.wait(), 5)
+        with pytest.raises(CallError) as caught:
+            await asyncio.wait_for(lost, 5)
+        assert (caught.value.code, "peer 'alice'" in str(caught.value)) == ("UNAVAILABLE", True)
+        with pytest.raises(CallError) as caught:
+            await caller.session.call("work/query", {}, peer="alice")
+        assert str(caught.value) == "peer 'alice' is not connected"
+    await door.aclose()

@@ -42,7 +42,7 @@ def test_operations_are_offered_by_name_or_glob(glob: str) -> None:
     assert PeerEntry(id="w", offers=(glob,)).offers == (glob,)
 
 
-@pytest.mark.parametrize("glob", ["", "fs read", "fs:read", "a\x1b", "ä/b", "[a-z]/x", "x" * 300, 7, None])
+@pytest.mark.parametrize("glob", ["", "fs read", "fs:read", "a\x1b", "ä/b", "[a-z]/x", "x" * 1000, 7, None])
 def test_what_no_name_can_match_is_refused(glob: Any) -> None:
     with pytest.raises(pydantic.ValidationError):
         PeerEntry.model_validate({"id": "w", "offers": [glob]})

@@ -200,6 +200,7 @@ def test_search_gives_the_permitted_operations_in_pages(curl: Curl, few: Curl, n
         assert found == listed
     assert {one["name"] for one in nobody("/search").value["output"]["operations"]} == {
         "services/list",
+        "services/list-peers",
         "services/schema",
         "test/identity",
     }

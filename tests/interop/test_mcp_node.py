@@ -55,7 +55,8 @@ async def client(node: NodeProcess, text: str | None, mode: str) -> Any:
 async def test_a_token_sees_what_it_may_call_and_is_refused_the_rest(mode: str, node: NodeProcess) -> None:
     async with client(node, token(node, "agent", "test:typed"), mode) as agent:
         names = [tool.name for tool in (await agent.list_tools()).tools]
-        assert names == ["services.list", "services.schema", "test.identity", "test.typed"]
+        discovery = ["services.changed", "services.list", "services.list-peers", "services.schema"]
+        assert names == [*discovery, "test.identity", "test.typed"]
         found = (await agent.call_tool("test.identity", {})).structured_content
         assert found == {"peer": "agent", "surface": "mcp"}
         denied = error_of(await agent.call_tool("test.echo", {}))
