@@ -21,7 +21,7 @@ The way in, in reading order:
 * :mod:`alknet.services`: the operations that every node has.
 * :mod:`alknet.config`: the settings, where they are read and how they are replaced while running.
 * :mod:`alknet.certificates`: what TLS and QUIC show; :mod:`alknet.known_nodes`: whom this side trusts.
-* :mod:`alknet.dialer`: the connections that a node keeps up; :mod:`alknet.through`: reaching a peer through another one.
+* :mod:`alknet.dialer`: the connections that a node keeps up; :mod:`alknet.through`: reaching a peer through one.
 * :mod:`alknet.node`: how these parts make one daemon; :mod:`alknet.reload`: how it changes while it runs.
 * :mod:`alknet.client`: how a program calls a node; :mod:`alknet.cli`: the command line.
 

@@ -6,7 +6,6 @@ the hub's own, and past it. NATS has the same shape: asker, nats-server, respond
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -14,12 +13,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from call import NATS, Peers
-from call_client import Order
+from call_servers import NATS, Peers, ask
 from mesh_nodes import ALONE, PAIR, QUIC, Mesh
 from tables import Figures, goal, median, ratios, report, shown, table
 
@@ -47,17 +45,6 @@ class Effort:
 
 FULL = Effort(rounds=7, seconds=2.0, transfer_bytes=256 * MIB, quic_bytes=64 * MIB, workers=200, operations=50)
 QUICK = Effort(rounds=3, seconds=1.0, transfer_bytes=128 * MIB, quic_bytes=16 * MIB, workers=50, operations=50)
-
-
-def ask(order: Order, act: str, seconds: float) -> dict[str, float]:
-    """What a client of `call_client.py` printed."""
-    described = json.dumps(asdict(replace(order, act=act, seconds=seconds)))
-    command = [sys.executable, str(Path(__file__).with_name("call_client.py")), described]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
-    if result.returncode:
-        raise RuntimeError(f"{described}: {result.stderr}")
-    answer: dict[str, float] = json.loads(result.stdout)
-    return answer
 
 
 # --- calls ------------------------------------------------------------------------------------------------------
@@ -98,7 +85,7 @@ def measure_calls(directory: Path, effort: Effort) -> str:
         for _ in range(effort.rounds):
             for act in ("calls", "times"):
                 for name, order in orders.items():
-                    for what, figure in ask(order, act, effort.seconds).items():
+                    for what, figure in ask(order, act, seconds=effort.seconds).items():
                         figures[name, f"{act} {what}"].append(figure)
     rate, p50 = "calls rate", "times p50"
 
@@ -146,10 +133,10 @@ def measure_ssh(directory: Path, effort: Effort) -> str:
                 start_s = took([*ssh, "true"])
                 figures[way, "down"].append(size / 1e6 / (took([*ssh, f"head -c {size} /dev/zero"]) - start_s))
                 figures[way, "up"].append(size / 1e6 / (sent([*ssh, "cat >/dev/null"], size) - start_s))
-            figures["alone", "p50"].append(ask(call, "times", effort.seconds)["p50"])
+            figures["alone", "p50"].append(ask(call, "times", seconds=effort.seconds)["p50"])
             for meanwhile, nodes in (("through", mesh), ("past", other)):
                 with transferring(nodes.ssh(ALONE.names[0], through=True)):
-                    figures[meanwhile, "p50"].append(ask(call, "times", effort.seconds)["p50"])
+                    figures[meanwhile, "p50"].append(ask(call, "times", seconds=effort.seconds)["p50"])
     columns: dict[str, Callable[[str], str]] = {
         "down MB/s": lambda way: median(figures[way, "down"]),
         "/ direct": lambda way: shown(ratios(figures, way, way.replace("hub", "direct"), "down")[0]),

@@ -84,6 +84,7 @@ class Mesh:
     def start(self, stack: ExitStack) -> "Mesh":
         """Run it until the stack ends."""
         stack.callback(self.nodes.stop)
+        stack.callback(lambda: print("HUBLOG", self.hub.log_text()[-3000:], {n: w.log_text()[-1500:] for n, w in self.nodes.workers.items()}))
         self.nodes.start()
         return self
 
@@ -126,5 +127,5 @@ class Mesh:
         """``alknet ssh`` to a worker, through the hub or not; the command is to follow."""
         client = [sys.executable, "-m", "alknet", "--home", str(self.client.home), "ssh", "--carrier", carrier]
         if through:
-            return [*client, "-J", self.nodes.address, f"{CLIENT}@{name}"]
+            return [*client, "-J", "hub", f"{CLIENT}@{name}"]
         return [*client, "--accept-new", f"{CLIENT}@{HOST}:{self.worker(name).port}"]

@@ -10,10 +10,10 @@ handler sees and may call); then, for the wire, `frames`, `codecs`, `envelopes`,
 without I/O), `hello`; then what moves bytes: `channel`, `session`, `serving`, `subscription`, and at the ends `handler`
 (the door ``alknet/call``; `command` is the one for stock ssh) and `client`, with `trust` in the nodes that it reaches.
 
-What connected peers bring: `overlays` (whose operations are there, without I/O), `from_call` and `remote_specs` (finding
-them out, with mistrust), `forwarding` (how a call gets there), `routing` and `breaker` (to which of several), `exposed`
-(as operations of this node), and `mesh`, which does all that for a node. Bytes instead of calls: `channel_states`,
-`byte_channel`, `byte_channels`, and `channel_door` (where they lead).
+What connected peers bring: `overlays` (whose operations are there, without I/O), `from_call` and `remote_specs`
+(finding them out, with mistrust), `forwarding` (how a call gets there), `routing` and `breaker` (to which of several),
+`exposed` (as operations of this node), and `mesh`, which does all that for a node. Bytes instead of calls:
+`channel_states`, `byte_channel`, `byte_channels`, and `channel_door` (where they lead).
 
 Imports `alknet.alpn` and the leaves. A program that only calls needs `client`, and never loads pydantic.
 """

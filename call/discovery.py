@@ -5,17 +5,17 @@ what the caller may not see: first what it may see is found, then what it asked 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 from blake3 import blake3
 
-from alknet.access import Authority, Identity, Policy
 from alknet.call.codecs import JSON
 from alknet.call.context import OperationContext
 from alknet.call.dispatch import Dispatcher
-from alknet.call.operations import MAX_NAME_CHARS, Operation, operation
-from alknet.call.registry import Registry
+from alknet.call.operations import MAX_NAME_CHARS, operation
+from alknet.call.slices import Slices
 from alknet.call.specs import OperationSpec
 from alknet.errors import InvalidInputError, NotFoundError, UnavailableError
 
@@ -31,6 +31,8 @@ MAX_QUERY_CHARS: Final = 200
 MAX_WORDS: Final = 8
 """Different words in a query."""
 DIGEST_BYTES: Final = 12
+MAX_ENTRIES: Final = 20_000
+"""Operations of which it is kept what a list says of them."""
 CHANGES_PAUSE_S: Final = 0.2
 """Changes that come within this are told as one."""
 
@@ -40,8 +42,8 @@ class Discovery:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._catalog: _Catalog | None = None
-        self._public: tuple[_Catalog, Policy, Sequence[_Entry]] | None = None
+        self._entries: dict[int, _Entry] = {}
+        """By the id of the specification."""
 
     @operation("services/list", kind="query", public=True)
     async def list(
@@ -69,10 +71,16 @@ class Discovery:
         found: list[dict[str, Any]] = []
         total = 0
         revision = self._dispatcher.changes.number
-        for entry in self._visible(ctx.identity) if not peer else map(_Entry, self._of_peer(ctx, peer).values()):
-            spec = entry.spec
-            if spec.name <= cursor or (namespace and spec.namespace != namespace) or (kind and spec.kind != kind):
+        if peer:
+            specs = tuple(self._of_peer(ctx, peer).values())
+        else:
+            specs = tuple(one.spec for one in await self._dispatcher.permitted.of(ctx.identity))
+        slices = Slices()
+        for spec in specs[bisect_right(specs, cursor, key=lambda spec: spec.name) :]:
+            if (namespace and spec.namespace != namespace) or (kind and spec.kind != kind):
                 continue
+            await slices.breathe()
+            entry = self._entry(spec)
             if not all(word in entry.text for word in words):
                 continue
             total += entry.bytes
@@ -152,51 +160,27 @@ class Discovery:
             raise UnavailableError(f"peer {peer!r} is not connected")
         return self._dispatcher.peers.operations_of(peer)
 
-    def _visible(self, identity: Identity | Authority | None) -> "Sequence[_Entry]":
-        """What this caller may call, by name. It is the same for all strangers until something is changed."""
-        registry, policy = self._dispatcher.registry, self._dispatcher.gate.policy
-        catalog = self._catalog
-        if catalog is None or catalog.registry is not registry:
-            catalog = self._catalog = _Catalog(registry, catalog)
-        if identity is not None:
-            return [entry for entry in catalog.entries if self._dispatcher.may(identity, entry.served)]
-        if self._public is None or self._public[0] is not catalog or self._public[1] is not policy:
-            public = [entry for entry in catalog.entries if self._dispatcher.may(None, entry.served)]
-            self._public = catalog, policy, public
-        return self._public[2]
+    def _entry(self, spec: OperationSpec) -> "_Entry":
+        known = self._entries.get(id(spec))
+        if known is None:
+            if len(self._entries) >= MAX_ENTRIES:
+                self._entries.clear()
+            known = self._entries[id(spec)] = _Entry(spec)
+        return known
 
 
 class _Entry:
-    """An operation, and what a list needs to know of it each time; `operation` is None for a peer's."""
+    """An operation, and what a list needs to know of it each time."""
 
-    __slots__ = ("bytes", "operation", "spec", "summary", "text")
+    __slots__ = ("bytes", "spec", "summary", "text")
 
-    def __init__(self, spec: OperationSpec, operation: Operation | None = None) -> None:
-        self.spec = spec
-        self.operation = operation
+    def __init__(self, spec: OperationSpec) -> None:
+        self.spec = spec  # held, so that its id is nobody else's
         self.summary = _summary(spec)
         self.text = " ".join((spec.name, spec.summary, *spec.tags)).lower()
         """What queries are looked for in."""
         self.bytes = len(JSON.encode(self.summary)) + 1
         """Of its entry in a list, as JSON, which is longer than msgpack."""
-
-    @property
-    def served(self) -> Operation:
-        """The node's own operation."""
-        assert self.operation is not None
-        return self.operation
-
-
-class _Catalog:
-    """The entries of a registry, in its order. What was the same `before` is not made again: with many peers there are
-    many operations, and few that change."""
-
-    def __init__(self, registry: Registry, before: "_Catalog | None") -> None:
-        self.registry = registry
-        known = {} if before is None else {id(entry.operation): entry for entry in before.entries}
-        self.entries: list[_Entry] = [
-            known.get(id(one)) or _Entry(one.spec, one) for one in registry.operations.values()
-        ]
 
 
 def _summary(spec: OperationSpec) -> dict[str, Any]:

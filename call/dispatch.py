@@ -17,6 +17,7 @@ from alknet.call.changes import Changes
 from alknet.call.context import Caller
 from alknet.call.errors import CallError, unknown_operation
 from alknet.call.operations import Kind, Operation, OperationSpec, Visibility
+from alknet.call.permitted import Permitted
 from alknet.call.prepared import Prepared, counted_as, unexpected
 from alknet.call.registry import Registry
 from alknet.call.threads import Threads
@@ -102,6 +103,8 @@ class Dispatcher:
         self.gate = gate
         self.default_timeout_s = default_timeout_s
         self.peers: Peers = peers or _NoPeers()
+        self.permitted = Permitted(self)
+        """Which operations each caller sees in lists."""
         self.stats: dict[str, Stats] = {}
         self.tasks = Tasks("composed")
         self.threads = Threads(THREAD_NAME)

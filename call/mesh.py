@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -38,6 +39,8 @@ PATIENCE_S: Final = 4.5
 """A peer that was not heard for so long is gone."""
 PUBLISH_DELAY_S: Final = 0.05
 """Peers that come and go within this are one change of the node's operations."""
+PUBLISH_SHARE: Final = 10
+"""That many times as long as it takes to publish nothing is published."""
 PAUSE_S: Final = 0.5
 """Between two imports from one peer, however often it says that it has changed."""
 MAX_REMEMBERED: Final = 256
@@ -76,6 +79,7 @@ class Mesh:
         self._exposed = Exposed(self.overlays, self._routes)
         self._hidden: frozenset[str] = frozenset()
         self._publishing: asyncio.TimerHandle | None = None
+        self._publish_took_s = 0.0
         self._tasks = Tasks("mesh")
 
     # --- what changes -----------------------------------------------------------------------------------------------
@@ -150,7 +154,7 @@ class Mesh:
         route = partial(self._routes.of, f"*:{name}")
         return forwarded(spec, RoutedForward(self.overlays, name, candidates, route)), peers
 
-    def operations_of(self, peer: str) -> dict[str, OperationSpec]:
+    def operations_of(self, peer: str) -> Mapping[str, OperationSpec]:
         """What a peer offers now, by name."""
         return self.overlays.operations(peer)
 
@@ -271,14 +275,20 @@ class Mesh:
     def _publish_soon(self) -> None:
         if self._publishing is None:
             loop = asyncio.get_running_loop()
-            self._publishing = loop.call_later(PUBLISH_DELAY_S, self._publish_now)
+            # With many peers it takes longer, and calls are served meanwhile.
+            delay_s = max(PUBLISH_DELAY_S, PUBLISH_SHARE * self._publish_took_s)
+            self._publishing = loop.call_later(delay_s, self._publish_now)
 
     def _publish_now(self, *, is_new: bool = False) -> None:
         if self._publishing is not None:
             self._publishing.cancel()
             self._publishing = None
-        if not self._exposed.rebuild(self.settings.terms) and not is_new:
-            return
+        began = time.perf_counter()
+        if self._exposed.rebuild(self.settings.terms) or is_new:
+            self._announce()
+        self._publish_took_s = time.perf_counter() - began
+
+    def _announce(self) -> None:
         exposed = self._exposed.operations
         hidden = frozenset(exposed.keys() & self._own.operations.keys())
         if hidden - self._hidden:

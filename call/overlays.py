@@ -6,8 +6,9 @@ of one touches none of the others, however late it comes.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from alknet.call.from_call import EMPTY, Catalog
@@ -45,6 +46,8 @@ class Overlays:
         """By peer, newest first."""
         self._slots: dict[str, int] = {}
         """The order in which peers came first; one that comes again keeps its place."""
+        self._offered: dict[str, Mapping[str, OperationSpec]] = {}
+        """What `operations` has found, as long as it is so."""
 
     def attach(self, peer: str, session: Any) -> Attachment:
         """A connection of `peer` is there; it offers nothing yet."""
@@ -61,6 +64,7 @@ class Overlays:
         if not self.is_attached(attachment):
             return False
         attachment.catalog = catalog
+        self._offered.pop(attachment.peer, None)
         attachment.forwarding.clear()
         attachment.is_filled = True
         return True
@@ -70,6 +74,7 @@ class Overlays:
         if not self.is_attached(attachment):
             return False
         self._attached[attachment.peer].remove(attachment)
+        self._offered.pop(attachment.peer, None)
         if not self._attached[attachment.peer]:
             del self._attached[attachment.peer]
         return True
@@ -95,12 +100,17 @@ class Overlays:
         """The newest attachment of `peer` that has the operation."""
         return next((one for one in self._attached.get(peer, ()) if name in one.catalog.specs), None)
 
-    def operations(self, peer: str) -> dict[str, OperationSpec]:
-        """What `peer` offers, by name."""
-        found: dict[str, OperationSpec] = {}
-        for attachment in reversed(self._attached.get(peer, ())):
-            found |= attachment.catalog.specs
-        return dict(sorted(found.items()))
+    def operations(self, peer: str) -> Mapping[str, OperationSpec]:
+        """What `peer` offers, by name, in order. The same object as long as it is the same."""
+        found = self._offered.get(peer)
+        if found is None:
+            joined: dict[str, OperationSpec] = {}
+            for attachment in reversed(self._attached.get(peer, ())):
+                joined |= attachment.catalog.specs
+            found = MappingProxyType(dict(sorted(joined.items())))
+            if joined:
+                self._offered[peer] = found
+        return found
 
     def offering(self, name: str) -> list[str]:
         """The peers that have the operation, in their order."""

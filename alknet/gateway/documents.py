@@ -11,10 +11,10 @@ from alknet.access import Access, Identity
 from alknet.call.dispatch import Dispatcher
 from alknet.call.errors import CallError
 from alknet.call.operations import Operation
+from alknet.call.permitted import Permitted
+from alknet.call.slices import Slices
 from alknet.gateway.exchange import Exchange
 from alknet.gateway.openapi import encoding, making
-from alknet.gateway.permitted import Permitted
-from alknet.gateway.slices import Slices
 
 __all__ = ["ACTION", "Documents"]
 

@@ -30,7 +30,6 @@ from alknet.gateway.exchange import Exchange, Visit
 from alknet.gateway.idempotency import Idempotency
 from alknet.gateway.mcp.app import CALLER, PATHS, TRACEPARENT, McpApp, McpSettings
 from alknet.gateway.pages import PAGE_HEADERS, asset
-from alknet.gateway.permitted import Permitted
 from alknet.gateway.problems import HttpError
 from alknet.gateway.protocol import HttpProtocol, WebSocketProtocol
 from alknet.gateway.routes import OPS, Routes
@@ -93,11 +92,10 @@ class GatewayHandler:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         idempotency = Idempotency(replies, dispatcher.gate.clock.wall)
         self._routes = Routes(doors, self._calls, self._events, self._tickets, idempotency, lambda: self.settings)
-        permitted = Permitted(dispatcher)
-        self._documents = Documents(dispatcher, permitted)
+        self._documents = Documents(dispatcher, dispatcher.permitted)
         self._mcp: McpApp | None = None
         if settings.mcp:
-            self._mcp = McpApp(self._calls, McpSettings(), admit=self._admit, permitted=permitted)
+            self._mcp = McpApp(self._calls, McpSettings(), admit=self._admit, permitted=dispatcher.permitted)
         self._add_routes()
         self.settings = settings
 

@@ -19,6 +19,10 @@ PEER_ACTIONS: Final = ("peer/call", "peer/channel")
 """Actions on another node: the scope that they need is in the resource."""
 
 
+MAX_ROUTED: Final = 1000
+"""Peers of all routes in a status, which has to fit in a message; metrics have the others."""
+
+
 class ConfigInvalid(OperationError):
     """The configuration on disk is wrong; the old one stays in force."""
 
@@ -58,7 +62,9 @@ class NodeService:
     @operation("node/status", kind="query", scopes=["node:read"])
     async def status(self, *, ctx: OperationContext) -> dict[str, Any]:
         """The running node: what it listens on, who is connected, which peers it knows."""
-        return self._node.status(leave_out=ctx.connection)
+        status = self._node.status(leave_out=ctx.connection)
+        status["mesh"] |= busiest(status["mesh"]["routes"])
+        return status
 
     @operation("node/sessions", kind="query", scopes=["node:read"])
     async def sessions(self, *, ctx: OperationContext) -> list[dict[str, Any]]:
@@ -100,6 +106,22 @@ class NodeService:
     async def kill(self, id: str) -> dict[str, Any]:
         """End a connection; what runs on it is hung up."""
         return self._node.end_connection(id)
+
+
+def busiest(routes: dict[str, Any]) -> dict[str, Any]:
+    """The routes with the most calls, `MAX_ROUTED` peers of them at most, and how many more there are."""
+
+    def calls(name: str) -> int:
+        return sum(int(peer["calls"]) for peer in routes[name]["peers"].values())
+
+    kept: dict[str, Any] = {}
+    pairs = 0
+    for name in sorted(routes, key=calls, reverse=True):
+        pairs += len(routes[name]["peers"])
+        if pairs > MAX_ROUTED:
+            break
+        kept[name] = routes[name]
+    return {"routes": kept, "routes_left_out": len(routes) - len(kept)}
 
 
 def access_of(registry: Registry, action: str, resource: str | None = None) -> Access | None:

@@ -361,6 +361,7 @@ async def raw_side(carrier: str = "one stream") -> AsyncIterator[tuple[Session, 
         try:
             yield session, raw, server
         finally:
+            dialer.close()
             await session.aclose()
 
 

@@ -222,7 +222,7 @@ async def test_each_policy_spreads_the_calls_in_its_way(site: Site) -> None:
     spread = await site.answers(9)
     assert [spread.count(name) for name in terms] == [3, 3, 3]
     site.hub.settle(Routing.LEAST_LATENCY, **terms)
-    assert set(await site.answers(60)) == {"w1", "w2", "w3"}
+    assert len(set(await site.answers(60))) >= 2, "the better of two that are drawn: never the slowest, but others"
 
 
 async def test_a_peer_that_leaves_gets_no_call_and_one_that_comes_back_has_its_place(site: Site) -> None:

@@ -24,6 +24,7 @@ from alknet.call.codecs import JSON
 from alknet.call.context import Caller
 from alknet.call.errors import CallError, FrameError
 from alknet.call.frames import HELLO_MAX_FRAME
+from alknet.call.permitted import Permitted
 from alknet.gateway.calls import Calls
 from alknet.gateway.mcp import messages
 from alknet.gateway.mcp.brief import OLD_VERSIONS, Brief, Headers
@@ -31,7 +32,6 @@ from alknet.gateway.mcp.messages import Patient, Watched, dropped, nothing, read
 from alknet.gateway.mcp.node import Directory, NodeBackend
 from alknet.gateway.mcp.server import Ctx, ToolServer, Turn
 from alknet.gateway.mcp.sessions import OwnedSession, Sessions, owner_of
-from alknet.gateway.permitted import Permitted
 from alknet.tasks import Tasks
 
 __all__ = ["CALLER", "PATHS", "TRACEPARENT", "McpApp", "McpSettings"]

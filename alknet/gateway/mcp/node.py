@@ -11,11 +11,11 @@ from alknet.call.anonymous import LIFETIME_S
 from alknet.call.context import Caller
 from alknet.call.errors import CallError
 from alknet.call.operations import Operation, Visibility
+from alknet.call.permitted import Permitted
 from alknet.call.prepared import Prepared
 from alknet.call.registry import Registry
 from alknet.gateway.calls import Calls
 from alknet.gateway.mcp.tools import MAX_TOOL_NAME_CHARS, Tool, operation_named, tool_names
-from alknet.gateway.permitted import Permitted
 
 __all__ = ["Directory", "NodeBackend", "NodeRun", "Tools"]
 
@@ -48,7 +48,7 @@ class Directory:
 
     def __init__(self, calls: Calls, permitted: Permitted | None = None) -> None:
         self._dispatcher = calls.dispatcher
-        self._permitted = permitted or Permitted(calls.dispatcher)
+        self._permitted = permitted or calls.dispatcher.permitted
         self._registry: Registry | None = None
         self._cut: dict[str, str] = {}
         """The operations whose names are too long for a tool, by the names that their tools have instead."""

@@ -69,7 +69,7 @@ async def test_what_changes_for_others_changes_nothing_in_it() -> None:
 
 
 async def test_others_are_served_while_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alknet.gateway.slices.SLICE_S", 0.0)  # gives way at each step
+    monkeypatch.setattr("alknet.call.slices.SLICE_S", 0.0)  # gives way at each step
     async with _door() as door, door.connect() as http, door.connect() as other:
         await http.send(http.asked("GET", "/openapi.json"))
         while door.handler._documents._turn.locked() is False:

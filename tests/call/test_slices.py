@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from alknet.gateway import slices
-from alknet.gateway.slices import SLICE_S, Slices
+from alknet.call import slices
+from alknet.call.slices import SLICE_S, Slices
 
 
 async def test_others_run_while_it_goes_on() -> None:

@@ -8,13 +8,15 @@ decided a little at a time. A list decides nothing: every call is judged when it
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from alknet.access import Authority, Identity, Policy
-from alknet.call.dispatch import Dispatcher
 from alknet.call.operations import Operation
 from alknet.call.registry import Registry
-from alknet.gateway.slices import Slices
+from alknet.call.slices import Slices
+
+if TYPE_CHECKING:
+    from alknet.call.dispatch import Dispatcher
 
 __all__ = ["MAX_KEPT", "Permitted"]
 
@@ -37,13 +39,13 @@ class _Era:
 
     registry: Registry
     policy: Policy
-    answers: dict[Identity | Authority | None, _Answer]
+    answers: dict[Identity | None, _Answer]
 
 
 class Permitted:
     """What callers may call of what `dispatcher` serves."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: "Dispatcher") -> None:
         self._dispatcher = dispatcher
         self._now = _Era(dispatcher.registry, dispatcher.gate.policy, {})
         self._before: _Era | None = None
@@ -54,13 +56,15 @@ class Permitted:
     async def of(self, identity: Identity | Authority | None) -> Sequence[Operation]:
         """The operations that this caller sees in lists, by name. As long as these stay what they are it is the same
         object."""
+        if isinstance(identity, Authority):  # few ask, and each for itself
+            return await self._judged(identity, self._dispatcher.registry, None, None)
         found = self._known(identity)
         if found is None:
             async with self._turn:
                 found = self._known(identity) or await self._worked_out(identity)
         return found.operations
 
-    def _known(self, identity: Identity | Authority | None) -> _Answer | None:
+    def _known(self, identity: Identity | None) -> _Answer | None:
         era = self._renewed()
         found = era.answers.get(identity)
         return found if found is not None and self._dispatcher.gate.clock.wall() < found.until else None
@@ -76,7 +80,7 @@ class Permitted:
         self._now = _Era(registry, policy, {})
         return self._now
 
-    async def _worked_out(self, identity: Identity | Authority | None) -> _Answer:
+    async def _worked_out(self, identity: Identity | None) -> _Answer:
         for _ in range(MAX_TRIES):
             era, before = self._renewed(), self._before
             now = self._dispatcher.gate.clock.wall()
@@ -112,8 +116,8 @@ class Permitted:
             await slices.breathe()
         return tuple(found)
 
-    def _until(self, identity: Identity | Authority | None, now: float) -> float:
-        if not isinstance(identity, Identity):
+    def _until(self, identity: Identity | None, now: float) -> float:
+        if identity is None:
             return float("inf")
         peer = self._dispatcher.gate.policy.peers.get(identity.id)
         ends = (identity.expires_at, None if peer is None else peer.expires_at)

@@ -8,10 +8,10 @@ import pytest
 
 from alknet import operation
 from alknet.access import Identity
+from alknet.call import permitted
 from alknet.call.operations import Operation, served_by
+from alknet.call.permitted import Permitted
 from alknet.call.registry import Registry
-from alknet.gateway import permitted
-from alknet.gateway.permitted import Permitted
 from testkit import services
 from testkit.bench import Bench
 
@@ -147,7 +147,7 @@ async def test_what_changes_meanwhile_is_in_the_answer(bench: Bench) -> None:
 
 
 async def test_many_who_ask_at_once_have_it_worked_out_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alknet.gateway.slices.SLICE_S", 0.0)
+    monkeypatch.setattr("alknet.call.slices.SLICE_S", 0.0)
     known, asked = Permitted(bench.dispatcher), Asked(bench)
     bob = bench.caller("bob").identity
     waiting = [asyncio.create_task(known.of(bob)) for _ in range(5)]  # type: ignore[arg-type] # noqa: TID251
