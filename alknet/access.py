@@ -87,11 +87,6 @@ class Access:
     resource_action: str | None = None
     rules: str | None = None
 
-    @property
-    def minds_resource(self) -> bool:
-        """Whether a yes depends on the resource, which is else no more than recorded."""
-        return self.resource_type is not None or self.rules is not None
-
 
 @dataclass(frozen=True, slots=True)
 class Token:

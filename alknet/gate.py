@@ -87,7 +87,7 @@ class Gate:
         """
         usual = decision = record = None
         kept, most = self._usual, MAX_REMEMBERED
-        if access is not None and isinstance(caller, Identity) and (resource is None or not access.minds_resource):
+        if access is not None and isinstance(caller, Identity) and (resource is None or not _minds_resource(access)):
             usual = (caller, action, resource, access, surface, *facts.items())
             if resource is not None or facts.get("forwarded_for"):
                 kept, most = self._told, MAX_TOLD
@@ -129,7 +129,7 @@ class Gate:
         The same caller calling the same operation is the usual case, and under one policy the answer is the same as
         long as no time is part of it: it is remembered until the policy changes.
         """
-        if not isinstance(caller, Identity) or access is None or (resource is not None and access.minds_resource):
+        if not isinstance(caller, Identity) or access is None or (resource is not None and _minds_resource(access)):
             return authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
         question = (caller, action, access)
         known = self._allowed.get(question)
@@ -223,6 +223,11 @@ class Act:
         more = {"request_id": self.request_id, "phase": "outcome", "outcome": outcome, "duration_ms": elapsed_ms}
         record = {**self._record, **facts} if facts else self._record  # facts may say otherwise than the intent did
         self._gate.note(record, more=more, soon=self._soon)
+
+
+def _minds_resource(access: Access) -> bool:
+    """Whether a yes depends on the resource, which is else no more than recorded."""
+    return access.resource_type is not None or access.rules is not None
 
 
 K = TypeVar("K")

@@ -84,7 +84,6 @@ class Mesh:
     def start(self, stack: ExitStack) -> "Mesh":
         """Run it until the stack ends."""
         stack.callback(self.nodes.stop)
-        stack.callback(lambda: print("HUBLOG", self.hub.log_text()[-3000:], {n: w.log_text()[-1500:] for n, w in self.nodes.workers.items()}))
         self.nodes.start()
         return self
 

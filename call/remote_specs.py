@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from alknet.access import Access
+from alknet.call.codecs import JSON, MSGPACK
 from alknet.call.import_errors import SchemaParse
 from alknet.call.specs import ErrorSpec, Kind, OperationSpec, is_name
 from alknet.errors import UsageError
@@ -23,6 +24,7 @@ MAX_DEPTH: Final = 40
 MAX_TEXT_CHARS: Final = 10_000
 MAX_ITEMS: Final = 100
 """Errors, tags, examples or scopes of one operation."""
+MAX_REASON_CHARS: Final = 500
 MAX_HOPS: Final = 4
 """Nodes between this one and the one that runs an operation. Two nodes that import from each other, and expose what
 they have imported, would otherwise hand their operations back and forth without end."""
@@ -47,7 +49,7 @@ def read_spec(name: str, description: Any) -> OperationSpec:
     if type(hops) is not int or not 0 <= hops < MAX_HOPS:
         raise SchemaParse(f"{name}: is {hops!r} nodes further on; up to {MAX_HOPS - 1} are followed")
     try:
-        return OperationSpec(
+        spec = OperationSpec(
             name=name,
             kind=Kind(said.text("kind")),
             access=Access(
@@ -71,8 +73,14 @@ def read_spec(name: str, description: Any) -> OperationSpec:
             secret_inputs=said.texts("secret_inputs"),
             hops=hops + 1,
         )
+        described = spec.describe()
+        for codec in (JSON, MSGPACK):
+            codec.encode(
+                described
+            )  # an infinity, or a very large number, would fail for whoever asks for a list of all
     except (ValueError, UsageError) as exc:
-        raise SchemaParse(f"{name}: {exc}") from exc
+        raise SchemaParse(f"{name}: {str(exc)[:MAX_REASON_CHARS]}") from exc
+    return spec
 
 
 def _error(name: str, description: Any) -> ErrorSpec:

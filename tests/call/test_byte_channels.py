@@ -46,8 +46,8 @@ class Pair:
 
     def are_empty(self) -> bool:
         """Let go of what was accepted; whether either side counts a channel then."""
-        for stream in (*self.at_near.streams, *self.at_far.streams):
-            stream.reset()
+        self.at_near.let_go()
+        self.at_far.let_go()
         return places(self.near) + places(self.far) == 0
 
 

@@ -48,3 +48,15 @@ async def test_who_waits_for_a_later_change_goes_on_waiting() -> None:
         assert not task.done()
         changes.happened()
     assert task.result() == beyond + 1
+
+
+async def test_at_the_end_nobody_waits_any_more() -> None:
+    changes = Changes()
+    number = changes.number
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(changes.wait_beyond(number)) for _ in range(2)]
+        await asyncio.sleep(0)
+        changes.end()
+    assert [task.result() for task in tasks] == [number] * 2
+    assert await changes.wait_beyond(number + 5) == number
+    assert changes.is_over

@@ -353,6 +353,44 @@ async def test_closing_sends_what_is_left_and_nothing_after_it() -> None:
     assert (wire.ends, taker.ends, taker.bodies, channel.is_open) == (["close"], 1, [], False)
 
 
+class HalfClosing(Wire):
+    """A transport that can end its direction alone."""
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ends.append("eof")
+
+
+async def test_lingering_waits_for_the_other_sides_end_and_takes_nothing_more() -> None:
+    wire = HalfClosing()
+    channel = channel_on(wire)
+    taker = taken(channel)
+    channel.send(b"last words")
+    channel.close(linger_s=5.0)
+    assert (bodies(b"".join(wire.writes)), wire.ends, channel.is_open) == ([b"last words"], ["eof"], False)
+    channel.data_received(frame(b"credit"))
+    assert taker.bodies == []
+    waiting = asyncio.get_running_loop().create_task(channel.wait_closed())
+    await turn()
+    assert not waiting.done()
+    assert not channel.eof_received()  # so the transport closes itself
+    channel.connection_lost(None)
+    await waiting
+
+
+async def test_lingering_ends_by_itself_and_is_left_out_where_it_cannot_be() -> None:
+    wire = HalfClosing()
+    channel_on(wire).close(linger_s=0.01)
+    await eventually(lambda: wire.ends == ["eof", "close"], "it is closed")
+    ended = HalfClosing()
+    channel = channel_on(ended)
+    channel.close()
+    channel.close(linger_s=5.0)
+    assert "eof" not in ended.ends
+
+
 async def test_aborting_drops_what_is_left() -> None:
     wire = Wire()
     channel = channel_on(wire)

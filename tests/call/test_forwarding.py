@@ -326,6 +326,20 @@ async def test_a_peer_that_keeps_failing_is_left_alone(site: Site) -> None:
     assert first.asked == FAILURES_TO_OPEN
 
 
+async def test_a_peer_that_does_not_answer_in_time_has_failed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one whose caller gives up has not."""
+    monkeypatch.setattr("alknet.call.routing.FAIR_TIMEOUT_S", 0.01)
+    for _ in range(FAILURES_TO_OPEN):
+        assert (await site.error("lab/work/wait", timeout_s=0.02)).code == "TIMEOUT"
+    first = site.counters("lab/work/wait")["peers"]["w1"]
+    assert (first["failures"], first["breaker"]) == (FAILURES_TO_OPEN, "open")
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(site.hub.call("lab/work/wait"))
+        await eventually(site.works["w2"].begun.is_set, "it runs at the other one")
+        task.cancel()
+    assert site.counters("lab/work/wait")["peers"]["w2"]["failures"] == 0
+
+
 async def test_a_peer_that_is_lost_in_the_middle_is_replaced_where_that_does_no_harm(site: Site) -> None:
     async with asyncio.TaskGroup() as group:
         task = group.create_task(site.hub.call("lab/work/wait"))

@@ -140,6 +140,9 @@ def test_a_reference_that_leads_to_itself_can_be_shown() -> None:
         ({"errors": [{"code": "no code"}]}, "code"),
         ({"errors": [7]}, "errors: is no object"),
         ({"errors": [{"code": "A", "schema": {"$ref": "#/x"}}]}, "refers to '#/x'"),
+        ({"examples": [{"input": float("inf")}]}, "inf cannot be written as JSON"),
+        ({"examples": [{"input": [2**70]}]}, "an integer of 71 bits is too large"),
+        ({"input_schema": {"default": 2**70}}, "an integer of 71 bits is too large"),
         ({"hops": MAX_HOPS}, f"up to {MAX_HOPS - 1} are followed"),
         ({"hops": -1}, "is -1 nodes further on"),
         ({"hops": True}, "is True nodes further on"),
@@ -178,7 +181,16 @@ WORDS = st.sampled_from(
      "default", "additionalProperties", "prefixItems", "object", "array", "string", "null", "#/$defs/A", "A", "title",
      "discriminator", "x-mcp-header", "format", "minimum", "result", "description", "patternProperties", "not", "if"]
 )  # fmt: skip
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | WORDS
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers() | st.sampled_from([2**64, -(2**70)]),
+    st.floats() | st.sampled_from([float("inf"), float("nan")]),
+    st.binary(max_size=3),
+    st.text(max_size=5),
+    WORDS,
+)
+"""What the frames of either codec can bring."""
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | st.text(max_size=4), inner, max_size=4),

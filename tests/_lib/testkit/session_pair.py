@@ -79,6 +79,9 @@ async def session_pair(
     try:
         yield sessions[0], sessions[1]
     finally:
+        for server in (near_server, far_server):
+            if isinstance(server, Channels):
+                server.let_go()
         for session in sessions:
             with suppress(ConnectionError):
                 await session.aclose()
@@ -117,6 +120,11 @@ class Channels(Nobody):
         """All that were accepted."""
         self.cancelled = 0
         """Requests that were given up before they had been accepted."""
+
+    def let_go(self) -> None:
+        """Reset all that were accepted, so that nobody waits for them."""
+        for stream in self.streams:
+            stream.reset()
 
     async def accept_channel(self, request: ChannelRequested) -> ByteService:
         self.requests.append(request)
