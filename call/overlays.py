@@ -98,7 +98,10 @@ class Overlays:
 
     def find(self, peer: str, name: str) -> Attachment | None:
         """The newest attachment of `peer` that has the operation."""
-        return next((one for one in self._attached.get(peer, ()) if name in one.catalog.specs), None)
+        for one in self._attached.get(peer, ()):
+            if name in one.catalog.specs:
+                return one
+        return None
 
     def operations(self, peer: str) -> Mapping[str, OperationSpec]:
         """What `peer` offers, by name, in order. The same object as long as it is the same."""

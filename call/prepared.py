@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from alknet.call.composition import Family
 from alknet.call.context import Caller, OperationContext
+from alknet.call.deadlines import Deadline
 from alknet.call.errors import PROTOCOL_CODES, CallError
 from alknet.call.operations import Kind, Operation, Style
 from alknet.call.schema import OutputError, check_details
@@ -256,12 +257,12 @@ class Prepared:
 
     # --- time and ends ----------------------------------------------------------------------------------------------
 
-    def _start_timer(self) -> asyncio.TimerHandle | None:
+    def _start_timer(self) -> Deadline | asyncio.TimerHandle | None:
         if self.deadline is None:
             return None
         task = asyncio.current_task(self._loop)
         assert task is not None
-        return self._loop.call_at(self.deadline, self._expire, task)
+        return self.dispatcher.deadlines.at(self.deadline, self._expire, task)
 
     def _expire(self, task: "asyncio.Task[Any]") -> None:
         self._expired = True

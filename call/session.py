@@ -16,6 +16,7 @@ from alknet.call.byte_channel import ByteChannel
 from alknet.call.byte_channels import NEEDED_CODEC, OPEN_TIMEOUT_S, ByteChannels
 from alknet.call.channel import Channel
 from alknet.call.codecs import Codec
+from alknet.call.deadlines import Deadlines
 from alknet.call.envelopes import (
     Aborted,
     Answered,
@@ -94,6 +95,7 @@ class Session:
         self._peer_timeout_s = peer_timeout_s
         self._own_streams: dict[str, Channel] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
+        self._deadlines = Deadlines()
         self._subscriptions: dict[str, Any] = {}
         self._tasks = Tasks("call")
         self._loop = asyncio.get_running_loop()
@@ -120,7 +122,7 @@ class Session:
             await self._room_for(name, ends)
         id = self._send_request(self._main, name, value, **extra)
         future = self._calls[id] = self._loop.create_future()
-        timer = self._loop.call_at(ends, self._expired, id, name)
+        timer = self._deadlines.at(ends, self._expired, id, name)
         try:
             return await future
         except asyncio.CancelledError:

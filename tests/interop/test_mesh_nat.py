@@ -18,7 +18,7 @@ from testkit.carriers import alknet
 from testkit.mesh import RUNS_AS_DAEMON, MeshNodes, host_public_key, node_public_key
 from testkit.nat import HUB_ADDRESS, nat_network
 from testkit.netns import Namespace
-from testkit.node import NodeProcess
+from testkit.node import NodeProcess, wait_until
 
 pytestmark = pytest.mark.interop
 
@@ -167,10 +167,15 @@ def test_a_hub_that_leads_elsewhere_is_found_out(
     """The hub takes w2 for w1, and nobody who trusts w1's host key does."""
     keys = {name: node_public_key(mesh.workers[name]) for name in ("w1", "w2")}
     command = "echo reached"
+    (before,) = mesh.attached()["w1"]
     (mesh.hub.home / "peers.d" / "w2.toml").unlink()
     mesh.introduce(mesh.hub, "w1", keys["w2"], 'offers = ["test/*"]')
     mesh.hub.alknet("config", "reload")
     try:
+        wait_until(
+            lambda: any(one["generation"] > before["generation"] for one in mesh.attached().get("w1", ())),
+            "the other one is here",
+        )
         mesh.wait_settled("w1")
         ours = run(places, alknet(carol, *ssh_words(mesh, command)))
         theirs = run(places, stock_ssh(mesh, carol, tmp_path, command))
