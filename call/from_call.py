@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from alknet.call.errors import CallError
 from alknet.call.import_errors import DiscoveryFailed, ImportFailed, SchemaParse, Transport, Unauthorized
 from alknet.call.remote_specs import MAX_DESCRIPTION_BYTES, read_spec
+from alknet.call.slices import Slices
 from alknet.call.specs import OperationSpec
 
 __all__ = ["EMPTY", "Catalog", "Session", "from_call"]
@@ -73,15 +74,11 @@ async def from_call(session: Session, is_wanted: Callable[[str], bool], *, known
     specs: dict[str, OperationSpec] = {}
     digests: dict[str, str] = {}
     sizes: dict[str, int] = {}
-    total = 0
     for name, spec, digest, size in await _described(session, wanted, known):
-        if isinstance(spec, SchemaParse):
-            skipped.append(str(spec))
-        elif total + size > MAX_CATALOG_BYTES:
-            skipped.append(f"{name}: the descriptions have more than {MAX_CATALOG_BYTES} bytes together")
+        if isinstance(spec, str):
+            skipped.append(spec)
         else:
             specs[name], digests[name], sizes[name] = spec, digest, size
-            total += size
     return Catalog(MappingProxyType(specs), digests, sizes, tuple(skipped[:MAX_SKIPPED]), revision)
 
 
@@ -110,24 +107,40 @@ async def _listed(session: Session) -> tuple[dict[str, str], int | None]:
 
 async def _described(
     session: Session, wanted: Mapping[str, str], known: Catalog
-) -> list[tuple[str, OperationSpec | SchemaParse, str, int]]:
+) -> list[tuple[str, OperationSpec | str, str, int]]:
+    """(name, its specification or why it is left out, digest, bytes) of each. What is left out is let go of at once:
+    all descriptions together may be far more than a catalog holds."""
     turns = asyncio.Semaphore(SCHEMAS_AT_ONCE)
+    same = {
+        name for name, digest in wanted.items() if digest and known.digests.get(name) == digest
+    } & known.specs.keys()
+    total = sum(known.bytes[name] for name in same)
+    full = f"the descriptions have more than {MAX_CATALOG_BYTES} bytes together"
+    reading, slices = asyncio.Lock(), Slices()
 
-    async def one(name: str, digest: str) -> tuple[str, OperationSpec | SchemaParse, str, int] | None:
-        spec = known.specs.get(name)
-        if spec is not None and digest and known.digests.get(name) == digest:
-            return name, spec, digest, known.bytes[name]
+    async def one(name: str, digest: str) -> tuple[str, OperationSpec | str, str, int] | None:
+        nonlocal total
+        if name in same:
+            return name, known.specs[name], digest, known.bytes[name]
         async with turns:
+            if total >= MAX_CATALOG_BYTES:
+                return name, f"{name}: {full}", digest, 0
             try:
                 description = await _ask(session, "services/schema", {"name": name})
+                async with reading:  # many may have come at once, and calls are served meanwhile
+                    await slices.breathe()
                 size = len(json.dumps(description, default=str))
                 if size > MAX_DESCRIPTION_BYTES:
                     raise SchemaParse(f"{name}: its description has {size} bytes, more than {MAX_DESCRIPTION_BYTES}")
-                return name, read_spec(name, description), digest, size
+                if total + size > MAX_CATALOG_BYTES:
+                    return name, f"{name}: {full}", digest, 0
+                spec = read_spec(name, description)
+                total += size
+                return name, spec, digest, size
             except SchemaParse as exc:
-                return name, exc, digest, 0
+                return name, str(exc), digest, 0  # not the exception, whose traceback holds the description
             except RecursionError:
-                return name, SchemaParse(f"{name}: its description is nested too deeply"), digest, 0
+                return name, f"{name}: its description is nested too deeply", digest, 0
             except _Gone:
                 return None  # it was there a moment ago
 

@@ -350,8 +350,7 @@ class Session:
         return bool(self._machine.outbound or self._machine.channels.channels)
 
     def watch(self, patience_s: float) -> None:
-        """From now on, end the session when the other side has not been heard for so many seconds, where the carrier
-        can tell."""
+        """From now on, end the session when the other side is silent for so long, where the carrier can tell."""
         self.connection.watch(patience_s)
 
     def go_away(self, deadline_s: float, reason: str = "") -> None:
@@ -386,8 +385,7 @@ class Session:
                 if isinstance(happened, Ended | ChannelClosed) and happened.error is not None:
                     happened.error = self._lost()
                 self._handle(channel, happened)
-        for channel in tuple(self._streams.by_number.values()):
-            channel.abort()
+        self._streams.abort()
         self.serving.end()
         self._tasks.cancel()
         self._log_oddities()

@@ -120,6 +120,11 @@ class SessionStreams:
             self.main.error = FrameError(f"{MAX_REFUSED_STREAMS} streams were refused, the last one for: {error}")
         self._on_broken()
 
+    def abort(self) -> None:
+        """End those that are left."""
+        for channel in tuple(self.by_number.values()):
+            channel.abort()
+
     async def _further(self, stream: Stream) -> Channel:
         number, self._next_number = self._next_number, self._next_number + 1
         channel = await Channel.on(stream, number)

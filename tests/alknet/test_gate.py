@@ -360,3 +360,38 @@ def test_no_more_is_remembered_than_a_bound(gate: Gate, monkeypatch: pytest.Monk
     for number in range(10):
         assert not gate.still(WHO, f"b/{number}", access=ADMIN)
     assert len(gate._allowed) <= 3
+
+
+@pytest.mark.parametrize(
+    "told", [{"resource": "w1:a/%d"}, {"forwarded_for": "somebody-%d"}], ids=lambda told: next(iter(told))
+)
+def test_what_the_caller_makes_up_crowds_nobody_out(
+    gate: Gate, audit: MemoryAudit, monkeypatch: pytest.MonkeyPatch, told: dict[str, str]
+) -> None:
+    """A name at a peer, or whom it calls for: recorded as it is each time, and remembered apart."""
+    monkeypatch.setattr("alknet.gate.MAX_TOLD", 3)
+
+    def ask(resource: str | None = None, **facts: str) -> None:
+        gate.ask(WHO, "peer/call", resource, surface="tls", access=READ, connection="c1", **facts).done("ok")
+
+    ask()
+    usual = dict(gate._usual)
+    for number in (*range(10), 9, 9):
+        said = {key: text % number for key, text in told.items()}
+        ask(**said)
+        for record in audit.records[-2:]:
+            assert said.items() <= record.items()
+        assert gate._usual == usual
+        assert len(gate._told) <= 3
+    assert len(audit.records) == 26
+    gate.policy = policy()
+    assert not gate._told
+
+
+def test_a_resource_that_decides_is_asked_about_each_time(gate: Gate) -> None:
+    access = Access(required_scopes=READ.required_scopes, resource_type="files", resource_action="read")
+    for resource in ("a", "b"):
+        assert not gate.still(WHO, "fs/read", resource, access=access)
+        gate.ask(WHO, "fs/read", resource, surface="tls", access=access)
+    assert not gate._allowed
+    assert not gate._told

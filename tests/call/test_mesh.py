@@ -1,6 +1,7 @@
 """The peers of a node: what they bring is found out, kept up to date, exposed, and gone with them."""
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from alknet.call import discovery, mesh
 from alknet.call.errors import CallError
 from alknet.call.exposed import Exposure, Terms
+from alknet.call.from_call import Catalog
 from alknet.call.operations import operation
 from alknet.call.overlays import Attachment
 from testkit.bench import Bench
@@ -91,6 +93,19 @@ async def test_what_a_peer_brings_is_there_with_it_and_gone_with_it(hub: Bench) 
         await eventually(lambda: exposed(hub) == [], "they are gone")
         hub.mesh.detach(attachment)
         assert hub.mesh.describe()["attached"] == []
+
+
+async def test_what_forwards_is_kept_until_the_peer_says_something_else(hub: Bench) -> None:
+    async with worker(named("a/b"), named("a/c")) as node:
+        _, attachment = await join(hub, "w1", node)
+        kept = hub.mesh.operation("w1", "a/b")
+        assert hub.mesh.operation("w1", "a/b") is kept
+        assert kept.spec is attachment.catalog.specs["a/b"]
+        specs = {"a/b": dataclasses.replace(kept.spec, description="another one")}
+        assert hub.mesh.overlays.fill(attachment, Catalog(specs))
+        assert hub.mesh.operation("w1", "a/b").spec is specs["a/b"]
+        with pytest.raises(CallError, match="offers no operation 'a/c'"):
+            hub.mesh.operation("w1", "a/c")
 
 
 async def test_an_end_right_after_the_import_leaves_nothing_running(hub: Bench) -> None:
