@@ -39,6 +39,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python bench/ssh.py $(ARGS)
 	$(BIN)/python bench/quic.py $(ARGS)
 	$(BIN)/python bench/call.py $(ARGS)
+	$(BIN)/python bench/mesh.py $(ARGS)
 	$(BIN)/python bench/gateway.py $(ARGS)
 
 soak: $(VENV)/.test

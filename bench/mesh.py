@@ -29,6 +29,8 @@ DEADLINE_S = 120.0
 SETTLE_S = 1.0
 """Between the beginning of a transfer and looking at the calls beside it."""
 MIB = 1024 * 1024
+PACED = "while :; do head -c 400000 /dev/zero; sleep 0.02; done"
+"""What leaves the processors time for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,12 @@ def measure_ssh(directory: Path, effort: Effort) -> str:
                 figures[way, "down"].append(size / 1e6 / (took([*ssh, f"head -c {size} /dev/zero"]) - start_s))
                 figures[way, "up"].append(size / 1e6 / (sent([*ssh, "cat >/dev/null"], size) - start_s))
             figures["alone", "p50"].append(ask(call, "times", seconds=effort.seconds)["p50"])
-            for meanwhile, nodes in (("through", mesh), ("past", other)):
-                with transferring(nodes.ssh(ALONE.names[0], through=True)):
+            for meanwhile, nodes, command in (
+                ("paced", mesh, PACED),
+                ("through", mesh, "cat /dev/zero"),
+                ("past", other, "cat /dev/zero"),
+            ):
+                with transferring([*nodes.ssh(ALONE.names[0], through=True), command]):
                     figures[meanwhile, "p50"].append(ask(call, "times", seconds=effort.seconds)["p50"])
     columns: dict[str, Callable[[str], str]] = {
         "down MB/s": lambda way: median(figures[way, "down"]),
@@ -145,8 +151,9 @@ def measure_ssh(directory: Path, effort: Effort) -> str:
     }
     calls = {
         "alone": "no transfer",
-        "through": "transfer through the same hub and worker",
-        "past": "transfer through others",
+        "paced": "20 MB/s through the same hub and worker",
+        "through": "all that goes through the same",
+        "past": "all that goes through others",
     }
     beside: dict[str, Callable[[str], str]] = {
         "p50 µs": lambda name: median(figures[name, "p50"]),
@@ -154,6 +161,7 @@ def measure_ssh(directory: Path, effort: Effort) -> str:
         "/ past": lambda name: shown(ratios(figures, name, "past", "p50")[0]),
     }
     goals = [
+        goal("p50 beside 20 MB/s / alone", ratios(figures, "paced", "alone", "p50", best=min), at_most=2),
         goal("p50 beside a transfer / alone", ratios(figures, "through", "alone", "p50", best=min), at_most=2),
         goal("p50 beside a transfer / past", ratios(figures, "through", "past", "p50", best=min), at_most=2),
     ]
@@ -180,9 +188,8 @@ def sent(command: list[str], size: int) -> float:
 
 
 @contextmanager
-def transferring(ssh: list[str]) -> Iterator[None]:
-    """Bytes as fast as they go, down, until the context ends."""
-    words = [*ssh, "cat /dev/zero"]
+def transferring(words: list[str]) -> Iterator[None]:
+    """A command whose output nobody reads, until the context ends."""
     with subprocess.Popen(
         words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:

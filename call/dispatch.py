@@ -15,7 +15,6 @@ from typing import Any, Final, NamedTuple, Protocol
 from alknet.access import Access, Authority, Decision, Identity
 from alknet.call.changes import Changes
 from alknet.call.context import Caller
-from alknet.call.deadlines import Deadlines
 from alknet.call.errors import CallError, unknown_operation
 from alknet.call.operations import Kind, Operation, OperationSpec, Visibility
 from alknet.call.permitted import Permitted
@@ -107,7 +106,6 @@ class Dispatcher:
         self.permitted = Permitted(self)
         """Which operations each caller sees in lists."""
         self.stats: dict[str, Stats] = {}
-        self.deadlines = Deadlines()
         self.tasks = Tasks("composed")
         self.threads = Threads(THREAD_NAME)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from alknet.errors import AlknetError, RemoteError
 
-__all__ = ["PROTOCOL_CODES", "CallError", "FrameError", "HelloError", "unknown_operation"]
+__all__ = ["PROTOCOL_CODES", "CallError", "FrameError", "HelloError", "never_sent", "unknown_operation"]
 
 PROTOCOL_CODES: Final = {
     # code: (whether another try may help, what a command exits with)
@@ -49,6 +49,15 @@ class CallError(AlknetError):
         self.denial_id = denial_id
         self.request_id: str | None = None
         """Under which the audit log has it, where it does: for doors that tell their callers."""
+        self.was_sent = True
+        """Whether the other side can have got the call at all."""
+
+
+def never_sent(message: str) -> CallError:
+    """The call did not leave this side, and so nothing of it can have run."""
+    error = CallError("UNAVAILABLE", message)
+    error.was_sent = False
+    return error
 
 
 def unknown_operation(name: str) -> CallError:

@@ -87,8 +87,8 @@ class Exposed:
                     if not is_name(name):
                         continue  # too long for a name
                     built[name] = self._build(name, remote, spec, expose.scope_of(name))
-                elif first.spec.kind is not spec.kind:
-                    continue  # it would answer in another way than callers of this name expect
+                elif isinstance(first.forward, _Standing) and not first.forward.agrees_with(spec):
+                    continue  # callers of this name expect another kind, or were not asked for what this one asks for
                 groups.setdefault(name, []).append(peer)
         self._groups = {name: tuple(peers) for name, peers in groups.items()}
         is_same = built.keys() == self.operations.keys() and all(
@@ -130,8 +130,17 @@ class _Standing:
         self._spec = spec
         self._scope = scope
 
+    def agrees_with(self, other: OperationSpec) -> bool:
+        """Whether what was decided about a call of this one holds for the `other` as well."""
+        return _terms_of(self._spec) == _terms_of(other)
+
     def stands_for(self, spec: OperationSpec, scope: str) -> bool:
         return (self._spec is spec or self._spec == spec) and self._scope == scope
+
+
+def _terms_of(spec: OperationSpec) -> tuple[Any, ...]:
+    """What the node in between goes by: how it is called, by whom, whether again, and what of it is written down."""
+    return spec.kind, spec.access, spec.idempotent, spec.resource_id_path, frozenset(spec.secret_inputs)
 
 
 def forwarded(spec: OperationSpec, forward: Forward) -> Operation:

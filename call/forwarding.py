@@ -5,7 +5,6 @@ the operation checks both; the time that is left, the trace and the word on whos
 cancels there.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
@@ -120,7 +119,7 @@ class _Trip:
     def __init__(self, forward: RoutedForward, prepared: "Prepared") -> None:
         self._forward = forward
         self._prepared = prepared
-        self._loop = asyncio.get_running_loop()
+        self._loop = prepared.loop
         self._tried: list[str] = []
         self._has_answered = False
         self._failure: CallError | None = None
@@ -165,7 +164,8 @@ class _Trip:
         """Note it; raises it where the call is not to be repeated."""
         now = self._loop.time()
         self._route.ended(attempt, now, outcome_of(error.code, now - attempt.began))
-        never_ran = error.code == "NOT_FOUND" and error.details == {"operation": self._forward._name}
+        is_unknown_there = error.code == "NOT_FOUND" and error.details == {"operation": self._forward._name}
+        never_ran = is_unknown_there or not error.was_sent
         may_repeat = self._prepared.operation.spec.idempotent and error.code in TRIED_ELSEWHERE
         if self._has_answered or not (never_ran or may_repeat):
             raise error
@@ -204,7 +204,7 @@ async def _items(attachment: Attachment, name: str, prepared: "Prepared", value:
 def _time_left(prepared: "Prepared") -> float | None:
     if prepared.deadline is None:
         return None
-    return max(SOON_S, prepared.deadline - asyncio.get_running_loop().time())
+    return max(SOON_S, prepared.deadline - prepared.loop.time())
 
 
 def _extra(prepared: "Prepared") -> dict[str, str]:
@@ -223,4 +223,6 @@ def _told(attachment: Attachment, error: CallError) -> CallError:
         words = f"peer {peer!r} refused: {words}"
     elif error.code == "UNAVAILABLE":
         words = f"peer {peer!r}: {words}" if attachment.session.is_open else f"peer {peer!r} was lost: {words}"
-    return CallError(error.code, words, details=error.details, retryable=error.retryable, denial_id=error.denial_id)
+    told = CallError(error.code, words, details=error.details, retryable=error.retryable, denial_id=error.denial_id)
+    told.was_sent = error.was_sent
+    return told

@@ -45,7 +45,7 @@ from alknet.call.envelopes import (
     read_request,
     refusal,
 )
-from alknet.call.errors import CallError
+from alknet.call.errors import CallError, never_sent
 
 __all__ = ["DEFAULT_CREDIT", "Inbound", "Limits", "Machine", "Outbound"]
 
@@ -287,6 +287,11 @@ class Machine:
         """An inbound call has failed."""
         return {"type": "call.error", "id": id, "payload": error_payload(error)} if self._is_wanted(id) else None
 
+    def has_calls(self) -> bool:
+        """Whether a call, in either direction, waits for its answer; subscriptions do not count."""
+        outbound, inbound = self.outbound.values(), self.inbound.values()
+        return any(not one.is_subscription for one in outbound) or any(one.credit is None for one in inbound)
+
     def finished(self, id: str) -> None:
         """Nothing of an inbound call, or for a byte channel of the other side's, runs any more: its place is free."""
         inbound = self.inbound.pop(id, None)
@@ -326,7 +331,7 @@ class Machine:
 
     def _new_id(self) -> str:
         if self.peer_is_draining:
-            raise CallError("UNAVAILABLE", "the other side is shutting down and takes no new calls")
+            raise never_sent("the other side is shutting down and takes no new calls")
         self._count += 1
         return f"{self._prefix}{self._count}"
 

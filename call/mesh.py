@@ -43,6 +43,8 @@ PUBLISH_SHARE: Final = 10
 """That many times as long as it takes to publish nothing is published."""
 PAUSE_S: Final = 0.5
 """Between two imports from one peer, however often it says that it has changed."""
+MAX_ATTACHED: Final = 16
+"""Connections of one peer that bring operations, each a catalog: with one more the oldest brings none any more."""
 MAX_REMEMBERED: Final = 256
 """Peers that are gone and of which it is kept what they had."""
 RETRY_S: Final = 1.0
@@ -54,6 +56,7 @@ class _Import:
     """What goes on for one attachment."""
 
     def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
         self.is_due = asyncio.Event()
         self.told: int | None = None
         """The last revision that the other side has told."""
@@ -104,7 +107,9 @@ class Mesh:
         session.watch(PATIENCE_S)
         attachment = self.overlays.attach(peer, session)
         importing = self._imports[attachment] = _Import()
-        self._tasks.start(self._keep(attachment, importing), name=f"import {peer}")
+        importing.task = self._tasks.start(self._keep(attachment, importing), name=f"import {peer}")
+        for oldest in self.overlays.of(peer)[MAX_ATTACHED:]:
+            self.detach(oldest)
         log.info(event("peer attached", peer=peer, generation=attachment.generation, connection=session.connection.id))
         return attachment
 
@@ -112,7 +117,9 @@ class Mesh:
         """The session has ended; its operations are gone with it. Idempotent."""
         if attachment is None or not self.overlays.detach(attachment):
             return
-        self._imports.pop(attachment).is_due.set()
+        importing = self._imports.pop(attachment)
+        if importing.task is not None:
+            importing.task.cancel()
         peer = attachment.peer
         self._remember(peer, attachment.catalog)
         if not self.overlays.of(peer):

@@ -21,7 +21,7 @@ from alknet.call.declarations import DECLARED, Declaration, located, operation
 from alknet.call.errors import CallError
 from alknet.call.routes import ROUTED, HttpRoute
 from alknet.call.signatures import Style, read_signature, style_of
-from alknet.call.specs import MAX_NAME_CHARS, ErrorSpec, Kind, OperationError, OperationSpec, Visibility
+from alknet.call.specs import MAX_NAME_CHARS, ErrorSpec, Kind, OperationError, OperationSpec, Visibility, path_parts
 from alknet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Operation:
         """The resource that an input names, before it is validated; only text names one."""
         if self.spec.resource_id_path is None:
             return None
-        for part in _parts(self.spec.resource_id_path):
+        for part in path_parts(self.spec.resource_id_path):
             value = value.get(part) if isinstance(value, dict) else None
         return value if isinstance(value, str) else None
 
@@ -103,10 +103,6 @@ def operations_of(source: Any) -> tuple[Operation, ...]:
 def served_by(source: Any) -> tuple[Operation | HttpRoute, ...]:
     """The operations of a source, as `operations_of` finds them, and the HTTP routes that stand beside them."""
     return tuple(_collect(source))
-
-
-def _parts(path: str) -> list[str]:
-    return path.removeprefix("$").replace(".", "/").split("/")[1:]
 
 
 # --- finding them -------------------------------------------------------------------------------------------------
@@ -224,8 +220,13 @@ def _check_names(declared: Declaration, fields: Mapping[str, str]) -> None:
         if name not in fields:
             raise UsageError(f"secret_inputs names {name!r}, which is no parameter", hint=known)
     path = declared.resource_id_path
-    if path is not None and _parts(path)[0] not in fields.values():
-        raise UsageError(f"resource_id is {path!r}, and the input has no field {_parts(path)[0]!r}", hint=known)
+    if path is None:
+        return
+    first = path_parts(path)[0]
+    if first not in fields.values():
+        raise UsageError(f"resource_id is {path!r}, and the input has no field {first!r}", hint=known)
+    if first in [fields[name] for name in declared.secret_inputs]:
+        raise UsageError(f"resource_id is {path!r}, which is secret", hint="audit logs have the resource of each call")
 
 
 def _error(error: ErrorSpec | type[OperationError], build: Callable[[Any], Any]) -> ErrorSpec:

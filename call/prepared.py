@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from alknet.call.composition import Family
 from alknet.call.context import Caller, OperationContext
-from alknet.call.deadlines import Deadline
 from alknet.call.errors import PROTOCOL_CODES, CallError
 from alknet.call.operations import Kind, Operation, Style
 from alknet.call.schema import OutputError, check_details
@@ -73,7 +72,8 @@ class Prepared:
         """What the audit log has of it, for whoever looks for the denial id that the caller was told."""
         self._refusal: CallError | None = None
         """Why the handler was not begun."""
-        self._loop = loop
+        self.loop = loop
+        """On which it runs; to find the running one is a system call each time."""
         self._began = time.monotonic()  # the loop's own clock stands still in each of its rounds
         self.ended_because = "aborted"
         """What a cancellation means, for the audit log."""
@@ -251,18 +251,18 @@ class Prepared:
             traceparent=self.traceparent,
             metadata={} if self._metadata is None else dict(self._metadata),
             _composer=self._family,
-            _clock=self._loop.time,
+            _clock=self.loop.time,
         )
         return self._inputs | {name: context}
 
     # --- time and ends ----------------------------------------------------------------------------------------------
 
-    def _start_timer(self) -> Deadline | asyncio.TimerHandle | None:
+    def _start_timer(self) -> asyncio.TimerHandle | None:
         if self.deadline is None:
             return None
-        task = asyncio.current_task(self._loop)
+        task = asyncio.current_task(self.loop)
         assert task is not None
-        return self.dispatcher.deadlines.at(self.deadline, self._expire, task)
+        return self.loop.call_at(self.deadline, self._expire, task)
 
     def _expire(self, task: "asyncio.Task[Any]") -> None:
         self._expired = True

@@ -21,6 +21,8 @@ MAX_DESCRIPTION_BYTES: Final = 128 * 1024
 """Of one operation, all in all, as JSON."""
 MAX_DEPTH: Final = 40
 """Of a schema; the frames that bring it allow no more than 64."""
+MAX_DEFINITIONS: Final = 200
+"""Of one schema: they may refer to each other in a row, and whoever compares schemas follows it from each of them."""
 MAX_TEXT_CHARS: Final = 10_000
 MAX_ITEMS: Final = 100
 """Errors, tags, examples or scopes of one operation."""
@@ -80,6 +82,8 @@ def read_spec(name: str, description: Any) -> OperationSpec:
             )  # an infinity, or a very large number, would fail for whoever asks for a list of all
     except (ValueError, UsageError) as exc:
         raise SchemaParse(f"{name}: {str(exc)[:MAX_REASON_CHARS]}") from exc
+    if spec.resource_is_secret:
+        raise SchemaParse(f"{name}: its resource is a secret input, and resources are written to audit logs")
     return spec
 
 
@@ -151,6 +155,8 @@ def _check_schema(where: str, schema: dict[str, Any]) -> None:
         raise SchemaParse(f"{where} has more than {MAX_DESCRIPTION_BYTES} bytes")
     definitions = schema.get("$defs", {})
     known = {f"#/$defs/{name}" for name in definitions} if isinstance(definitions, dict) else set()
+    if len(known) > MAX_DEFINITIONS:
+        raise SchemaParse(f"{where} has more than {MAX_DEFINITIONS} definitions")
     _check_references(where, schema, known, 0)
     try:
         is_valid = jsonschema_rs.meta.is_valid({**schema, "$schema": _DIALECTS[1]})

@@ -16,7 +16,6 @@ from alknet.call.byte_channel import ByteChannel
 from alknet.call.byte_channels import NEEDED_CODEC, OPEN_TIMEOUT_S, ByteChannels
 from alknet.call.channel import Channel
 from alknet.call.codecs import Codec
-from alknet.call.deadlines import Deadlines
 from alknet.call.envelopes import (
     Aborted,
     Answered,
@@ -29,7 +28,7 @@ from alknet.call.envelopes import (
     Refusal,
     Requested,
 )
-from alknet.call.errors import CallError, FrameError
+from alknet.call.errors import CallError, FrameError, never_sent
 from alknet.call.machine import DEFAULT_CREDIT, Limits, Machine
 from alknet.call.serving import Nobody, Server, Serving
 from alknet.call.session_streams import SessionStreams, Sizes
@@ -95,7 +94,6 @@ class Session:
         self._peer_timeout_s = peer_timeout_s
         self._own_streams: dict[str, Channel] = {}
         self._calls: dict[str, asyncio.Future[Any]] = {}
-        self._deadlines = Deadlines()
         self._subscriptions: dict[str, Any] = {}
         self._tasks = Tasks("call")
         self._loop = asyncio.get_running_loop()
@@ -122,7 +120,7 @@ class Session:
             await self._room_for(name, ends)
         id = self._send_request(self._main, name, value, **extra)
         future = self._calls[id] = self._loop.create_future()
-        timer = self._deadlines.at(ends, self._expired, id, name)
+        timer = self._loop.call_at(ends, self._expired, id, name)
         try:
             return await future
         except asyncio.CancelledError:
@@ -234,7 +232,7 @@ class Session:
 
     def _send_request(self, channel: Channel, name: str, value: Any, **extra: Any) -> str:
         if self._ended.is_set() or not channel.is_open:
-            raise self._lost()
+            raise never_sent(str(self._lost()))
         id, envelope = self._machine.request(channel.number, name, value, **extra)
         try:
             channel.say(envelope)

@@ -22,6 +22,7 @@ __all__ = [
     "Visibility",
     "check_code",
     "is_name",
+    "path_parts",
 ]
 
 MAX_NAME_CHARS: Final = 128
@@ -190,6 +191,12 @@ class OperationSpec:
     def namespace(self) -> str:
         return self.name.partition("/")[0]
 
+    @property
+    def resource_is_secret(self) -> bool:
+        """Whether what names the resource, which audit logs have, is an input that they must not have."""
+        path = self.resource_id_path
+        return path is not None and path_parts(path)[:1] in [[name] for name in self.secret_inputs]
+
     def error(self, code: str) -> ErrorSpec | None:
         """The declared error with this code."""
         return next((error for error in self.errors if error.code == code), None)
@@ -224,3 +231,8 @@ class OperationSpec:
             "secret_inputs": list(self.secret_inputs),
             "hops": self.hops,
         }
+
+
+def path_parts(path: str) -> list[str]:
+    """The fields that a `resource_id_path` goes through."""
+    return path.removeprefix("$").replace(".", "/").split("/")[1:]

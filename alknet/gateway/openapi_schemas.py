@@ -77,6 +77,9 @@ class Schemas:
         self._texts: dict[tuple[int, str], tuple[Any, str]] = {}
         """Those texts by place: (the root, which is kept so that no other one gets its number; the text, empty for what
         has no end)."""
+        self._waiting: list[tuple[_Target, Callable[[], tuple[Any, Any]]]] = []
+        """Components that have no body yet, and what theirs is a copy of."""
+        self._is_filling = False
 
     def add(self, schema: Any, operation: str, role: str) -> dict[str, Any]:
         """What stands for a whole schema: a reference if it has a structure worth a name, else the schema itself."""
@@ -198,9 +201,21 @@ class Schemas:
         if target is None:
             # Known before its body is made, which may refer to it.
             target = self._targets[text] = new
-            target.body = self._copy(*source(), target.operation, target.role)
-            target.body.pop("title", None)  # some generators would take it for the type's name
+            self._waiting.append((target, source))
+            if not self._is_filling:
+                self._fill()
         return self._slot(holder, target, key)
+
+    def _fill(self) -> None:
+        """Make the bodies that wait for it, one after the other: definitions may refer to each other in a long row."""
+        self._is_filling = True
+        try:
+            while self._waiting:
+                target, source = self._waiting.pop()
+                target.body = self._copy(*source(), target.operation, target.role)
+                target.body.pop("title", None)  # some generators would take it for the type's name
+        finally:
+            self._is_filling = False
 
     @staticmethod
     def _slot(holder: dict[str, Any], target: _Target, key: str = "$ref") -> dict[str, Any]:
