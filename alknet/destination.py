@@ -71,12 +71,14 @@ def find_destination(home: "Home", peer: str, *, jump: str | None = None) -> Des
     if rest in ("", LOCAL):
         return local_node(home, user or "owner")
     from alknet.config.addresses import split_host_port
-    from alknet.config.fields import DEFAULT_PORT
+    from alknet.config.fields import DEFAULT_PORT, PEER_ID
     from alknet.config.load import load
 
     settings = load(home) if home.exists else None
     entry = next((p for p in settings.peers if p.id == rest), None) if settings else None
-    name, user = (f"peer {rest!r}" if entry else rest), user or getpass.getuser()
+    # A single word could be either; where it is neither, that is what one has to know.
+    other = f"{rest!r} (no peer of this home)" if PEER_ID.match(rest) else rest
+    name, user = (f"peer {rest!r}" if entry else other), user or getpass.getuser()
     if entry is not None and entry.via is not None:
         return _behind(home, rest, user, find_destination(home, entry.via))
     if entry is not None and not entry.addresses:

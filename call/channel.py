@@ -45,6 +45,8 @@ class Channel(asyncio.Protocol):
         self.on_end: Callable[[Channel], None] = lambda channel: None
         self.on_fault: Callable[[Channel, FrameError], None] = Channel.fail
         self.is_open = True
+        self.heard = 0
+        """How often something has arrived."""
         self.codec: Codec = JSON
         self.max_outbound = HELLO_MAX_FRAME
         """The largest frame that the other side takes."""
@@ -99,6 +101,7 @@ class Channel(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
+        self.heard += 1
         if not self.is_open:
             return
         try:

@@ -157,6 +157,11 @@ async def _open(
             codecs=codecs,
             server_of=server_of,
         )
+    except CallError as exc:
+        if exc.code == "FORBIDDEN":  # its words are about itself
+            words = f"{target.name} refused: {exc}"
+            raise CallError(exc.code, words, details=exc.details, denial_id=exc.denial_id, hint=exc.hint) from exc
+        raise
     except ConnectionClosed as exc:
         raise _Silent(f"{target.name} was reached, and then lost") from exc
     except TimeoutError:

@@ -11,15 +11,13 @@ from typing import Any, Final
 
 from alknet.access import Access, Authority
 from alknet.call.forwarding import RoutedForward
+from alknet.call.from_call import OWN_NAMESPACE
 from alknet.call.operations import Forward, Operation, Style
 from alknet.call.overlays import Overlays
 from alknet.call.routing import Routes, Routing
 from alknet.call.specs import Kind, OperationSpec, is_name
 
-__all__ = ["NO_TERMS", "Exposed", "Exposure", "MeshSettings", "Terms", "forwarded"]
-
-OWN_NAMESPACE: Final = "services/"
-"""Operations about operations: every node has its own."""
+__all__ = ["NO_TERMS", "Exposed", "Exposure", "MeshSettings", "Terms", "agree", "forwarded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +129,21 @@ class _Standing:
         self._scope = scope
 
     def agrees_with(self, other: OperationSpec) -> bool:
-        """Whether what was decided about a call of this one holds for the `other` as well."""
-        return _terms_of(self._spec) == _terms_of(other)
+        return agree(self._spec, other)
 
     def stands_for(self, spec: OperationSpec, scope: str) -> bool:
         return (self._spec is spec or self._spec == spec) and self._scope == scope
 
 
-def _terms_of(spec: OperationSpec) -> tuple[Any, ...]:
+def agree(one: OperationSpec, other: OperationSpec) -> bool:
+    """Whether what was decided about a call of one holds for the other: peers do not speak for each other."""
+    return _decides(one) == _decides(other)
+
+
+def _decides(spec: OperationSpec) -> tuple[Any, ...]:
     """What the node in between goes by: how it is called, by whom, whether again, and what of it is written down."""
-    return spec.kind, spec.access, spec.idempotent, spec.resource_id_path, frozenset(spec.secret_inputs)
+    access = replace(spec.access, public=False)
+    return spec.kind, access, spec.idempotent, spec.resource_id_path, frozenset(spec.secret_inputs)
 
 
 def forwarded(spec: OperationSpec, forward: Forward) -> Operation:

@@ -221,6 +221,8 @@ def _told(attachment: Attachment, error: CallError) -> CallError:
     peer, words = attachment.peer, str(error)
     if error.code == "FORBIDDEN":
         words = f"peer {peer!r} refused: {words}"
+    elif error.code == "INTERNAL":  # whose log it is that has more
+        words = f"peer {peer!r}: {words}"
     elif error.code == "UNAVAILABLE":
         words = f"peer {peer!r}: {words}" if attachment.session.is_open else f"peer {peer!r} was lost: {words}"
     told = CallError(error.code, words, details=error.details, retryable=error.retryable, denial_id=error.denial_id)

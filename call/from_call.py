@@ -17,8 +17,10 @@ from alknet.call.remote_specs import MAX_DESCRIPTION_BYTES, read_spec
 from alknet.call.slices import Slices
 from alknet.call.specs import OperationSpec
 
-__all__ = ["EMPTY", "Catalog", "Session", "from_call"]
+__all__ = ["EMPTY", "OWN_NAMESPACE", "Catalog", "Session", "from_call"]
 
+OWN_NAMESPACE: Final = "services/"
+"""Operations about operations: every node has its own."""
 PAGE: Final = 1000
 MAX_PAGES: Final = 1000
 MAX_LISTED: Final = 10_000
@@ -52,6 +54,8 @@ class Catalog:
     """Why operations were left out, `MAX_SKIPPED` at most."""
     revision: int | None = None
     """The peer's number for what it listed, as `services/changed` tells it."""
+    listed: int = 0
+    """Operations that the peer lets this side call, those about operations left out."""
 
     def only(self, is_wanted: Callable[[str], bool]) -> "Catalog":
         """Without what is not wanted any more."""
@@ -79,7 +83,8 @@ async def from_call(session: Session, is_wanted: Callable[[str], bool], *, known
             skipped.append(spec)
         else:
             specs[name], digests[name], sizes[name] = spec, digest, size
-    return Catalog(MappingProxyType(specs), digests, sizes, tuple(skipped[:MAX_SKIPPED]), revision)
+    others = sum(not name.startswith(OWN_NAMESPACE) for name in listed)
+    return Catalog(MappingProxyType(specs), digests, sizes, tuple(skipped[:MAX_SKIPPED]), revision, others)
 
 
 async def _listed(session: Session) -> tuple[dict[str, str], int | None]:

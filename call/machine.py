@@ -14,6 +14,8 @@ call.completed     an outbound subscription    `Ended` without an error
 call.error         an outbound call            `Ended` with the error
 call.aborted       an outbound call            `Ended`: the other side gave it up
 session.goaway     the session                 `GoAway`: no new calls, please finish
+session.ping       the session                 ``session.pong`` with the same id goes straight back
+session.pong       the session                 none but to be heard: whoever asked is answered
 =================  ==========================  =============================================================
 
 Byte channels share the ids and the streams with the calls; what their envelopes do: :mod:`alknet.call.channel_states`.
@@ -127,6 +129,8 @@ class Machine:
             "call.aborted": self._aborted,
             "call.credit": self._credited,
             "session.goaway": self._going_away,
+            "session.ping": self._pinged,
+            "session.pong": self._answered_ping,
             "channel.open": self._channel_requested,
             **self.channels.handlers,
         }
@@ -242,6 +246,12 @@ class Machine:
             return None
         inbound.credit = min(inbound.credit + n, MAX_CREDIT)
         return Credited(id)
+
+    def _pinged(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
+        return Refusal({"type": "session.pong", "id": id, "payload": {}})
+
+    def _answered_ping(self, stream: int, id: str, payload: Envelope, size: int) -> None:
+        """That it came is all there is to it."""
 
     def _going_away(self, stream: int, id: str, payload: Envelope, size: int) -> Event:
         self.peer_is_draining = True

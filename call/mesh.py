@@ -12,12 +12,13 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
 from alknet.backoff import Backoff
 from alknet.call.errors import CallError
-from alknet.call.exposed import NO_TERMS, Exposed, MeshSettings, Terms, forwarded
+from alknet.call.exposed import NO_TERMS, Exposed, MeshSettings, Terms, agree, forwarded
 from alknet.call.forwarding import PeerForward, RoutedForward, not_there
 from alknet.call.from_call import EMPTY, Catalog, from_call
 from alknet.call.hello import SERVE
@@ -77,6 +78,8 @@ class Mesh:
         self._own = Registry()
         self._routes = Routes(self.settings.routing, rng=self._rng)
         self._imports: dict[Attachment, _Import] = {}
+        self._lost: dict[str, tuple[float, str]] = {}
+        """When and why peers were lost last."""
         self._remembered: dict[str, Catalog] = {}
         """What peers had that are gone: of the same digest, it is not asked for again when they come back."""
         self._exposed = Exposed(self.overlays, self._routes)
@@ -125,7 +128,9 @@ class Mesh:
         if not self.overlays.of(peer):
             self._routes.forget(peer)
             self._exposed.withdraw(peer)
-        log.info(event("peer detached", peer=peer, generation=attachment.generation))
+        reason = attachment.session.end_reason or "the connection ended"
+        self._lost[peer] = time.time(), reason
+        log.info(event("peer detached", peer=peer, generation=attachment.generation, reason=reason))
         self._publish_soon()
 
     async def aclose(self) -> None:
@@ -153,7 +158,7 @@ class Mesh:
         if not peers:
             return None
         spec = self._spec(peers[0], name)
-        peers = tuple(peer for peer in peers if self._spec(peer, name).kind is spec.kind)
+        peers = tuple(peer for peer in peers if agree(self._spec(peer, name), spec))
 
         def candidates() -> tuple[str, ...]:
             return tuple(peer for peer in peers if self.overlays.find(peer, name) is not None)
@@ -183,10 +188,19 @@ class Mesh:
                 }
                 for one in self.overlays
             ],
+            "away": [self._away(peer) for peer, terms in self.settings.terms.items() if self._is_missed(peer, terms)],
             "exposed": len(self._exposed.operations),
             "routing": str(self.settings.routing),
             "routes": self._routes.counters(now),
         }
+
+    def _is_missed(self, peer: str, terms: Terms) -> bool:
+        return bool(terms.offers) and not self.overlays.of(peer)
+
+    def _away(self, peer: str) -> dict[str, Any]:
+        at, reason = self._lost.get(peer, (None, None))
+        since = None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+        return {"peer": peer, "since": None if since is None else since.replace("+00:00", "Z"), "reason": reason}
 
     def _terms(self, attachment: Attachment) -> Terms:
         return self.settings.terms.get(attachment.peer, NO_TERMS)
@@ -243,7 +257,7 @@ class Mesh:
             catalog = EMPTY
         if not self.overlays.fill(attachment, catalog):
             return
-        self._note(attachment, importing, "; ".join(catalog.skipped))
+        self._note(attachment, importing, "; ".join(catalog.skipped) or _nothing(importing.offers, catalog))
         self._publish_soon()
 
     def _remember(self, peer: str, catalog: Catalog) -> None:
@@ -303,3 +317,12 @@ class Mesh:
             log.warning(event("operations of peers are hidden by this node's own", names=names))
         self._hidden = hidden
         self._publish(self._own.beside(exposed) if exposed else self._own)
+
+
+def _nothing(offers: tuple[str, ...] | None, catalog: Catalog) -> str:
+    """Why a peer that may bring operations brings none."""
+    if not offers or catalog.specs:
+        return ""
+    if not catalog.listed:
+        return "it lets this node call nothing: the entry that it has of this node grants no scope for its operations"
+    return f"none of its {catalog.listed} operations matches what its entry here offers: {', '.join(offers[:5])}"

@@ -5,7 +5,6 @@ for each inbound call and wakes whoever waits for an outbound one.
 """
 
 import asyncio
-import logging
 import secrets
 import weakref
 from collections.abc import Mapping, Sequence
@@ -29,16 +28,15 @@ from alknet.call.envelopes import (
     Requested,
 )
 from alknet.call.errors import CallError, FrameError, never_sent
+from alknet.call.heartbeat import wait_silent
+from alknet.call.hello import SERVE
 from alknet.call.machine import DEFAULT_CREDIT, Limits, Machine
 from alknet.call.serving import Nobody, Server, Serving
 from alknet.call.session_streams import SessionStreams, Sizes
 from alknet.call.subscription import Subscription
-from alknet.logs import event
 from alknet.tasks import Tasks
 
 __all__ = ["Session", "Sizes"]
-
-log = logging.getLogger("alknet.call")
 
 MAX_OWN_STREAMS: Final = 64
 """Subscriptions that have a stream of their own where the carrier has many; further ones share the first."""
@@ -348,8 +346,15 @@ class Session:
         return bool(self._machine.outbound or self._machine.channels.channels)
 
     def watch(self, patience_s: float) -> None:
-        """From now on, end the session when the other side is silent for so long, where the carrier can tell."""
+        """From now on, end the session when the other side is silent for so long."""
         self.connection.watch(patience_s)
+        if SERVE in self.features and self.connection.transport != "quic":  # which asks by itself
+            self._tasks.start(self._give_up_silent(patience_s), name="heartbeat")
+
+    async def _give_up_silent(self, patience_s: float) -> None:
+        await wait_silent(self._main, patience_s=patience_s)
+        self._end(f"nothing was heard for {patience_s:g} s")
+        self.connection.close()
 
     def go_away(self, deadline_s: float, reason: str = "") -> None:
         """Refuse new calls from now on and ask the other side to finish."""
@@ -386,12 +391,4 @@ class Session:
         self._streams.abort()
         self.serving.end()
         self._tasks.cancel()
-        self._log_oddities()
-
-    def _log_oddities(self) -> None:
-        """One line about all that was ignored or refused."""
-        odd = [f"{count} {what}" for what, count in sorted(self._machine.ignored.items())]
-        refused = self._streams.refused if self._streams.refused > 1 else None
-        if odd or refused:
-            pairs = {"refused_streams": refused, "ignored": ", ".join(odd) or None, "reason": self.end_reason}
-            log.info(event("session ended", connection=self.connection.id, **pairs))
+        self._streams.log_oddities(self._machine.ignored, self.end_reason)

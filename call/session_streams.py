@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from alknet.alpn.errors import ConnectionClosed, StreamsExhausted
@@ -119,6 +119,14 @@ class SessionStreams:
                 return
             self.main.error = FrameError(f"{MAX_REFUSED_STREAMS} streams were refused, the last one for: {error}")
         self._on_broken()
+
+    def log_oddities(self, ignored: Mapping[str, int], reason: str | None) -> None:
+        """One line about all that was ignored or refused, once the session has ended."""
+        odd = [f"{count} {what}" for what, count in sorted(ignored.items())]
+        refused = self.refused if self.refused > 1 else None
+        if odd or refused:
+            pairs = {"refused_streams": refused, "ignored": ", ".join(odd) or None, "reason": reason}
+            log.info(event("session ended", connection=self._connection.id, **pairs))
 
     def abort(self) -> None:
         """End those that are left."""

@@ -229,10 +229,10 @@ def _check_exposed(peers: list[tuple[_Source, KeyPath, PeerEntry]]) -> list[str]
         scope, place = peer.expose.scope, source.at((*base, "expose"))
         known = first.setdefault(peer.expose.prefix, (scope, place))
         if known[0] != scope:
+            ours, theirs = (f"the scope {one!r}" if one else "no scope in particular" for one in (scope, known[0]))
             problems.append(
-                f"{place}: expose: peer {peer.id!r} asks for the scope {scope or 'of each name'!r}, and another peer"
-                f" with the prefix {peer.expose.prefix!r} for {known[0] or 'of each name'!r} ({known[1]}); a prefix has"
-                " one scope"
+                f"{place}: expose: peer {peer.id!r} asks for {ours}, and another peer with the prefix"
+                f" {peer.expose.prefix!r} for {theirs} ({known[1]}); a prefix has one scope"
             )
     return problems
 

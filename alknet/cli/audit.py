@@ -5,7 +5,7 @@ import os
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -15,6 +15,9 @@ from alknet.errors import NotFoundError
 from alknet.logs import printable, quote
 
 __all__ = ["audit"]
+
+SHOWN: Final = ("resource", "rule", "denial_id", "forwarded_for", "routed_to", "remote")
+"""What a printed line has besides who did what and what came of it."""
 
 FOLLOW_INTERVAL_S = 0.2
 
@@ -98,7 +101,7 @@ def _print(line: bytes, as_json: bool) -> None:
         return
     first = [str(body.get(key, "-")) for key in ("time", "surface", "peer", "action")]
     what = body.get("outcome") or body.get("phase") or ""
-    rest = [f"{k}={quote(body[k])}" for k in ("resource", "rule", "denial_id", "remote") if body.get(k)]
+    rest = [f"{k}={quote(body[k])}" for k in SHOWN if body.get(k)]
     click.echo(printable("  ".join([*first, str(what), *rest])))
 
 

@@ -12,7 +12,7 @@ from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, call_options, open_peer, run_async
 from alknet.cli.output import print_table
 from alknet.cli.values import alternatives, pairs, properties_of, resolve, to_json
-from alknet.errors import InvalidInputError
+from alknet.errors import InvalidInputError, NotFoundError
 from alknet.logs import printable
 
 if TYPE_CHECKING:
@@ -102,6 +102,9 @@ def ops(
     if is_python:
         from alknet.call.typed_client import client_module
 
+        if not answer:
+            where = f" with {query!r} in name, summary or tags" if query else ""
+            raise NotFoundError(f"there are no operations that you may call{where}: nothing was written")
         command = _command(invocation.jump, peer, query, name)
         click.echo(client_module(answer, node=peer, via=invocation.jump, command=command), file=output, nl=False)
     elif invocation.json:

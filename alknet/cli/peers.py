@@ -92,6 +92,11 @@ def add(
     if host_key is not None:
         values["host_key"] = _key_line(host_key)
     if offers:
+        if not key:
+            raise UsageError(
+                "--offers without --key: nobody can prove to be this peer when it dials in",
+                hint="--key takes the node key that 'alknet id' prints there",
+            )
         values["offers"] = list(offers)
     if expose is not None:
         if not offers:
@@ -101,6 +106,11 @@ def add(
         values["via"] = via
     if dial and not address:
         raise UsageError("--dial needs to know where the peer is", hint="--address HOST:PORT")
+    if dial and "node_key" not in values:
+        click.echo(
+            f"nothing says which node key {name} must prove: known_nodes or a certificate has to, or --node-key",
+            err=True,
+        )
     ssh: dict[str, Any] = {"user": user} if user else {}
     if as_daemon:
         ssh["as_daemon"] = True

@@ -152,14 +152,17 @@ def _print_dials(answer: Mapping[str, Any]) -> None:
 
 def _print_mesh(mesh: Mapping[str, Any]) -> None:
     """Who brings operations, and whom calls are not sent to at present."""
-    bringing = [one for one in mesh["attached"] if one["operations"] or one["problem"]]
+    bringing = [
+        (one["peer"], one["connection"], one["operations"], one["problem"])
+        for one in mesh["attached"]
+        if one["operations"] or one["problem"]
+    ]
+    for one in mesh["away"]:
+        lost = "not connected since this node was started" if one["since"] is None else f"lost at {one['since']}"
+        bringing.append((one["peer"], "-", "-", f"{lost}: {one['reason']}" if one["reason"] else lost))
     if bringing:
         click.echo()
-        print_table(
-            ("BRINGS OPERATIONS", "CONNECTION", "OPERATIONS", "PROBLEM"),
-            [(one["peer"], one["connection"], one["operations"], one["problem"]) for one in bringing],
-            empty="",
-        )
+        print_table(("BRINGS OPERATIONS", "CONNECTION", "OPERATIONS", "PROBLEM"), bringing, empty="")
         click.echo(f"\n{mesh['exposed']} operations of peers are served here; routing is {mesh['routing']}")
     broken = [
         (name, peer, one["breaker"], one["failures"], one["opened"])

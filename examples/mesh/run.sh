@@ -65,34 +65,33 @@ done
 
 say "A worker knows the hub, dials it, and lets it call job/*."
 for name in w1 w2; do
-    try alknet --home "$name" peer add hub --node-key hub/keys/node.pub --address "127.0.0.1:$port" --scope 'job:*'
     sed -i 's/^modules = .*/modules = ["job"]/' "$name/alknet.toml"
-    printf '\n[[dial]]\npeer = "hub"\n' >>"$name/alknet.toml"
+    try alknet --home "$name" peer add hub --node-key hub/keys/node.pub --address "127.0.0.1:$port" --dial --scope 'job:*'
 done
 
-say "The laptop may reach w1 through the hub, and call work/job/*. To log in on w1 it needs an entry there."
+say "The laptop may reach w1 through the hub, and call work/job/*. To log in on w1 it needs an entry there, too."
 try alknet --home hub peer add laptop --key laptop/keys/owner.pub --scope peer:w1 --scope 'work:*' --scope 'job:*'
 try alknet --home w1 peer add laptop --key laptop/keys/owner.pub --scope ssh:exec --user "$me" --as-daemon
 try alknet --home laptop peer add hub --node-key hub/keys/node.pub --address "127.0.0.1:$port"
-try alknet --home laptop peer add w1 --host-key w1/keys/ssh_host_ed25519_key.pub
+try alknet --home laptop peer add w1 --via hub --host-key w1/keys/ssh_host_ed25519_key.pub
 
 start hub
 wait_until alknet --home hub status
 for name in w1 w2; do start "$name"; done
 for name in w1 w2; do wait_until alknet --home hub call "$name" job/who; done
 
-say "One worker and no other, by its name; -J is the way. On the hub itself it is 'alknet call w1 job/who'."
-try alknet --home laptop call -J hub w1 job/who
+say "One worker and no other, by its name, which the laptop's entry says the way to. Without one -J is the way."
+try alknet --home laptop call w1 job/who
 try alknet --home laptop call -J hub w2 job/who || echo "exit code $?"
 
 say "Any of them: an operation of the hub, for which the workers take turns."
 for _ in 1 2 3; do try alknet --home laptop call hub work/job/who; done
 
 say "ssh to w1 through the hub, which carries what it cannot read: host key and login are w1's."
-try alknet --home laptop ssh -J hub laptop@w1 'echo "on w1 I am $ALKNET_PEER"'
+try alknet --home laptop ssh laptop@w1 'echo "on w1 I am $ALKNET_PEER"'
 
 say "w1 is killed in the middle of a call: the caller hears of it at once, and the hub sends the next calls elsewhere."
-alknet --home laptop call --stream -J hub w1 job/steps >steps 2>&1 &
+alknet --home laptop call --stream w1 job/steps >steps 2>&1 &
 steps=$!
 wait_until test -s steps
 kill -9 "${pid[w1]}"
@@ -104,7 +103,7 @@ for _ in 1 2; do try alknet --home laptop call hub work/job/who; done
 say "It comes back by itself."
 start w1
 wait_until alknet --home hub call w1 job/who
-try alknet --home laptop call -J hub w1 job/who
+try alknet --home laptop call w1 job/who
 
 if [ -t 0 ]; then
     say "All of it goes on in $directory until you press Enter. Try: cd $directory; alknet --home hub status"

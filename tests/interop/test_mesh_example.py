@@ -24,13 +24,13 @@ TIMEOUT_S = 180
 """Far beyond what the script takes on a machine that has nothing else to do: it starts some thirty programs."""
 
 PRINTED = """\
-$ alknet --home laptop call -J hub w1 job/who
+$ alknet --home laptop call w1 job/who
 w1
 $ alknet --home laptop call -J hub w2 job/who
 alknet: peer 'laptop' lacks the scope peer:w2 …
 exit code 3
 …
-$ alknet --home laptop ssh -J hub laptop@w1 'echo "on w1 I am $ALKNET_PEER"'
+$ alknet --home laptop ssh laptop@w1 'echo "on w1 I am $ALKNET_PEER"'
 on w1 I am laptop
 …
 w1: step 1
@@ -41,7 +41,7 @@ w2
 $ alknet --home laptop call hub work/job/who
 w2
 …
-$ alknet --home laptop call -J hub w1 job/who
+$ alknet --home laptop call w1 job/who
 w1
 """
 
