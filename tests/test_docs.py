@@ -67,6 +67,7 @@ WIRE = (
     "envelopes",
     "frames",
     "handler",
+    "heartbeat",
     "hello",
     "machine",
     "session",

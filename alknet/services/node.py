@@ -63,7 +63,7 @@ class NodeService:
     async def status(self, *, ctx: OperationContext) -> dict[str, Any]:
         """The running node: what it listens on, who is connected, which peers it knows."""
         status = self._node.status(leave_out=ctx.connection)
-        status["mesh"] |= busiest(status["mesh"]["routes"])
+        status["mesh"] |= _busiest(status["mesh"]["routes"])
         return status
 
     @operation("node/sessions", kind="query", scopes=["node:read"])
@@ -108,7 +108,7 @@ class NodeService:
         return self._node.end_connection(id)
 
 
-def busiest(routes: dict[str, Any]) -> dict[str, Any]:
+def _busiest(routes: dict[str, Any]) -> dict[str, Any]:
     """The routes with the most calls, `MAX_ROUTED` peers of them at most, and how many more there are."""
 
     def calls(name: str) -> int:

@@ -64,6 +64,7 @@ def test_an_action_needs_its_own_scope_and_no_other(action: str, scope: str) -> 
 def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
     assert {name: action.scope for name, action in ACTIONS.items()} == {
         "call/connect": None,
+        "channel/open": None,
         "ssh/login": None,
         **SCOPE_OF,
     }
@@ -72,7 +73,7 @@ def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
         ACTIONS["no/such"] = Action(None)  # type: ignore[index]
 
 
-@pytest.mark.parametrize("action", ["call/connect", "ssh/login", *SCOPE_OF])
+@pytest.mark.parametrize("action", ["call/connect", "channel/open", "ssh/login", *SCOPE_OF])
 def test_a_token_narrows_every_action_that_has_a_scope(action: str) -> None:
     identity = Identity("bob", frozenset({"fs:read"}), "token:abcdefgh")
     decision = authorize(identity, action, None, Context(policy(BOB), 1_700_000_000.0))

@@ -107,7 +107,7 @@ def test_peers_with_one_prefix_ask_for_one_scope(tmp_path: Path) -> None:
     settings_of(tmp_path, "", a=plain, b=plain, c='expose = { prefix = "x", scope = "w:use" }')
     said = problems(tmp_path, "", a=plain, b=other)
     assert (
-        "expose: peer 'b' asks for the scope 'w:use', and another peer with the prefix 'w' for 'of each name'" in said
+        "peer 'b' asks for the scope 'w:use', and another peer with the prefix 'w' for no scope in particular" in said
     )
     assert "a.toml:1" in said
     assert "a prefix has one scope" in said

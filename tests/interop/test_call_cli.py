@@ -30,6 +30,9 @@ from testkit.service_nodes import service_node
 
 pytestmark = pytest.mark.interop
 
+ABOUT = ["services/changed", "services/list", "services/list-peers", "services/schema"]
+"""The operations about operations that every peer may call."""
+
 STOPPED_S = 0.2
 OUTPUT = {
     "name": "a", "count": 1, "ratio": 0.5, "flag": False, "mode": "slow", "tags": None, "sizes": [], "limit": None,
@@ -67,7 +70,7 @@ def test_ops_lists_what_the_caller_may_call_and_nothing_else(node: NodeProcess) 
     assert not any("matrix/inside" in line for line in mine)
     identity = ("--identity", str(node.keys / "little"))
     theirs = [line.split("\t")[0] for line in node.alknet("ops", ".", *identity).stdout.splitlines()[1:]]
-    assert theirs == ["services/list", "services/schema", "test/identity", "test/typed"]
+    assert theirs == [*ABOUT, "test/identity", "test/typed"]
     assert [one["name"] for one in node.json("ops", *identity)] == theirs
     assert [one["name"] for one in node.json("ops", "--query", "VALUES input")] == ["test/typed"]  # a tag, a summary
     assert [one["name"] for one in node.json("ops", "--query", "values zebra")] == []
@@ -106,7 +109,7 @@ def test_ops_with_a_name_shows_how_to_call_it(node: NodeProcess) -> None:
 def test_a_name_that_is_not_there_is_corrected(node: NodeProcess, command: str) -> None:
     for name, hint in (
         ("test/typd", "did you mean test/typed?"),
-        ("services/lists", "did you mean services/list or services/stats?"),
+        ("services/lists", "did you mean services/list or services/stats or services/list-peers?"),
         ("zebra/stripes", "'alknet ops .' lists those that you may call"),
     ):
         result = node.alknet(command, ".", name, check=False)
@@ -235,7 +238,7 @@ def test_a_token_instead_of_a_key(node: NodeProcess, tmp_path: Path) -> None:
     code, _, err = call(node, "test/echo", *token)
     assert (code, "the token of peer 'little' lacks" in err or "lacks the scope" in err) == (3, True)
     names = [one["name"] for one in node.json("ops", ".", *token)]
-    assert names == ["services/list", "services/schema", "test/identity", "test/typed"]
+    assert names == [*ABOUT, "test/identity", "test/typed"]
     result = node.alknet("call", "--token-file", "-", ".", "test/identity", input=made["token"])
     assert json.loads(result.stdout)["peer"] == "little"
     code, _, err = call(node, "test/identity", *token, "--carrier", "ssh")  # not as the owner instead
@@ -381,9 +384,9 @@ async def plant(tree: Tree, rows: list[list[list[int]]] | None = None) -> Tree:
     return tree
 
 
-def explained(answer: Any) -> str:
+def explained(answer: Any, jump: str | None = None) -> str:
     with redirect_stdout(io.StringIO()) as out:
-        ops._explain("hub", answer)
+        ops._explain("hub", answer, jump=jump)
     return out.getvalue()
 
 
@@ -394,6 +397,8 @@ def test_a_type_that_contains_itself_is_explained() -> None:
     assert "\nrows\tlist of list of list of integer or null\t\t\n" in text
     assert "\noutput  list of … or string\n" in text
     assert text.endswith("""\nalknet call hub tree/plant '{"tree":["a",["b"]]}'\n""")
+    through = explained(found.spec.describe(), jump="bob@relay")
+    assert through == text.replace("alknet call hub", "alknet call -J bob@relay hub")
 
 
 @given(ANYTHING, st.dictionaries(st.sampled_from(SAID), ANYTHING))

@@ -249,6 +249,7 @@ def test_ping_says_over_what_and_how_fast(node: NodeProcess, carrier: str) -> No
         "peer": ".",
         "transport": carrier,
         "address": f"127.0.0.1:{node.port}",
+        "through": False,
         "node": os.uname().nodename,
         "node_key": node_key,
     }

@@ -150,7 +150,8 @@ async def test_what_config_prints_starts_a_bridge(node: NodeProcess, tmp_path: P
     assert server["args"][-7:] == ["mcp", *options]
     async with Client(StdioServerParameters(**server), mode="auto") as little:
         names = [tool.name for tool in (await little.list_tools()).tools]
-        assert names == ["matrix.item", "services.list", "services.schema", "test.identity"]
+        about = ["services.changed", "services.list", "services.list-peers", "services.schema"]
+        assert names == ["matrix.item", *about, "test.identity"]
         assert (await little.call_tool("matrix.item", {})).structured_content["items"] == ["item"]
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.interop
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "mesh" / "run.sh"
 PAGE = ROOT / "docs" / "howto" / "hub-and-workers.md"
-BLOCK = re.compile(r"^```(?:(sh|toml) on (\w+)|(text))\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?:sh on (\w+)|(text))\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TIMEOUT_S = 180
 """Far beyond what the script takes on a machine that has nothing else to do: it starts some thirty programs."""
 
@@ -145,19 +145,17 @@ def test_the_how_to_leads_from_fresh_machines_to_a_login(
             '"$(id -un)"': pwd.getpwuid(os.getuid()).pw_name,
         }
         printed = ""
-        for kind, name, output, body in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
+        for name, output, body in BLOCK.findall(PAGE.read_text(encoding="utf-8")):
             for words, means in told.items():
                 body = body.replace(words, means)
             if output:
                 assert re.fullmatch(pattern(body), printed), (body, printed)
-            elif kind == "toml":
-                with (machines[name].home / "alknet.toml").open("a") as file:
-                    file.write(f"\n{body}")
-                wait_until(lambda: is_imported(hub, "w1"), "the hub knows what the worker brings")
             else:
                 commands = [shlex.split(line) for line in body.splitlines()]
                 assert {command[0] for command in commands} == {"alknet"}
                 printed = "".join(machines[name].alknet(*command[1:]).stdout for command in commands)
+                if any("--dial" in command for command in commands):
+                    wait_until(lambda: is_imported(hub, "w1"), "the hub knows what the worker brings")
 
 
 def is_imported(hub: NodeProcess, peer: str) -> bool:

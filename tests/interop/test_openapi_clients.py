@@ -4,6 +4,7 @@ import asyncio
 import compileall
 import importlib
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_every_operation_has_a_module_and_all_of_it_compiles(generated: Generate
         warnings.simplefilter("error")
         assert compileall.compile_dir(Path(directory).parent, quiet=1, force=True)
     made = {path.stem for path in Path(directory).rglob("*.py")} - {"__init__"}
-    operations = {one["name"].replace("/", "_") for one in generated.node.json("ops")}
+    operations = {re.sub("[/-]", "_", one["name"]) for one in generated.node.json("ops")}
     assert {name for name in made if not name.endswith("get")} == operations
     for path in Path(directory).rglob("*.py"):
         relative = path.relative_to(directory).with_suffix("")

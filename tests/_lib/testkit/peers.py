@@ -44,6 +44,7 @@ class Line:
         self.features = frozenset(features)
         self.connection = SimpleNamespace(id=f"c{next(_numbers)}")
         self.is_open = True
+        self.end_reason: str | None = None
         self.patience_s: float | None = None
         self.asked: list[Asked] = []
         self._waiting: set[asyncio.Timeout] = set()
@@ -58,6 +59,7 @@ class Line:
     def lose(self) -> None:
         """It ends; whoever waits for an answer learns that."""
         self.is_open = False
+        self.end_reason = "it was lost"
         for waiting in self._waiting:
             waiting.reschedule(0.0)
 

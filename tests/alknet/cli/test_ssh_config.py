@@ -174,6 +174,19 @@ def test_json_has_the_values_as_they_are(home: Home, capsys: pytest.CaptureFixtu
     assert (blocks["new"]["known_hosts_file"], blocks["new"]["host_keys"]) == (None, [])
 
 
+def test_a_peer_without_an_address_is_reached_through_another_node(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer(home, "lab", f'keys = ["{bare(B)}"]\noffers = ["lab/*"]\nhost_key = "{A}"')
+    peer(home, "far", 'via = "web"')
+    blocks = as_json(capsys, home)
+    assert set(blocks) == {".", "db", "far", "lab", "new", "web"}, "whoever only logs in here is no node to go to"
+    for name, host_keys in (("lab", [bare(A)]), ("far", [])):
+        assert (blocks[name]["port"], blocks[name]["host_keys"]) == (7022, host_keys)
+        assert blocks[name]["proxy_command"].endswith(f" proxy {name}")
+    assert set(as_json(capsys, home, "owner")) == {"owner"}, "unless it is asked for: it may be one that dials in"
+
+
 def test_a_peer_may_be_called_alknet(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     peer(home, "alknet", 'addresses = ["other.example"]')
     blocks = as_json(capsys, home)
@@ -194,7 +207,6 @@ def test_a_port_that_the_system_chooses_is_not_printed(tmp_path: Path, capsys: p
     ("arguments", "code", "message"),
     [
         (["nobody"], 4, "there is no peer 'nobody'"),
-        (["web", "owner"], 5, "peer 'owner' has no address to reach it at"),
         (["--identity", "no-such-file"], 4, "no-such-file: there is no such key file"),
     ],
 )

@@ -12,7 +12,7 @@ from alknet.call.operations import operation
 from alknet.call.registry import Registry
 from alknet.errors import ConfigError, NotFoundError
 from alknet.gate import Gate
-from alknet.services.node import NodeService, access_of, can
+from alknet.services.node import MAX_ROUTED, NodeService, access_of, can
 from testkit.bench import Bench
 
 ROOT = DaemonUser("root", is_root=True)
@@ -45,13 +45,14 @@ class FakeNode:
         self.causes: list[str] = []
         self.ended: list[str] = []
         self.reload_error: Exception | None = None
+        self.routes: dict[str, Any] = {}
 
     @property
     def registry(self) -> Registry:
         return self.dispatcher.registry
 
     def status(self, *, leave_out: str | None) -> dict[str, Any]:
-        return {"left_out": leave_out, "connections": [{"id": "c1"}]}
+        return {"left_out": leave_out, "connections": [{"id": "c1"}], "mesh": {"routes": self.routes, "attached": []}}
 
     async def reload_settings(self, cause: str) -> dict[str, Any]:
         self.causes.append(cause)
@@ -144,6 +145,15 @@ def test_what_changes_the_node_says_so(bench: Served) -> None:
 
 async def test_status_leaves_out_the_connection_that_asks(bench: Served) -> None:
     assert (await bench.ask("node/status", connection="c7"))["left_out"] == "c7"
+
+
+async def test_a_status_has_the_busiest_routes_and_counts_the_others(bench: Served) -> None:
+    bench.node.routes = {f"w/{n}": {"peers": {"w1": {"calls": n}, "w2": {"calls": 0}}} for n in range(MAX_ROUTED)}
+    mesh = (await bench.ask("node/status"))["mesh"]
+    most = MAX_ROUTED // 2  # each route has two peers
+    assert list(mesh["routes"]) == [f"w/{MAX_ROUTED - 1 - n}" for n in range(most)]
+    assert mesh["routes"]["w/999"] == {"peers": {"w1": {"calls": 999}, "w2": {"calls": 0}}}
+    assert (mesh["routes_left_out"], mesh["attached"]) == (MAX_ROUTED - most, [])
 
 
 async def test_sessions_are_the_connections_of_the_status(bench: Served) -> None:
