@@ -133,14 +133,10 @@ class _Ends:
 class SharedStream(_Ends):
     """Bytes in the envelopes of a stream that is not the channel's alone, paced by credit."""
 
-    def __init__(
-        self, id: str, states: ChannelStates, frames: Channel, path: Path, is_shared: Callable[[], bool]
-    ) -> None:
-        """`is_shared`: whether there is a call on the same session now."""
+    def __init__(self, id: str, states: ChannelStates, frames: Channel, path: Path) -> None:
         super().__init__(id, states, frames.post)
         self._frames = frames
         self._pace = Pace(path)
-        self._is_shared = is_shared
         self._loop = asyncio.get_running_loop()
         self._unread = bytearray()
         self._is_finished = False
@@ -209,7 +205,7 @@ class SharedStream(_Ends):
             self._is_finished = True
             _wake(self._reader)
         else:
-            self._pace.granted(event.n, self._loop.time(), is_shared=self._is_shared())
+            self._pace.granted(event.n, self._loop.time())
             _wake(self._writer)
 
     def lost(self, words: str, *, is_finished: bool, with_session: bool) -> None:
@@ -232,7 +228,7 @@ class SharedStream(_Ends):
         else:
             data = bytes(self._unread[:max_bytes])
             del self._unread[:max_bytes]
-        self._post(self._states.consumed(self.id, len(data), is_all=not self._unread))
+        self._post(self._states.consumed(self.id, len(data)))
         return data
 
     def _close(self, reason: str) -> None:

@@ -182,7 +182,7 @@ class ByteChannels:
         if self._states.has_streams:
             carried = OwnStream(id, self._states, frames.post)
         else:
-            carried = SharedStream(id, self._states, frames, self._path, self._machine.has_calls)
+            carried = SharedStream(id, self._states, frames, self._path)
         carried.on_over = lambda: self._carried.pop(id, None)
         self._carried[id] = carried
         return carried

@@ -17,7 +17,7 @@ from alknet.call.context import Caller
 from alknet.call.dispatch import peer_access
 from alknet.call.envelopes import ChannelRequested
 from alknet.call.errors import CallError
-from alknet.call.overlays import Overlays
+from alknet.call.overlays import CHANNEL_PLACES, Attachment, Overlays
 from alknet.call.serving import ByteService
 from alknet.errors import AlknetError
 from alknet.gate import Act, Gate
@@ -93,8 +93,7 @@ class ChannelDoor:
                     raise CallError("NOT_FOUND", f"no byte channel leads to {request.service!r} here")
                 service = _Served(self, act, caller, action, resource, access, serve)
             else:
-                far = await self._open_far(request, identity, caller)
-                serve = partial(_carry, far, request.peer)
+                serve = await self._open_far(request, identity, caller)
                 service = _Served(self, act, caller, action, resource, access, serve)
         except CallError as exc:
             outcome = f"error {exc.code}"
@@ -107,22 +106,27 @@ class ChannelDoor:
                 self.closed(peer)
                 act.done(outcome)
 
-    async def _open_far(self, request: ChannelRequested, identity: Identity, caller: Caller) -> Stream:
+    async def _open_far(self, request: ChannelRequested, identity: Identity, caller: Caller) -> Serve:
+        """Open the channel at the peer; what carries it."""
         peer = request.peer
         assert peer is not None
         if peer not in self._gate.policy.peers:
             raise CallError("NOT_FOUND", f"there is no peer {peer!r}")
-        for attachment in self._overlays.of(peer):
-            if CHANNELS in attachment.session.features:
-                try:
-                    far: Stream = await attachment.session.open_channel(
-                        request.service, target=request.target, forwarded_for=caller.forwarded_for or identity.id
-                    )
-                except CallError as exc:
-                    words = f"peer {peer!r}: {exc}"
-                    raise CallError(exc.code, words, details=exc.details, denial_id=exc.denial_id) from exc
-                return far
-        raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
+        attachment = next((one for one in self._overlays.of(peer) if CHANNELS in one.session.features), None)
+        if attachment is None:
+            raise CallError("UNAVAILABLE", f"peer {peer!r} is not connected")
+        who = attachment.take(identity.id, CHANNEL_PLACES)
+        try:
+            far = await attachment.session.open_channel(
+                request.service, target=request.target, forwarded_for=caller.forwarded_for or identity.id
+            )
+        except BaseException as exc:
+            attachment.leave(who, CHANNEL_PLACES)
+            if not isinstance(exc, CallError):
+                raise
+            words = f"peer {peer!r}: {exc}"
+            raise CallError(exc.code, words, details=exc.details, denial_id=exc.denial_id) from exc
+        return partial(_carry, far, attachment, who)
 
     def closed(self, peer: str) -> None:
         """A channel of `peer` has ended."""
@@ -179,11 +183,13 @@ class _Served:
         return denial
 
 
-async def _carry(far: Stream, peer: str, near: Stream, _: Caller) -> str:
+async def _carry(far: Stream, attachment: Attachment, who: str, near: Stream, _: Caller) -> str:
     try:
         return await splice(near, far)
     except AlknetError as exc:
-        raise CallError("UNAVAILABLE", f"the channel to peer {peer!r} broke off: {exc}") from exc
+        raise CallError("UNAVAILABLE", f"the channel to peer {attachment.peer!r} broke off: {exc}") from exc
+    finally:
+        attachment.leave(who, CHANNEL_PLACES)
 
 
 async def splice(near: Stream, far: Stream) -> str:

@@ -281,14 +281,13 @@ class ChannelStates:
         channel.credit -= len(data)
         return {"type": "channel.data", "id": id, "payload": {"data": data}}
 
-    def consumed(self, id: str, count: int, *, is_all: bool = False) -> Envelope | None:
-        """`count` bytes were read: the credit for more, once that is worth an envelope, or there are none left, so that
-        a sender that lets out less than that hears of it."""
+    def consumed(self, id: str, count: int) -> Envelope | None:
+        """`count` bytes were read: the credit for more, once that is worth an envelope."""
         channel = self.channels.get(id)
         if channel is None or channel.state not in _RECEIVING:
             return None
         channel.consumed += count
-        if channel.consumed < GRANT_BYTES and not is_all:
+        if channel.consumed < GRANT_BYTES:
             return None
         n, channel.consumed = channel.consumed, 0
         channel.granted += n

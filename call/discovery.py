@@ -154,9 +154,11 @@ class Discovery:
 
     def _of_peer(self, ctx: OperationContext, peer: str) -> Mapping[str, OperationSpec]:
         """What a connected peer offers, for somebody who may call it."""
-        if not self._dispatcher.may_reach(ctx.identity, peer):
+        is_here = peer in self._dispatcher.peers.connected()
+        is_known = is_here or peer in self._dispatcher.gate.policy.peers
+        if not is_known or not self._dispatcher.may_reach(ctx.identity, peer):
             raise NotFoundError(f"there is no peer {peer!r} whose operations you may call")
-        if peer not in self._dispatcher.peers.connected():
+        if not is_here:
             raise UnavailableError(f"peer {peer!r} is not connected")
         return self._dispatcher.peers.operations_of(peer)
 

@@ -51,6 +51,8 @@ MAX_TARGET_CHARS: Final = 512
 """What a byte channel is to reach: a host and a port, a path."""
 MAX_CHANNEL_CREDIT: Final = 1 << 30
 """Bytes that may be sent on a byte channel beyond what was taken; credit above counts as this."""
+_CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
+_DENIAL: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _SERVICE: Final = re.compile(r"[a-z][a-z0-9-]{0,31}\Z")
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\Z")
 
@@ -292,11 +294,11 @@ def read_error(payload: Mapping[str, Any]) -> CallError:
     code, message, denial = payload.get("code"), payload.get("message"), payload.get("denial_id")
     retryable = payload.get("retryable")
     return CallError(
-        code if type(code) is str and 0 < len(code) <= MAX_ID_CHARS else "INTERNAL",
+        code if type(code) is str and _CODE.match(code) else "INTERNAL",
         message[:MAX_REASON_CHARS] if type(message) is str else "the other side gave no reason",
         details=payload.get("details"),
         retryable=retryable if type(retryable) is bool else None,
-        denial_id=denial if type(denial) is str and len(denial) <= MAX_ID_CHARS else None,
+        denial_id=denial if type(denial) is str and _DENIAL.match(denial) else None,
     )
 
 

@@ -185,20 +185,26 @@ class _Trip:
 
 
 async def _call(attachment: Attachment, name: str, prepared: "Prepared", value: Any) -> Any:
+    who = attachment.take(prepared.origin)
     try:
         return await attachment.session.call(name, value, timeout_s=_time_left(prepared), **_extra(prepared))
     except CallError as exc:
         raise _told(attachment, exc) from exc
+    finally:
+        attachment.leave(who)
 
 
 async def _items(attachment: Attachment, name: str, prepared: "Prepared", value: Any) -> AsyncGenerator[Any, None]:
-    subscription = attachment.session.subscribe(name, value, timeout_s=_time_left(prepared), **_extra(prepared))
+    who = attachment.take(prepared.origin)
     try:
+        subscription = attachment.session.subscribe(name, value, timeout_s=_time_left(prepared), **_extra(prepared))
         async with subscription as items:
             async for item in items:
                 yield item
     except CallError as exc:
         raise _told(attachment, exc) from exc
+    finally:
+        attachment.leave(who)
 
 
 def _time_left(prepared: "Prepared") -> float | None:

@@ -297,11 +297,6 @@ class Machine:
         """An inbound call has failed."""
         return {"type": "call.error", "id": id, "payload": error_payload(error)} if self._is_wanted(id) else None
 
-    def has_calls(self) -> bool:
-        """Whether a call, in either direction, waits for its answer; subscriptions do not count."""
-        outbound, inbound = self.outbound.values(), self.inbound.values()
-        return any(not one.is_subscription for one in outbound) or any(one.credit is None for one in inbound)
-
     def finished(self, id: str) -> None:
         """Nothing of an inbound call, or for a byte channel of the other side's, runs any more: its place is free."""
         inbound = self.inbound.pop(id, None)

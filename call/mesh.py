@@ -221,7 +221,7 @@ class Mesh:
             while self.overlays.is_attached(attachment) and session.is_open:
                 importing.is_due.clear()
                 retry_s = None
-                if watching is None and self._terms(attachment).offers:
+                if (watching is None or watching.done()) and self._terms(attachment).offers:
                     watching = self._tasks.start(self._watch(attachment, importing), name=f"watch {attachment.peer}")
                 try:
                     await self._import(attachment, importing)

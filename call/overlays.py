@@ -11,16 +11,23 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from alknet.call.errors import CallError
 from alknet.call.from_call import EMPTY, Catalog
 from alknet.call.specs import OperationSpec
 
 if TYPE_CHECKING:
     from alknet.call.operations import Operation
 
-__all__ = ["Attachment", "Overlays"]
+__all__ = ["CHANNEL_PLACES", "MAX_SHARE", "Attachment", "Overlays"]
 
 MAX_SLOTS: Final = 10_000
 """Peers whose place in the order is remembered; the configuration has no more."""
+
+
+MAX_SHARE: Final = 256
+"""Places of one caller on the connection with a peer, where a call takes one and a channel `CHANNEL_PLACES`: a quarter
+of what the peer takes of either by default, so that nobody keeps it from all others."""
+CHANNEL_PLACES: Final = 4
 
 
 @dataclass(slots=True, eq=False)
@@ -31,10 +38,31 @@ class Attachment:
     generation: int
     session: Any = field(repr=False)
     catalog: Catalog = field(default=EMPTY, repr=False)
+    running: dict[str, int] = field(default_factory=dict, repr=False)
+    """Calls and channels that are on their way there, by who began them."""
     is_filled: bool = False
     """Whether its operations have been found out once."""
     forwarding: "dict[str, Operation]" = field(default_factory=dict, repr=False)
     """What forwards calls of these, as far as they were called."""
+
+    def take(self, caller: str | None, places: int = 1) -> str:
+        """Take places on the connection, which all callers share, for one of them; to be given back with `leave` and
+        what this returns. `CallError` for one that has `MAX_SHARE`."""
+        who = caller or ""
+        taken = self.running.get(who, 0)
+        if taken + places > MAX_SHARE:
+            words = f"{who or 'nobody'} has as many calls and channels to peer {self.peer!r} as one caller may have"
+            raise CallError("RESOURCE_EXHAUSTED", words)
+        self.running[who] = taken + places
+        return who
+
+    def leave(self, who: str, places: int = 1) -> None:
+        """Give them back."""
+        left = self.running[who] - places
+        if left:
+            self.running[who] = left
+        else:
+            del self.running[who]
 
 
 class Overlays:

@@ -17,10 +17,6 @@ __all__ = ["LEAST_BYTES", "Pace", "Path"]
 
 LEAST_BYTES: Final = 128 * 1024
 """What may be on its way in any case; twice what the other side consumes before it grants credit."""
-LEAST_SHARED_BYTES: Final = 16 * 1024
-"""The same beside calls, which wait behind it: then they come first, and a channel may be slower for it."""
-SHARED_S: Final = 1.0
-"""So long after a call was seen there may be others."""
 GAIN: Final = 2.0
 """Times the rate and the least delay that were seen."""
 LOOK_AGAIN_S: Final = 10.0
@@ -37,8 +33,6 @@ class Path:
     least_delay_s: float = math.inf
     look_from: float = -math.inf
     """Only what was sent since then tells the least delay."""
-    shared_until: float = -math.inf
-    """Calls travel on it, too."""
 
 
 @dataclass(slots=True)
@@ -75,10 +69,8 @@ class Pace:
         else:
             self._marks.append(_Mark(start, self._sent, self._granted, now))
 
-    def granted(self, size: int, now: float, *, is_shared: bool = False) -> None:
-        """The other side has consumed so many bytes more; `is_shared`: and there is a call on the same stream now."""
-        if is_shared:
-            self.path.shared_until = now + SHARED_S
+    def granted(self, size: int, now: float) -> None:
+        """The other side has consumed so many bytes more."""
         self._granted = min(self._granted + size, self._sent)
         newest = None
         while self._marks and self._marks[0].end <= self._granted:
@@ -90,11 +82,10 @@ class Pace:
             path.look_from, path.least_delay_s = now, math.inf
         if newest.at >= path.look_from:
             path.least_delay_s = min(path.least_delay_s, delay_s)
-        least = LEAST_SHARED_BYTES if now < path.shared_until else LEAST_BYTES
         if path.least_delay_s == math.inf:
-            self.limit = least
+            self.limit = LEAST_BYTES
         else:
             rate = (self._granted - newest.granted_before) / delay_s
             needed = round(GAIN * rate * path.least_delay_s)
             # One slow moment tells little; several do.
-            self.limit = max(least, needed, self.limit - self.limit // 8)
+            self.limit = max(LEAST_BYTES, needed, self.limit - self.limit // 8)

@@ -279,6 +279,9 @@ class Prepared:
             return None
         return CallError("TIMEOUT", f"{self.operation.spec.name} did not finish in time")
 
+    def _is_late(self) -> bool:
+        return self.deadline is not None and self.loop.time() >= self.deadline
+
     def _why_ended(self) -> str:
         return "error TIMEOUT" if self._expired else self.ended_because
 
@@ -314,6 +317,8 @@ class Prepared:
                 return exc
             except OutputError as wrong:
                 return unexpected(spec.name, wrong)
+        if isinstance(exc, CallError) and exc.code == "TIMEOUT" and self._is_late():
+            return CallError("TIMEOUT", f"{spec.name} did not finish in time")  # what it called was told so first
         if isinstance(exc, CallError):
             details = {"code": exc.code, "message": str(exc)[:1000]}
             if exc.denial_id is not None:

@@ -48,6 +48,7 @@ WITHOUT_SOURCE = {
     "tests/alpn/test_bad_network.py": "the contract on a network that loses; every part of QUIC has its share",
     "tests/alknet/gateway/test_attacks.py": "what a stranger may send over HTTP; every part withstands a share",
     "tests/call/test_attacks.py": "what an other side may do to a session; every part of a session withstands a share",
+    "tests/call/test_mesh_attacks.py": "what a peer that brings operations may do; each part of it has a share",
 }
 
 

@@ -99,7 +99,9 @@ def identity(invocation: Invocation) -> None:
     bare = {name: f"{key.kind} {str(key).split()[1]}" for name, key in keys.items()}
     where = [word for address in addresses for word in ("--address", address)]
     words = ["alknet", "peer", "add", "NAME", "--node-key", bare["node_key"], "--host-key", bare["host_key"]]
-    click.echo("\nOn a node that is to reach this one (with --dial it keeps up a connection):\n")
+    click.echo(
+        "\nOn a node that is to reach this one (--dial keeps up a connection, --scope says what this one may do there):\n"
+    )
     click.echo("  " + shlex.join([*words, *where]))
     words[4] = "--key"
     click.echo("\nOn a node that this one dials, which gets its operations and reaches it over that connection:\n")

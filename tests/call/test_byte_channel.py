@@ -6,6 +6,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import pytest
+
 from alknet.alpn.errors import ConnectionClosed
 from alknet.alpn.quic import MAX_SEND_BYTES
 from alknet.alpn.streams import MAX_BUFFERED_BYTES, BaseConnection, Connection, Stream
@@ -76,11 +78,18 @@ class TestOverMemory(ManyStreams):
     carrier = Carrier(partial(over, memory_ends), most_held_bytes=4 * MAX_BUFFERED_BYTES)
 
 
+on_uvloop = pytest.mark.asyncio(loop_factories=["uvloop"])
+"""Which nodes run on. A channel is the same on any loop, as those over memory show, and so is each carrier, as its own
+tests show; here are only the bytes of one in the other."""
+
+
+@on_uvloop
 class TestOverTls(ManyStreams):
     # The window, and what a transport holds for an attached one.
     carrier = Carrier(partial(over, tls_connections), most_held_bytes=WINDOW_BYTES + 2 * MAX_BUFFERED_BYTES)
 
 
+@on_uvloop
 class TestOverQuic(ManyStreams):
     carrier = Carrier(
         partial(over, quic_connections), most_held_bytes=STREAM_BYTES + MAX_SEND_BYTES + 4 * MAX_BUFFERED_BYTES

@@ -18,6 +18,7 @@ from alknet.call.context import Caller
 from alknet.call.errors import CallError
 from alknet.call.exposed import MeshSettings, Terms
 from alknet.call.handler import Dialled
+from alknet.call.overlays import CHANNEL_PLACES, MAX_SHARE
 from alknet.call.registry import Registry
 from alknet.errors import AlknetError
 from alknet.tasks import Tasks
@@ -202,6 +203,23 @@ async def test_a_refused_channel_takes_no_place(tmp_path: Path) -> None:
             with pytest.raises(CallError):
                 await link.session.open_channel("echo", peer="lab")
         assert await said_by(await link.session.open_channel("echo"), b"x") == b"alice/None:x"
+
+
+async def test_a_caller_has_its_share_of_the_channels_to_a_peer_and_gives_it_back(tmp_path: Path) -> None:
+    async with hub_with(tmp_path, "peer:lab") as hub, hub.worker_dialled_in(), hub.door.session() as link:
+        (attachment,) = hub.door.mesh.overlays.of("lab")
+        held = [await link.session.open_channel("echo", peer="lab") for _ in range(2)]
+        assert attachment.running == {"alice": 2 * CHANNEL_PLACES}
+        attachment.take("alice", MAX_SHARE - 2 * CHANNEL_PLACES)
+        with pytest.raises(CallError, match="alice has as many calls and channels to peer 'lab'") as refused:
+            await link.session.open_channel("echo", peer="lab")
+        assert refused.value.code == "RESOURCE_EXHAUSTED"
+        attachment.leave("alice", MAX_SHARE - 2 * CHANNEL_PLACES)
+        with pytest.raises(CallError, match="no byte channel leads to 'udp' here"):
+            await link.session.open_channel("udp", peer="lab")
+        for channel in held:
+            channel.reset()
+        await eventually(lambda: attachment.running == {}, "all is given back")
 
 
 async def test_taking_the_right_away_ends_a_channel_and_says_why(tmp_path: Path) -> None:

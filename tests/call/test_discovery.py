@@ -399,10 +399,11 @@ async def test_operations_of_one_peer_are_listed_and_described_as_ones_own_are()
         ("alice", "unheard-of", "NOT_FOUND"),
         (None, "lab", "NOT_FOUND"),
         ("bob", "away", "UNAVAILABLE"),
+        ("bob", "unheard-of", "NOT_FOUND"),
     ],
 )
 async def test_who_may_not_call_a_peer_does_not_learn_of_it(caller: str | None, peer: str, code: str) -> None:
-    async with Bench(peers={"alice": ("peer:other",), "bob": ("peer:*",)}) as bench:
+    async with Bench(peers={"alice": ("peer:other",), "bob": ("peer:*",), "away": ()}) as bench:
         bench.connect("lab", "lab/x")
         for name, value in (("services/list", {}), ("services/schema", {"name": "lab/x"})):
             with pytest.raises(CallError) as caught:

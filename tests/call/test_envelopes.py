@@ -135,6 +135,12 @@ def test_whatever_a_request_says_it_is_read_or_refused(payload: dict[str, Any]) 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["", "A B", "BELL\x07", "NEW\nLINE", "X" * 65, 7, None])
+def test_a_code_or_a_denial_that_could_steer_a_terminal_is_not_passed_on(text: Any) -> None:
+    got = read_error({"code": text, "message": "no", "denial_id": text})
+    assert (got.code, got.denial_id) == ("INTERNAL", None)
+
+
 def test_an_error_says_what_it_has_and_nothing_else() -> None:
     assert error_payload(CallError("NOT_FOUND", "no such thing")) == {
         "code": "NOT_FOUND",
@@ -146,11 +152,11 @@ def test_an_error_says_what_it_has_and_nothing_else() -> None:
 
 
 @given(
-    code=st.sampled_from(sorted(PROTOCOL_CODES)) | st.text(min_size=1, max_size=MAX_ID_CHARS),
+    code=st.sampled_from(sorted(PROTOCOL_CODES)) | st.from_regex(r"[A-Z][A-Z0-9_]{0,63}", fullmatch=True),
     message=st.text(max_size=MAX_REASON_CHARS),
     details=values,
     retryable=st.booleans(),
-    denial_id=st.none() | st.text(max_size=MAX_ID_CHARS),
+    denial_id=st.none() | st.from_regex(r"den_[0-9a-f]{16}", fullmatch=True),
 )
 def test_an_error_arrives_as_it_was_sent(
     code: str, message: str, details: Any, retryable: bool, denial_id: str | None

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from alknet.access import Access
 from alknet.call import overlays as module
+from alknet.call.errors import CallError
 from alknet.call.from_call import Catalog
-from alknet.call.overlays import Attachment, Overlays
+from alknet.call.overlays import CHANNEL_PLACES, MAX_SHARE, Attachment, Overlays
 from alknet.call.specs import Kind, OperationSpec
 
 PEERS = ("a", "b", "c")
@@ -166,3 +167,27 @@ def test_in_any_order_there_is_what_the_live_connections_brought_and_nothing_els
             assert overlays.offering(name) == [peer for peer in here if model.find(peer, name) is not None]
         for one in model.ever:
             assert overlays.is_attached(one) is (model.entry(one) is not None)
+
+
+def test_nobody_takes_all_the_places_on_a_connection() -> None:
+    attachment = Overlays().attach("w1", object())
+    for _ in range(MAX_SHARE // CHANNEL_PLACES - 1):
+        attachment.take("mallory", CHANNEL_PLACES)
+    for _ in range(CHANNEL_PLACES):
+        attachment.take("mallory")
+    for places in (1, CHANNEL_PLACES):
+        with pytest.raises(CallError, match="mallory has as many calls and channels to peer 'w1'") as refused:
+            attachment.take("mallory", places)
+        assert refused.value.code == "RESOURCE_EXHAUSTED"
+    assert attachment.take("alice", CHANNEL_PLACES) == "alice"
+    attachment.leave("mallory", CHANNEL_PLACES)
+    assert attachment.take("mallory") == "mallory"
+
+
+def test_places_are_forgotten_when_they_are_given_back() -> None:
+    attachment = Overlays().attach("w1", object())
+    who = attachment.take(None, CHANNEL_PLACES)
+    attachment.take(None)
+    attachment.leave(who, CHANNEL_PLACES)
+    attachment.leave(who)
+    assert attachment.running == {}
