@@ -100,7 +100,7 @@ def identity(invocation: Invocation) -> None:
     where = [word for address in addresses for word in ("--address", address)]
     words = ["alknet", "peer", "add", "NAME", "--node-key", bare["node_key"], "--host-key", bare["host_key"]]
     click.echo(
-        "\nOn a node that is to reach this one (--dial keeps up a connection, --scope says what this one may do there):\n"
+        "\nOn a node that is to reach this one (--dial keeps up a connection; --scope: what this one may do there):\n"
     )
     click.echo("  " + shlex.join([*words, *where]))
     words[4] = "--key"
