@@ -173,6 +173,7 @@ class SharedStream(_Ends):
             self._frames.say(self._states.data(self.id, bytes(rest[:size])))
             self._pace.sent(size, self._loop.time())
             rest = rest[size:]
+            await asyncio.sleep(0)  # between two pieces it is the turn of calls
 
     async def write_eof(self) -> None:
         self.check_open()

@@ -30,6 +30,8 @@ CLOSE_TIMEOUT_S: Final = 1.0
 """What the last words may take to be sent to an other side that does not read."""
 BODIES_AT_ONCE: Final = 24
 """Bodies of one read that are dealt with in one round of the event loop."""
+BYTES_AT_ONCE: Final = 32 * 1024
+"""The same in bytes."""
 MAX_EARLY_FRAMES: Final = 64
 """Frames that may arrive before the hello asks for them."""
 
@@ -114,12 +116,21 @@ class Channel(asyncio.Protocol):
     def _go_on(self, count: int | None = None) -> None:
         """Hand over some bodies, and the rest in the event loop's next round: meanwhile the answers to the first ones
         leave, and the other side works on these while this one works on the rest."""
-        count = BODIES_AT_ONCE if count is None else count
+        count = self._at_once() if count is None else count
         bodies, self._backlog = self._backlog[:count], self._backlog[count:]
         if self._backlog:
             self._loop.call_soon(self._go_on)
         if self.on_bodies is not None:
             self.on_bodies(self, bodies)
+
+    def _at_once(self) -> int:
+        """How many of the bodies that wait are dealt with in one round: large ones take as long as several calls."""
+        size = 0
+        for count, body in enumerate(self._backlog[:BODIES_AT_ONCE], 1):
+            size += len(body)
+            if size >= BYTES_AT_ONCE:
+                return count
+        return BODIES_AT_ONCE
 
     def _take(self, bodies: list[bytes]) -> None:
         if self.on_bodies is not None:

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from alknet.call.channel import CLOSE_TIMEOUT_S, FLUSH_BYTES, MAX_EARLY_FRAMES, MAX_UNREAD_BYTES, Channel
+from alknet.call.channel import BYTES_AT_ONCE, CLOSE_TIMEOUT_S, FLUSH_BYTES, MAX_EARLY_FRAMES, MAX_UNREAD_BYTES, Channel
 from alknet.call.codecs import JSON, MSGPACK
 from alknet.call.errors import CallError, FrameError
 from alknet.call.frames import HELLO_MAX_FRAME, LENGTH_BYTES, FrameReader, frame
@@ -128,6 +128,23 @@ async def test_a_session_gets_what_came_before_it_and_then_everything() -> None:
     taker = taken(channel)
     channel.data_received(frame(b"later"))
     assert taker.bodies == [b"early", b"earlier", b"later"]
+
+
+async def test_large_bodies_of_one_read_are_dealt_with_in_several_rounds() -> None:
+    """So that calls of others come in between; small ones go together, and none is lost or changes its place."""
+    wire = Wire()
+    channel = channel_on(wire)
+    rounds: list[list[bytes]] = []
+    channel.reader.max_frame = 1024 * 1024
+    channel.take_over(lambda channel, bodies: rounds.append(bodies), lambda channel: None)
+    rounds.clear()
+    large = [bytes([number]) * (BYTES_AT_ONCE // 2) for number in range(6)]
+    small = [bytes([number]) for number in range(20)]
+    channel.data_received(b"".join(map(frame, [*large, *small])))
+    assert rounds == [large[:2]]
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert rounds == [large[:2], large[2:4], large[4:], small]
 
 
 async def test_a_session_on_a_stream_that_has_ended_hears_of_both() -> None:

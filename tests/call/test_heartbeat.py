@@ -13,7 +13,10 @@ from alknet.call.frames import frame
 from alknet.call.heartbeat import QUESTIONS, wait_silent
 from alknet.tasks import Tasks
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left")
+pytestmark = [
+    pytest.mark.usefixtures("nothing_is_left"),
+    pytest.mark.asyncio(loop_factories=["uvloop"]),  # which nodes run on; patience takes its time on any loop
+]
 PATIENCE_S = 0.4
 
 
