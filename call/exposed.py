@@ -61,6 +61,8 @@ class Exposed:
 
     def __init__(self, overlays: Overlays, routes: Routes) -> None:
         self.operations: dict[str, Operation] = {}
+        self.left_out: dict[str, tuple[str, ...]] = {}
+        """Names that a peer offers and does not serve here, because it is not agreed on what is meant by them."""
         self._overlays = overlays
         self._routes = routes
         self._groups: dict[str, tuple[str, ...]] = {}
@@ -74,6 +76,7 @@ class Exposed:
         """Expose what the peers offer now; whether any operation is another one than before."""
         groups: dict[str, list[str]] = {}
         built: dict[str, Operation] = {}
+        left_out: dict[str, list[str]] = {}
         for peer in self._overlays.peers:
             expose = terms.get(peer, NO_TERMS).expose
             if expose is None:
@@ -86,9 +89,12 @@ class Exposed:
                         continue  # too long for a name
                     built[name] = self._build(name, remote, spec, expose.scope_of(name))
                 elif isinstance(first.forward, _Standing) and not first.forward.agrees_with(spec):
-                    continue  # callers of this name expect another kind, or were not asked for what this one asks for
+                    # Callers of this name expect another kind, or were not asked for what this one asks for.
+                    left_out.setdefault(peer, []).append(name)
+                    continue
                 groups.setdefault(name, []).append(peer)
         self._groups = {name: tuple(peers) for name, peers in groups.items()}
+        self.left_out = {peer: tuple(names) for peer, names in left_out.items()}
         is_same = built.keys() == self.operations.keys() and all(
             operation is self.operations[name] for name, operation in built.items()
         )

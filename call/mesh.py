@@ -184,7 +184,7 @@ class Mesh:
                     "connection": one.session.connection.id,
                     "generation": one.generation,
                     "operations": len(one.catalog.specs),
-                    "problem": self._imports[one].problem or None,
+                    "problem": self._problem(one),
                 }
                 for one in self.overlays
             ],
@@ -193,6 +193,15 @@ class Mesh:
             "routing": str(self.settings.routing),
             "routes": self._routes.counters(now),
         }
+
+    def _problem(self, attachment: Attachment) -> str | None:
+        said = [self._imports[attachment].problem]
+        if names := self._exposed.left_out.get(attachment.peer, ()):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            said.append(
+                f"it says otherwise than other peers what {', '.join(names[:3])}{more} is, and gets no calls of it"
+            )
+        return "; ".join(filter(None, said)) or None
 
     def _is_missed(self, peer: str, terms: Terms) -> bool:
         return bool(terms.offers) and not self.overlays.of(peer)
