@@ -286,7 +286,7 @@ def test_a_token_from_a_file_or_stdin(node: NodeProcess, tmp_path: Path, carrier
     wait_until(lambda: node.alknet(*call, str(file), ".", "node/status", check=False).returncode == 3, "it is revoked")
     refused = node.alknet(*call, str(file), ".", "node/status", check=False)
     assert refused.returncode == 3
-    assert refused.stderr.startswith("alknet: the token is not valid (den_")
+    assert refused.stderr.startswith("alknet: the local node refused: the token is not valid (den_")
     assert text not in node.log_text()
 
 

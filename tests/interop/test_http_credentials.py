@@ -88,7 +88,7 @@ async def test_a_token_that_is_no_good_is_refused_alike_at_every_path(
         async with alknet.connect(home=shown.home, token=token, carrier="quic"):
             pass
     native = caught.value
-    assert (native.code, str(native)) == ("FORBIDDEN", WORDS[kind])
+    assert (native.code, str(native)) == ("FORBIDDEN", f"the local node refused: {WORDS[kind]}")
     assert native.denial_id is not None
     for scheme in ("http", "https"):
         async with http_client(shown, token, scheme=scheme, source=SOURCES[kind]) as http:
