@@ -12,7 +12,14 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from alknet.call.errors import CallError
-from alknet.call.import_errors import DiscoveryFailed, ImportFailed, SchemaParse, Transport, Unauthorized
+from alknet.call.import_errors import (
+    DiscoveryFailed,
+    ImportFailed,
+    SamePeerCollision,
+    SchemaParse,
+    Transport,
+    Unauthorized,
+)
 from alknet.call.remote_specs import MAX_DESCRIPTION_BYTES, read_spec
 from alknet.call.slices import Slices
 from alknet.call.specs import OperationSpec
@@ -102,6 +109,8 @@ async def _listed(session: Session) -> tuple[dict[str, str], int | None]:
         for one in operations:
             name, digest = (one.get("name"), one.get("digest", "")) if isinstance(one, dict) else (None, "")
             if isinstance(name, str) and isinstance(digest, str) and len(found) < MAX_LISTED:
+                if name in found:
+                    raise SamePeerCollision(f"services/list has two operations named {name[:200]!r}")
                 found[name] = digest
         after = page.get("next_cursor")
         if not isinstance(after, str) or after <= cursor or len(found) == MAX_LISTED:

@@ -12,7 +12,7 @@ from alknet.access import Access
 from alknet.call import from_call as module
 from alknet.call.errors import CallError
 from alknet.call.from_call import EMPTY, MAX_SKIPPED, Catalog, from_call
-from alknet.call.import_errors import DiscoveryFailed, ImportFailed, Transport, Unauthorized
+from alknet.call.import_errors import DiscoveryFailed, ImportFailed, SamePeerCollision, Transport, Unauthorized
 from alknet.call.operations import operation
 from alknet.call.specs import Kind, OperationSpec
 from testkit.peers import Line, worker
@@ -161,11 +161,9 @@ async def test_what_is_wrong_with_one_operation_leaves_out_that_one() -> None:
     ]
 
 
-async def test_names_that_are_none_and_doubled_ones_do_no_harm() -> None:
-    other = Other("a/b", "a/b", "\x1b", "")
-    catalog = await from_call(other, everything)
+async def test_names_that_are_none_do_no_harm() -> None:
+    catalog = await from_call(Other("a/b", "\x1b", ""), everything)
     assert list(catalog.specs) == ["a/b"]
-    assert other.asked.count("a/b") == 1
 
 
 async def test_reasons_are_kept_for_a_few_only() -> None:
@@ -300,3 +298,8 @@ async def test_one_who_gives_up_leaves_nothing_running() -> None:
         async with asyncio.timeout(0.05):
             await from_call(Silent("a/b", "a/c"), everything)
     assert asyncio.all_tasks() == before
+
+
+async def test_two_operations_of_one_peer_cannot_have_one_name() -> None:
+    with pytest.raises(SamePeerCollision, match="two operations named 'a/b'"):
+        await from_call(Other("a/b", "a/c", "a/b"), everything)
