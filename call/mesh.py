@@ -41,7 +41,8 @@ PATIENCE_S: Final = 4.5
 PUBLISH_DELAY_S: Final = 0.05
 """Peers that come and go within this are one change of the node's operations."""
 PUBLISH_SHARE: Final = 10
-"""That many times as long as it takes to publish nothing is published."""
+"""After a change nothing is published for that many times as long as it took to publish it."""
+MOST_PUBLISH_PAUSE_S: Final = 1.0
 PAUSE_S: Final = 0.5
 """Between two imports from one peer, however often it says that it has changed."""
 MAX_ATTACHED: Final = 16
@@ -85,7 +86,7 @@ class Mesh:
         self._exposed = Exposed(self.overlays, self._routes)
         self._hidden: frozenset[str] = frozenset()
         self._publishing: asyncio.TimerHandle | None = None
-        self._publish_took_s = 0.0
+        self._publish_took_s = self._published_at = 0.0
         self._tasks = Tasks("mesh")
 
     # --- what changes -----------------------------------------------------------------------------------------------
@@ -190,6 +191,7 @@ class Mesh:
             ],
             "away": [self._away(peer) for peer, terms in self.settings.terms.items() if self._is_missed(peer, terms)],
             "exposed": len(self._exposed.operations),
+            "is_settled": self._publishing is None,
             "routing": str(self.settings.routing),
             "routes": self._routes.counters(now),
         }
@@ -304,19 +306,20 @@ class Mesh:
 
     def _publish_soon(self) -> None:
         if self._publishing is None:
-            loop = asyncio.get_running_loop()
-            # With many peers it takes longer, and calls are served meanwhile.
-            delay_s = max(PUBLISH_DELAY_S, PUBLISH_SHARE * self._publish_took_s)
-            self._publishing = loop.call_later(delay_s, self._publish_now)
+            # With many peers it takes longer, and calls are to be served meanwhile.
+            pause_s = min(PUBLISH_SHARE * self._publish_took_s, MOST_PUBLISH_PAUSE_S)
+            delay_s = max(PUBLISH_DELAY_S, self._published_at + pause_s - time.monotonic())
+            self._publishing = asyncio.get_running_loop().call_later(delay_s, self._publish_now)
 
     def _publish_now(self, *, is_new: bool = False) -> None:
         if self._publishing is not None:
             self._publishing.cancel()
             self._publishing = None
-        began = time.perf_counter()
+        began = time.monotonic()
         if self._exposed.rebuild(self.settings.terms) or is_new:
             self._announce()
-        self._publish_took_s = time.perf_counter() - began
+        self._published_at = time.monotonic()
+        self._publish_took_s = self._published_at - began
 
     def _announce(self) -> None:
         exposed = self._exposed.operations

@@ -141,11 +141,17 @@ async def test_many_workers_come_and_come_back(
 
 
 async def all_here(machine: NodeProcess, workers: int, operations: int) -> None:
-    """Wait until the hub has every operation of every worker."""
+    """Wait until the hub has every operation of every worker, and calls of the exposed ones go to all of them."""
     async with asyncio.timeout(60), alknet_package.connect("hub", home=machine.home, carrier="tls") as hub:
         while True:
-            attached = (await hub.call("node/status"))["mesh"]["attached"]
-            if len(attached) >= workers and all(one["operations"] == operations for one in attached):
+            mesh = (await hub.call("node/status"))["mesh"]
+            attached = mesh["attached"]
+            if (
+                len(attached) >= workers
+                and mesh["exposed"] == operations
+                and all(one["operations"] == operations for one in attached)
+                and len(set(await shares(hub, workers))) == workers
+            ):
                 return
             await asyncio.sleep(0.05)
 

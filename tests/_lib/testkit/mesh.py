@@ -206,12 +206,15 @@ class MeshNodes:
         return found
 
     def wait_settled(self, *names: str) -> None:
-        """Wait until each of these workers (all, if none is named) has one connection whose operations are known."""
+        """Wait until each of these workers (all, if none is named) has one connection, and its operations are known and
+        exposed."""
         wanted = names or tuple(self.workers)
 
         def are_here() -> bool:
-            attached = self.attached()
-            return all(len(attached.get(name, ())) == 1 and attached[name][0]["operations"] for name in wanted)
+            mesh = self.mesh()
+            attached = {name: [one for one in mesh["attached"] if one["peer"] == name] for name in wanted}
+            known = all(len(found) == 1 and found[0]["operations"] for found in attached.values())
+            return known and mesh["is_settled"]
 
         try:
             wait_until(are_here, f"{', '.join(wanted)} have brought their operations")
