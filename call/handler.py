@@ -127,15 +127,6 @@ class CallHandler:
         await self._serve(carried, channel, identity, start.codec, start.features)
         return 0
 
-    def sessions_of(self, peer: str) -> list[Session]:
-        """The live sessions that a peer has opened with a key of its own, newest first: who holds no more than a token
-        of the peer is not the one that the peer's operations are called on."""
-        return [
-            session
-            for session, identity in reversed(self._sessions.items())
-            if identity is not None and identity.id == peer and identity.via.startswith("key:")
-        ]
-
     def recheck(self) -> None:
         for session, identity in tuple(self._sessions.items()):
             session.serving.recheck()

@@ -60,7 +60,7 @@ async def door(tmp_path: Path, served: Served, caplog: pytest.LogCaptureFixture)
 
 
 def there(door: CallDoor) -> Session:
-    session = door.handler.sessions_of("alice")[0]
+    session = door.sessions_of("alice")[0]
     assert session is not None
     return session
 
@@ -440,7 +440,7 @@ async def test_anything_at_any_point_of_a_session_is_answered_or_ends_it(
             except AlknetError:
                 break
     await eventually(lambda: not asyncio.all_tasks() - before, "every task of the session has ended")
-    assert door.handler.sessions_of("alice") == []
+    assert door.sessions_of("alice") == []
     async with raw_caller(door) as raw:
         await raw.send(requested("r1", "t/add", {"a": 1, "b": 2}))
         assert (await raw.receive())["payload"] == {"output": 3}

@@ -347,13 +347,13 @@ async def test_the_node_may_call_what_it_is_served(door: CallDoor, dials: Dials)
         return Refuser()
 
     async with client.connect(target(door, door.key), server_of=server_of):
-        (session,) = await eventually(lambda: door.handler.sessions_of("alice"), "the node has a session")
+        (session,) = await eventually(lambda: door.sessions_of("alice"), "the node has a session")
         with pytest.raises(CallError, match=r"^not now: my/thing$"):
             await session.call("my/thing")
     (challenge,) = seen
     assert (challenge.node, challenge.key) == ("test-node", door.node_key.public_key)
     async with client.connect(target(door, door.key)):
-        (session,) = await eventually(lambda: door.handler.sessions_of("alice"), "the node has a session")
+        (session,) = await eventually(lambda: door.sessions_of("alice"), "the node has a session")
         with pytest.raises(CallError, match="operation not found: my/thing"):
             await session.call("my/thing")
 

@@ -598,17 +598,6 @@ async def test_who_is_refused_too_often_is_sent_away(door: CallDoor, monkeypatch
         assert link.session.end_reason == "3 calls were refused"
 
 
-async def test_the_sessions_of_a_peer_are_found_newest_first(door: CallDoor) -> None:
-    assert door.handler.sessions_of("alice") == []
-    async with door.session():
-        (older,) = door.handler.sessions_of("alice")
-        async with door.session(), door.session(anonymous=True):
-            newer, other = door.handler.sessions_of("alice")
-            assert other is older is not newer
-        await eventually(lambda: door.handler.sessions_of("alice") == [older], "the newer one is gone")
-    await eventually(lambda: door.handler.sessions_of("alice") == [], "the older one is gone")
-
-
 # --- over SSH ----------------------------------------------------------------------------------------------------
 
 
@@ -634,7 +623,7 @@ async def test_over_ssh_calls_are_served_without_further_proof(door: CallDoor, t
         link = await over_stream(stream, dialer)
         assert (link.identity, link.node, link.node_key) == ("alice", "test-node", None)
         assert await link.session.call("own/hold") == "done"
-        assert door.handler.sessions_of("alice")
+        assert door.sessions_of("alice")
         await link.session.aclose()
         assert await asyncio.wait_for(served, 10) == 0
     (outcome,) = [r for r in door.audit.records if r["action"] == "own/hold" and r["phase"] == "outcome"]

@@ -101,7 +101,7 @@ async def outcomes(door: CallDoor, name: str) -> list[str]:
 
 
 def serving(door: CallDoor) -> Any:
-    session = door.handler.sessions_of("alice")[0]
+    session = door.sessions_of("alice")[0]
     assert session is not None
     return session.serving
 
@@ -287,7 +287,7 @@ async def test_the_end_of_a_session_waits_for_cleaning_up_and_not_for_what_never
     async with raw_caller(door) as raw:
         await raw.send(requested("r1", "t/tidy"), requested("r2", "t/deaf"))
         await eventually(lambda: served.begun == 2, "both run")
-        session = door.handler.sessions_of("alice")[0]
+        session = door.sessions_of("alice")[0]
         monkeypatch.setattr("alknet.call.serving.ENDING_GRACE_S", 10.0)
         closing = asyncio.get_running_loop().create_task(session.aclose("enough"))
         await eventually(lambda: served.stopped == 2, "both are cancelled")

@@ -74,7 +74,7 @@ def _no_policy() -> Any:
 
 def there(door: CallDoor) -> Session:
     """The door's end of alice's session."""
-    return door.handler.sessions_of("alice")[0]
+    return door.sessions_of("alice")[0]
 
 
 async def failure(call: Any) -> CallError:

@@ -22,6 +22,7 @@ from alknet.call.mesh import Mesh
 from alknet.call.operations import operations_of
 from alknet.call.overlays import Attachment
 from alknet.call.registry import Registry
+from alknet.call.session import Session
 from alknet.clock import SystemClock
 from alknet.config.policy import daemon_user
 from alknet.gate import Gate
@@ -102,6 +103,11 @@ class CallDoor:
                 await link.session.aclose()
         finally:
             dialer.close()
+
+    def sessions_of(self, peer: str) -> list[Session]:
+        """The live sessions of a peer at the door, newest first."""
+        live = reversed(self.handler._sessions.items())
+        return [session for session, identity in live if identity is not None and identity.id == peer]
 
     async def aclose(self) -> None:
         """End every session."""
