@@ -40,7 +40,7 @@ PARTS = {
         tuple(
             f"alknet.{name}"
             for name in (  # noqa: SIM905
-                "access actions audit audit_reader backoff certificates child clock descriptors errors gate keyring "
+                "access actions audit audit_reader backoff certificates child clock descriptors errors gate identity keyring "
                 "keys known_nodes lock logs nofile notify plan replies runas sshsig state tasks tokens verification"
             ).split()
         ),
@@ -157,6 +157,7 @@ PURE = (
     "alknet.config.addresses",
     "alknet.config.diff",
     "alknet.config.positions",
+    "alknet.identity",
     "alknet.plan",
 )
 IMPURE = frozenset({"asyncio", "asyncssh", "selectors", "socket", "ssl", "subprocess", "threading", "time"})

@@ -11,6 +11,7 @@ MAX_TEST_LINES = 700  # a test file is read case by case, not from top to bottom
 
 COVERED_ELSEWHERE = {
     # source: (the test that covers it, why that is the better place)
+    "alknet/identity.py": ("tests/alknet/test_access.py", "values without behaviour: the decisions on them are tested"),
     "alknet/audit_reader.py": ("tests/alknet/test_audit.py", "what a log promises is seen by reading it"),
     "alknet/status.py": ("tests/interop/test_cli.py", "it says what a whole node is doing"),
     "alknet/__main__.py": ("tests/interop/test_daemon.py", "nodes and commands are started through it"),
