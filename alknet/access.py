@@ -8,7 +8,7 @@ A :class:`Policy` is built from the configuration and swapped whole by a reload;
 """
 
 import hmac
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -16,12 +16,24 @@ from typing import Final, Protocol
 
 from blake3 import blake3
 
-from alknet.actions import ACTIONS, Verdict
-from alknet.identity import Access, Authority, DaemonUser, Identity, Peer, SshRights, Token
+from alknet.actions import ACTIONS, Grant, Verdict
+from alknet.identity import (
+    Access,
+    Authority,
+    Certificate,
+    DaemonUser,
+    Identity,
+    Peer,
+    SshRights,
+    Token,
+    UserAuthority,
+)
+from alknet.targets import Rule
 
 __all__ = [
     "Access",
     "Authority",
+    "Certificate",
     "Context",
     "DaemonUser",
     "Decision",
@@ -31,6 +43,7 @@ __all__ = [
     "Policy",
     "SshRights",
     "Token",
+    "UserAuthority",
     "authorize",
     "deny",
     "scope_grants",
@@ -50,6 +63,9 @@ class IdentityProvider(Protocol):
     def lookup_token(self, text: str) -> Identity | None:
         """The peer that the token was made for, whether or not either has expired; None for what is no token."""
 
+    def lookup_principal(self, certificate: Certificate) -> Identity | Verdict:
+        """The peer that the certificate's principals name, whether or not either has expired; else why not."""
+
     def renew(self, identity: Identity) -> Identity | None:
         """The same credential looked up again; None when it no longer belongs to that peer."""
 
@@ -67,15 +83,27 @@ class Policy:
     run_enabled: bool = False
     tokens: Mapping[str, Token] = field(default_factory=dict, repr=False)
     """By their public prefix."""
+    user_authorities: Mapping[str, UserAuthority] = field(default_factory=dict)
+    """Who signs user certificates, by fingerprint."""
+    revoked_keys: frozenset[str] = frozenset()
+    """Fingerprints of keys that prove nothing, and certify nothing, whoever has them."""
+    forward_rules: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict, repr=False)
+    """By peer: its own and then the node's that are about it, in the order in which they are read."""
+    record_targets: bool = False
+    """Whether the audit log may say what was forwarded to."""
     _by_key: Mapping[str, Identity] = field(init=False, repr=False)
+    _by_principal: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         by_key = {
             key: Identity(peer.id, frozenset(peer.scopes), f"key:{key}")
             for peer in self.peers.values()
             for key in peer.keys
+            if key not in self.revoked_keys
         }
+        by_principal = {name: peer.id for peer in self.peers.values() for name in peer.principals}
         object.__setattr__(self, "_by_key", MappingProxyType(by_key))
+        object.__setattr__(self, "_by_principal", MappingProxyType(by_principal))
 
     def lookup_key(self, fingerprint: str) -> Identity | None:
         return self._by_key.get(fingerprint)
@@ -86,19 +114,55 @@ class Policy:
         same = hmac.compare_digest(bytes(len(digest)) if token is None else token.digest, digest)
         return _bearer(token) if token is not None and same else None
 
+    def lookup_principal(self, certificate: Certificate) -> Identity | Verdict:
+        """As far as the policy goes: signatures, dates and addresses are checked by :mod:`alknet.ssh.certificates`."""
+        authority = self.user_authorities.get(certificate.authority)
+        if authority is None:
+            return "certificate:authority", f"{certificate.authority} is no authority for user certificates here"
+        if not self.revoked_keys.isdisjoint({certificate.key, certificate.authority}) or (
+            certificate.serial in authority.revoked
+        ):
+            return "certificate:revoked", f"the certificate {certificate.key_id!r} is revoked"
+        signed_for = [name for name in certificate.principals if _may_sign(authority, name)]
+        named = sorted({self._by_principal[name] for name in signed_for if name in self._by_principal})
+        if not named:
+            why = "belongs to a peer" if signed_for else "its authority may sign for"
+            return "certificate:principals", f"the certificate {certificate.key_id!r} has no principal that {why}"
+        if len(named) > 1:
+            peers = " and ".join(map(repr, named))
+            return "certificate:principals", f"the certificate's principals name {peers}; they must name one peer"
+        peer = self.peers[named[0]]
+        forced = (peer.ssh.force_command, certificate.force_command)
+        if None not in forced and forced[0] != forced[1]:
+            return (
+                "certificate:force-command",
+                f"the certificate forces another command than the entry of peer {peer.id!r} does",
+            )
+        via, scopes = f"cert:{certificate.key}", frozenset(peer.scopes)
+        return Identity(peer.id, scopes, via, certificate.valid_before, certificate)
+
     def renew(self, identity: Identity) -> Identity | None:
         kind, _, credential = identity.via.partition(":")
         found = self.lookup_key(credential) if kind == "key" else None
-        if kind == "token" and (token := self.tokens.get(credential)) is not None:
+        if kind == "cert" and identity.certificate is not None:
+            renewed = self.lookup_principal(identity.certificate)
+            found = renewed if isinstance(renewed, Identity) else None
+        elif kind == "token" and (token := self.tokens.get(credential)) is not None:
             found = _bearer(token)
         elif kind == "dial" and (peer := self.peers.get(credential)) is not None:  # dialled, and proven to be it
             found = Identity(peer.id, frozenset(peer.scopes), identity.via)
         return found if found is not None and found.id == identity.id else None
 
-    def next_expiry(self, now: float) -> float | None:
-        """The nearest `expires_at` of a peer or a token that still lies ahead, in seconds since 1970."""
+    def next_expiry(self, now: float, present: Iterable[Identity] = ()) -> float | None:
+        """The nearest `expires_at` of a peer or a token, or of those who are `present` (only they know when their
+        certificates end), that still lies ahead, in seconds since 1970."""
         ends = [p.expires_at for p in self.peers.values()] + [t.expires_at for t in self.tokens.values()]
+        ends += [identity.expires_at for identity in present]
         return min((end for end in ends if end and end > now), default=None)
+
+
+def _may_sign(authority: UserAuthority, principal: str) -> bool:
+    return any(fnmatchcase(principal, glob.replace("[", "[[]")) for glob in authority.principals)
 
 
 def token_digest(text: str) -> bytes:
@@ -231,12 +295,18 @@ def _judge(
         verdict = _resource(access.resource_type, access.resource_action, resource, resources, who)
         if verdict is not None:
             return verdict, _NOTHING
-    if known is not None and known.rules:
-        if peer is None:
+    if known is not None and (known.rules or known.credential):
+        if peer is None or isinstance(caller, Authority):
             return ("peer:needed", f"{who} composes, and only a peer can do this"), _NOTHING
+        for proven in known.credential:
+            verdict = proven(caller, peer, resource)
+            if verdict is not None:
+                return verdict, _NOTHING
         for rule in known.rules:
             verdict = rule(peer, resource, context.policy)
-            if verdict is not None:
+            if isinstance(verdict, Grant):
+                granted = verdict
+            elif verdict is not None:
                 return verdict, _NOTHING
     return None, granted
 
@@ -250,7 +320,8 @@ def _barred(identity: Identity, peer: Peer | None, now: float) -> Verdict | None
     if peer.expires_at is not None and now >= peer.expires_at:
         return "peer:expired", f"the access of peer {peer.id!r} has expired"
     if identity.expires_at is not None and now >= identity.expires_at:
-        return "token:expired", f"the token of peer {peer.id!r} has expired"
+        what = "token" if identity.certificate is None else "certificate"
+        return f"{what}:expired", f"the {what} of peer {peer.id!r} has expired"
     return None
 
 

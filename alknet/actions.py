@@ -1,35 +1,62 @@
 """Every action that a door can attempt besides operations, and running a command as one: the scope it needs, and its
 own rules.
 
-A rule is a function of the peer, the resource and the policy that says why not, or None;
+A rule is a function of the peer, the resource and the policy that says why not, or None, or what grants it;
 :func:`alknet.access.authorize` is the only caller.
 """
 
-import re
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from alknet.globs import path_glob
+from alknet.targets import DEFAULT, Direction, judge, parse_target
 
 if TYPE_CHECKING:
-    from alknet.access import Peer, Policy
+    from alknet.access import Identity, Peer, Policy
 
-__all__ = ["ACTIONS", "Action", "command_matches"]
+__all__ = ["ACTIONS", "Action", "Grant", "command_matches", "permits"]
 
 Verdict = tuple[str, str]
 """A rule that says no: its name and the reason."""
 
-Rule = Callable[["Peer", str | None, "Policy"], Verdict | None]
+
+class Grant(NamedTuple):
+    """A rule that says yes, for a decision that it and not the scope is the reason of: its name and the reason."""
+
+    rule: str
+    reason: str
+
+
+Rule = Callable[["Peer", str | None, "Policy"], Verdict | Grant | None]
+
+CredentialRule = Callable[["Identity", "Peer", str | None], Verdict | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What an action needs: a scope (None: being a known and enabled peer is enough), and what its rules say."""
+    """What an action needs: a scope (None: being a known and enabled peer is enough), and what its rules say; those of
+    `credential` look at what proved the caller."""
 
     scope: str | None
     rules: tuple[Rule, ...] = ()
+    credential: tuple[CredentialRule, ...] = ()
+
+
+@cache
+def permits(name: str) -> CredentialRule:
+    """The rule that a certificate, where the caller has logged in with one, must hold the extension ``permit-NAME``."""
+
+    def permitted(identity: "Identity", peer: "Peer", resource: str | None) -> Verdict | None:
+        certificate = identity.certificate
+        if certificate is None or name in certificate.permits:
+            return None
+        return f"certificate:permit-{name}", f"the certificate of peer {peer.id!r} does not hold permit-{name}"
+
+    return permitted
 
 
 def command_matches(pattern: str, command: str) -> bool:
@@ -51,23 +78,15 @@ def command_matches(pattern: str, command: str) -> bool:
             return False
         words = words[: len(allowed)]
     return len(words) == len(allowed) and all(
-        _glob(glob).fullmatch(word) for word, glob in zip(words, allowed, strict=True)
+        path_glob(glob).fullmatch(word) for word, glob in zip(words, allowed, strict=True)
     )
 
 
-@cache
-def _glob(pattern: str) -> re.Pattern[str]:
-    """`pattern` as a regular expression. A glob stays in its path segment, and never stands for ``..``."""
-    segments = []
-    for segment in pattern.split("/"):
-        text = "".join({"*": "[^/]*", "?": "[^/]"}.get(char) or re.escape(char) for char in segment)
-        segments.append(text if text == re.escape(segment) else rf"(?!\.\.?(?:/|\Z)){text}")
-    return re.compile("/".join(segments), re.DOTALL)
-
-
-def _login_name(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | None:
+def _login_name(identity: "Identity", peer: "Peer", resource: str | None) -> Verdict | None:
     """The login name selects nothing; a wrong one is refused so that nobody believes it did."""
     names = {peer.id, peer.ssh.user} - {None}
+    if identity.certificate is not None:
+        names |= set(identity.certificate.principals) & set(peer.principals)
     if resource is None or resource in names:
         return None
     allowed = " or ".join(sorted(repr(name) for name in names))
@@ -115,6 +134,15 @@ def _runs_as(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | 
     return None
 
 
+def _files_as(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | None:
+    """Whose files: as `_runs_as`, but an ordinary node serves its own to whoever has been given a root."""
+    if peer.ssh.sftp_root is None:
+        return "ssh.sftp_root", f"peer {peer.id!r} has no sftp_root, and nor has [ssh] on this node"
+    if policy.daemon.is_root or peer.ssh.user is not None:
+        return _runs_as(replace(peer, ssh=replace(peer.ssh, as_daemon=True)), resource, policy)
+    return None
+
+
 def _commands(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | None:
     allowed = peer.ssh.commands
     if allowed is None:
@@ -131,13 +159,39 @@ def _no_commands(peer: "Peer", resource: str | None, policy: "Policy") -> Verdic
     return "ssh.commands", f"peer {peer.id!r} has a list of commands, which rules out a shell"
 
 
+def _forward(direction: Direction) -> Rule:
+    """The rule for forwards in one direction: what the peer's rules and those of the node say of the target."""
+
+    def may_forward(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | Grant | None:
+        rules = policy.forward_rules.get(peer.id, ())
+        if resource is None:  # may it forward anything at all?
+            directions = {direction} if direction == "udp" else {direction, "unix"}
+            is_open = any(rule.allow and rule.direction in directions for rule in rules)
+            return None if is_open else (DEFAULT, f"peer {peer.id!r} has no rule that allows a {direction} forward")
+        try:
+            target = parse_target(resource)
+        except ValueError as exc:
+            return "forwarding.target", f"the target cannot be used: {exc}"
+        allowed, rule, reason = judge(rules, direction, target)
+        return Grant(rule, reason) if allowed else (rule, reason)
+
+    return may_forward
+
+
 ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
     {
         "call/connect": Action(None),
         "channel/open": Action(None),
-        "ssh/login": Action(None, (_login_name,)),
+        "ssh/login": Action(None, credential=(_login_name,)),
+        "ssh/pty": Action(None, credential=(permits("pty"),)),
         "ssh/exec": Action("ssh:exec", (_exec_switch, _runs_as, _commands)),
         "ssh/shell": Action("ssh:shell", (_shell_switch, _no_forced_command, _runs_as, _no_commands)),
+        "forward/local": Action("forward:local", (_forward("local"),), (permits("port-forwarding"),)),
+        "forward/remote": Action("forward:remote", (_forward("remote"),), (permits("port-forwarding"),)),
+        "forward/udp": Action("forward:udp", (_forward("udp"),), (permits("port-forwarding"),)),
+        "ssh/agent": Action("ssh:agent", (_runs_as,), credential=(permits("agent-forwarding"),)),
+        "sftp/read": Action("sftp:read", (_no_forced_command, _files_as)),
+        "sftp/write": Action("sftp:write", (_no_forced_command, _files_as)),
         "exec/run": Action("exec:run", (_run_switch, _runs_as, _commands)),
     }
 )

@@ -157,12 +157,18 @@ def start_child(
     env: Mapping[str, str],
     terminal: Terminal | None,
     on_exit: Callable[[int], None],
+    pass_fd: int | None = None,
+    becomes_user: bool = False,
 ) -> tuple[Child, ChildPipes]:
-    """Start `argv`; raises `OSError` when it cannot be run. Descriptors in the result are the caller's."""
+    """Start `argv`; raises `OSError` when it cannot be run. Descriptors in the result are the caller's.
+
+    `pass_fd` is one more descriptor that it gets. A program that `becomes_user` itself (see :mod:`alknet.become`) is
+    started as what the node is.
+    """
     directory = user.home if os.path.isdir(user.home) else "/"
-    keywords: dict[str, object] = {}
-    if user.change:
-        keywords = {"user": user.uid, "group": user.gid, "extra_groups": list(user.groups)}
+    keywords: dict[str, object] = {} if pass_fd is None else {"pass_fds": (pass_fd,)}
+    if user.change and not becomes_user:
+        keywords |= {"user": user.uid, "group": user.gid, "extra_groups": list(user.groups)}
     mine: list[int] = []
     theirs: list[int] = []
     process: subprocess.Popen[bytes] | None = None

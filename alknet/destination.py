@@ -3,7 +3,7 @@
 import getpass
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +48,10 @@ class Destination:
     is_local: bool = False
     through: "Through | None" = None
     """The node over which it is reached; its own addresses say nothing then."""
+    host_ca: PublicKey | None = None
+    """Who signs its SSH host certificate, which may be for `peer_id` as well as for its address."""
+    peer_id: str | None = None
+    """That of its entry, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ def find_destination(home: "Home", peer: str, *, jump: str | None = None) -> Des
     if not all(host for host, _ in addresses):
         raise NotFoundError(f"{peer!r} is neither a configured peer nor a host")
     host_key, node_key = (entry.host_key, entry.node_key) if entry else (None, None)
-    return Destination(addresses, user, host_key, node_key, str(home.peer(rest)), name)
+    made = Destination(addresses, user, host_key, node_key, str(home.peer(rest)), name)
+    return made if entry is None else replace(made, host_ca=entry.host_ca, peer_id=entry.id)
 
 
 def _behind(home: "Home", peer: str, user: str, hub: Destination) -> Destination:
@@ -124,6 +129,7 @@ def _behind(home: "Home", peer: str, user: str, hub: Destination) -> Destination
         str(home.peer(peer)),
         f"peer {peer!r} through {hub.name}",
         through=Through(hub, peer),
+        host_ca=entry.host_ca if entry else None,
     )
 
 
@@ -177,6 +183,8 @@ def ssh_target(
         known_nodes=KnownNodes(home.path / "known_nodes"),
         use_known_hosts=not to.is_local,
         accept_new=accept_new,
+        authority=to.host_ca,
+        names=() if to.peer_id is None else (to.peer_id,),
     )
     return Target(to.addresses, to.user, key, trust, to.name, reach=reach)
 

@@ -32,6 +32,7 @@ def ssh_settings(settings: Settings) -> SshSettings:
         login_grace_s=limits.login_grace,
         auth_attempts=limits.auth_attempts,
         channels_per_connection=limits.channels_per_connection,
+        forwards_per_connection=limits.forwards_per_connection,
         connections_per_peer=limits.connections_per_peer,
         env_allow=settings.ssh.env_allow,
     )

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from alknet.access import Access, Authority, Context, Decision, Identity, Policy, authorize, deny
+from alknet.actions import Verdict
 from alknet.audit import NOTHING, AuditSink, Facts
 from alknet.clock import Clock
 from alknet.errors import AuditError
 
-__all__ = ["RULE_PROTECTED", "RULE_READ_ONLY", "Act", "Gate"]
+__all__ = ["RULE_READ_ONLY", "Act", "Gate"]
 
 log = logging.getLogger("alknet.audit")
 
@@ -24,11 +25,12 @@ MAX_REMEMBERED: Final = 5_000
 """Decisions that are kept of each kind; see `Gate.peek`."""
 MAX_TOLD: Final = 500
 """The same of those that are kept with what the caller made up: a name at a peer, whom it calls for."""
+TARGETED: Final = ("forward/", "socks/")
+"""Actions whose resource is where somebody goes to; it is recorded only where the policy says so."""
 NEVER_ASKED: Final = (None, None, math.inf)
 RULE_AUDIT: Final = "audit.required"
 RULE_CREDENTIAL: Final = "credential:removed"
 RULE_CHANGED: Final = "session:changed"
-RULE_PROTECTED: Final = "fs.protected"
 RULE_READ_ONLY: Final = "fs.read_only"
 
 
@@ -73,14 +75,16 @@ class Gate:
         surface: str,
         access: Access | None = None,
         soon: bool = False,
+        barred: Verdict | None = None,
         **facts: Any,
     ) -> "Act":
         """Decide, and write the intent (or the denial) before anything is done.
 
         The credential is looked up again, so that an identity that was kept for a while brings no old rights along.
         `access` is what an operation asks for; its name is the action. `facts` (remote, connection, via, …) go into
-        the audit line as they are. When the line cannot be written the act is refused if `audit.required`, and
-        otherwise allowed with an error in the log.
+        the audit line as they are; the target of a forward goes there only where the policy says so. `barred` is what
+        the door itself has found against the caller's proof; what is no operation is denied for that. When the line
+        cannot be written the act is refused if `audit.required`, and otherwise allowed with an error in the log.
 
         With `soon` the act begins in a later round of the event loop, so that its line may be written with others; not
         if `audit.required`, which has to know at once.
@@ -95,12 +99,15 @@ class Gate:
             if until != math.inf and self.clock.wall() >= until:
                 decision = None
         if decision is None or record is None:
-            decision = self.still(caller, action, resource, access=access)
+            if barred is None:
+                decision = self.still(caller, action, resource, access=access)
+            else:
+                decision = deny(caller, action, resource, self.policy, *barred)
             record = Facts(
                 surface=surface,
                 peer=None if caller is None else caller.id,
                 action=action,
-                resource=resource,
+                resource=resource if access is not None or self._records(action) else None,
                 decision="allow" if decision.allowed else "deny",
                 rule=decision.rule,
                 denial_id=decision.denial_id,
@@ -115,6 +122,10 @@ class Gate:
             reason = "the audit log cannot be written, and this node acts only on the record"
             act.refuse(deny(caller, action, resource, self.policy, RULE_AUDIT, reason))
         return act
+
+    def _records(self, action: str) -> bool:
+        """Whether the resource of `action` may be written down: targets of forwards only where an operator wants it."""
+        return self._policy.record_targets or not action.startswith(TARGETED)
 
     def peek(
         self,

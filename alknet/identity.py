@@ -6,7 +6,46 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Access", "Authority", "DaemonUser", "Identity", "Peer", "SshRights", "Token"]
+__all__ = [
+    "Access",
+    "Authority",
+    "Certificate",
+    "DaemonUser",
+    "Identity",
+    "Peer",
+    "SshRights",
+    "Token",
+    "UserAuthority",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a user certificate says (OpenSSH's PROTOCOL.certkeys), as it was checked when its holder logged in.
+
+    `key` and `authority` are fingerprints: of the certified key and of the one that signed the certificate. `permits`
+    are its extensions without ``permit-``: ``pty``, ``port-forwarding``, ``agent-forwarding`` … What it does not name
+    it does not permit. `valid_before` is in seconds since 1970, None for no end.
+    """
+
+    key: str
+    authority: str
+    key_id: str
+    serial: int
+    principals: tuple[str, ...]
+    permits: frozenset[str] = frozenset()
+    force_command: str | None = None
+    valid_before: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UserAuthority:
+    """A key that signs user certificates, and the principals (globs of ``*`` and ``?``) that it may sign for."""
+
+    key: str
+    principals: tuple[str, ...]
+    revoked: frozenset[int] = frozenset()
+    """Serial numbers of certificates that count no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,14 +53,16 @@ class Identity:
     """A caller as proven by a credential.
 
     `id` is the peer's stable name, never key material. `via` names the credential that proved it (``key:SHA256:…``,
-    ``token:PREFIX``, ``dial:PEER``), so that the identity can be looked up again after a reload. `scopes` are the
-    credential's; the peer's own count as well, see `authorize`. `expires_at` is its own end, in seconds since 1970.
+    ``cert:SHA256:…`` with the certified key's fingerprint, ``token:PREFIX``, ``dial:PEER``), so that the identity can
+    be looked up again after a reload. `scopes` are the credential's; the peer's own count as well, see `authorize`.
+    `expires_at` is its own end, in seconds since 1970. `certificate` narrows what the peer may do.
     """
 
     id: str
     scopes: frozenset[str]
     via: str
     expires_at: float | None = None
+    certificate: Certificate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +119,7 @@ class SshRights:
     shell: str | None = None
     force_command: str | None = None
     commands: tuple[str, ...] | None = None
+    sftp_root: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +133,7 @@ class Peer:
     id: str
     scopes: Mapping[str, str] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    principals: tuple[str, ...] = ()
     enabled: bool = True
     expires_at: float | None = None
     ssh: SshRights = SshRights()

@@ -115,7 +115,7 @@ class Node:
             if not key.exists():
                 raise ConfigError(f"{key}: is missing", hint="'alknet init' makes what a home lacks")
             check_private(key)
-        host_key = load_host_key(home.host_key)
+        host_key = load_host_key(home.host_key, Path(settings.ssh.host_cert) if settings.ssh.host_cert else None)
         self._lock = HomeLock(home.lock)
         self._undo.callback(self._lock.release)
         certificate = load_tls(home, settings.tls, now=self._clock.wall())  # may make it: only one node here may
@@ -163,6 +163,7 @@ class Node:
             commands={"op": partial(serve_command, self._dispatcher)},
             on_login_failed=login_failed,
             connections_of=self._connections_of,
+            protected=self._machine.protected,
         )
         self._gateway: GatewayHandler | None = None
         if settings.gateway.enabled:
@@ -183,7 +184,7 @@ class Node:
         carriers: dict[Opening, Carrier] = {Opening.SSH: plain(SSH_ALPN, self.router), Opening.TLS: self._tls}
         if self._gateway is not None:
             carriers[Opening.HTTP] = plain(DEFAULT_ALPN, self.router)
-        self._port = Port(self._admission, carriers, self._quic)
+        self._ssh.own_port = self._port = Port(self._admission, carriers, self._quic)
         self._reloader = Reloader(
             home,
             Running(settings, identity, self._registry_for(settings), self._tokens()),
@@ -394,7 +395,7 @@ class Node:
             await asyncio.sleep(EXPIRY_CHECK_S)
             now = self._clock.wall()
             self._machine.expire()
-            expiry = self.gate.policy.next_expiry(checked)
+            expiry = self.gate.policy.next_expiry(checked, [c.identity for c in self.router.connections if c.identity])
             if expiry is not None and expiry <= now:
                 self.router.recheck()
             checked = now

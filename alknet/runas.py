@@ -5,6 +5,7 @@ Nothing of the node's own environment is passed on: it may hold what only the op
 
 import os
 import pwd
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,7 +13,7 @@ from typing import Final, Protocol
 
 from alknet.errors import NotFoundError
 
-__all__ = ["ClientEnvironment", "Endpoint", "RunAs", "environment", "run_as"]
+__all__ = ["ClientEnvironment", "Endpoint", "RunAs", "directory_of", "environment", "run_as"]
 
 ROOT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 USER_PATH: Final = "/usr/local/bin:/usr/bin:/bin:/usr/local/games:/usr/games"
@@ -70,6 +71,12 @@ def run_as(user: str | None, *, shell: str | None = None) -> RunAs:
     )
 
 
+def directory_of(pattern: str, user: RunAs) -> str:
+    """A directory from the configuration, with ``%h`` for the user's home, ``%u`` for its name and ``%%`` for %."""
+    meaning = {"%h": user.home, "%u": user.name, "%%": "%"}
+    return re.sub("%[hu%]", lambda found: meaning[found[0]], pattern)
+
+
 class ClientEnvironment:
     """The variables that a client asked for: those whose names match `allowed`, up to a number and a size."""
 
@@ -105,6 +112,7 @@ def environment(
     term: str | None = None,
     tty: str | None = None,
     original_command: str | None = None,
+    agent: str | None = None,
 ) -> dict[str, str]:
     """The whole environment of a program that is run for a peer. What the node sets wins over what the client sent."""
     env = dict(from_client)
@@ -125,6 +133,8 @@ def environment(
         env["TERM"] = term
     if tty is not None:
         env["SSH_TTY"] = tty
+    if agent is not None:
+        env["SSH_AUTH_SOCK"] = agent
     if original_command is not None:
         env["SSH_ORIGINAL_COMMAND"] = original_command
     return env

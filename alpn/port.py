@@ -10,7 +10,8 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from alknet.alpn.admission import Admission, Slot
@@ -22,6 +23,7 @@ from alknet.alpn.udp import bind_udp
 from alknet.errors import StartupError
 from alknet.logs import event
 from alknet.nofile import is_scarce
+from alknet.resolver import is_own
 
 if TYPE_CHECKING:
     from alknet.alpn.quic_listener import QuicListener
@@ -68,6 +70,7 @@ class Port:
         self._quic = quic
         self._listening: list[socket.socket] = []
         self._waiting: set[_Waiting] = set()
+        self._introduced: dict[Address, Address] = {}
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -119,6 +122,22 @@ class Port:
             self._listening.append(sock)
             self._loop.add_reader(sock, self._accept, sock)
 
+    @contextmanager
+    def introduced(self, source: Address, caller: Address | None) -> Iterator[None]:
+        """Have the connection that this node makes to itself from `source` count as `caller`'s, on whose behalf it is
+        made; until the next one from there."""
+        if caller is not None:
+            self._introduced[source] = caller
+        try:
+            yield
+        except BaseException:
+            self._introduced.pop(source, None)
+            raise
+
+    def is_own(self, address: str, port: int) -> bool:
+        """Whether this node listens there."""
+        return is_own((one.host, one.port) for one in self.addresses)(address, port)
+
     def stop_accepting(self) -> None:
         """Close the listening sockets and whatever has not said yet what it speaks; QUIC connections go on, and no
         new ones begin. Idempotent."""
@@ -144,7 +163,8 @@ class Port:
                     self._loop.call_later(EXHAUSTED_PAUSE_S, self._resume, listening)
                     return
                 continue  # the caller was gone before it was accepted
-            self._admit(sock, Address.of(name))
+            remote = Address.of(name)
+            self._admit(sock, self._introduced.pop(remote, remote))
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._listening:

@@ -4,7 +4,7 @@ import json
 import os
 import pwd
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -77,6 +77,9 @@ def config_text(listen: tuple[ListenAddress, ...]) -> str:
         lines += ["", f"[{section}]"]
         if isinstance(default, BaseModel):
             for name, field in type(default).model_fields.items():
+                if _is_tables(field):  # an empty list here would rule out the tables, which may be appended
+                    lines += [f"# {_comment(field)}"]
+                    continue
                 value = [str(address) for address in listen] if name == "listen" else getattr(default, name)
                 lines += [f"# {_comment(field)}", f"{name} = {_toml(value)}"]
         else:
@@ -97,11 +100,18 @@ def _owner_text(keys: tuple[PublicKey, ...]) -> str:
         "# You. The scope * and as_daemon make this peer equal to whoever runs the node.\n"
         f'keys = [\n{lines},\n]\nscopes = ["*"]\n\n[ssh]\n'
         f"user = {_toml(pwd.getpwuid(os.geteuid()).pw_name)}\nas_daemon = true\n"
+        'sftp_root = "/"\n'
     )
 
 
 def _public(path: Path) -> Path:
     return path.with_name(path.name + ".pub")
+
+
+def _is_tables(field: FieldInfo) -> bool:
+    """Whether a list is written as [[…]] tables."""
+    items = get_args(field.annotation)
+    return bool(items) and isinstance(items[0], type) and issubclass(items[0], BaseModel)
 
 
 def _comment(field: FieldInfo) -> str:

@@ -40,12 +40,16 @@ __all__ = [
     "NodeKey",
     "Origin",
     "PeerId",
+    "Principal",
+    "PrincipalGlob",
     "RedirectHost",
     "ResourceEntry",
     "ResourceType",
+    "RevokedKey",
     "RootName",
     "Scope",
     "Segment",
+    "SftpRoot",
     "Switch",
     "parse_duration",
 ]
@@ -60,6 +64,9 @@ RESOURCE_TYPE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")
 ROOT_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,62}\Z")
 RESOURCE_ENTRY: Final = re.compile(r"(\*|[A-Za-z0-9_.-]+)(:.+)?\Z")
 NAME_GLOB: Final = re.compile(r"[A-Za-z0-9_*?-]+(/[A-Za-z0-9_*?-]+)*\Z")
+PRINCIPAL: Final = re.compile(r"[^\s,*?]{1,255}\Z")
+PRINCIPAL_GLOB: Final = re.compile(r"[^\s,]{1,255}\Z")
+FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}\Z")
 SEGMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,63}\Z")
 MAX_ENTRY_CHARS: Final = 512
 ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]{0,30}://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[1-9][0-9]{0,4})?\Z")
@@ -109,6 +116,28 @@ def _node_key(value: object) -> PublicKey:
     return key
 
 
+def _principal(value: str) -> str:
+    if not PRINCIPAL.match(value) or not value.isprintable():
+        raise ValueError("must be one principal as it stands in certificates, without spaces, commas, * and ?")
+    return value
+
+
+def _principal_glob(value: str) -> str:
+    if not PRINCIPAL_GLOB.match(value) or not value.isprintable():
+        raise ValueError('must be one principal, where * and ? are globs, such as "alice", "*@example.org" or "*"')
+    return value
+
+
+def _revoked_key(value: str) -> str:
+    """A key's fingerprint, of the key itself or as it is."""
+    if FINGERPRINT.match(value):
+        return value
+    try:
+        return PublicKey.parse(value).fingerprint
+    except InvalidInputError:
+        raise ValueError('must be a fingerprint, "SHA256:…" as ssh-keygen -l prints it, or a public-key line') from None
+
+
 def _listen(value: object) -> ListenAddress:
     if isinstance(value, ListenAddress):
         return value
@@ -145,6 +174,13 @@ def _command(value: str) -> str:
 def _absolute(value: str) -> str:
     if not value.startswith("/") or "\0" in value:
         raise ValueError("must be an absolute path")
+    return value
+
+
+def _sftp_root(value: str) -> str:
+    plain = value.replace("%%", "").replace("%u", "").removeprefix("%h")
+    if value and (not value.startswith(("/", "%h")) or "%" in plain or "\0" in value or ".." in value.split("/")):
+        raise ValueError("must be an absolute path; it may begin with %h, the user's home, and hold %u, the user's name")
     return value
 
 
@@ -266,6 +302,7 @@ Listen = Annotated[
     PlainSerializer(str, return_type=str),
 ]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
+SftpRoot = Annotated[str, AfterValidator(_sftp_root)]
 RootName = Annotated[str, AfterValidator(_root_name)]
 FilePath = Annotated[str, AfterValidator(_file)]
 HostPattern = Annotated[str, AfterValidator(_host_pattern)]
@@ -274,6 +311,9 @@ RedirectHost = Annotated[str, AfterValidator(_redirect_host)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 Address = Annotated[str, AfterValidator(_address)]
 NameGlob = Annotated[str, AfterValidator(_name_glob)]
+Principal = Annotated[str, AfterValidator(_principal)]
+PrincipalGlob = Annotated[str, AfterValidator(_principal_glob)]
+RevokedKey = Annotated[str, AfterValidator(_revoked_key)]
 Segment = Annotated[str, AfterValidator(_segment)]
 Command = Annotated[str, AfterValidator(_command)]
 Expiry = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_utc)]

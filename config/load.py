@@ -74,7 +74,9 @@ def load(home: Home) -> Settings:
         if entry is not None:
             peers.append((source, (), entry))
     if settings is not None:
-        problems += _cross_check(settings, peers) + _check_dialled(main, settings, [peer for _, _, peer in peers])
+        problems += _cross_check(settings, peers) + _check_authorities(main, settings)
+        problems += _check_dialled(main, settings, [peer for _, _, peer in peers])
+        problems += _check_forwarding(main, settings, {peer.id for _, _, peer in peers})
     if problems or settings is None:
         raise _error(problems)
     return settings.model_copy(update={"peers": tuple(peer for _, _, peer in peers)})
@@ -191,6 +193,7 @@ def _cross_check(settings: Settings, peers: list[tuple[_Source, KeyPath, PeerEnt
     problems = []
     ids: dict[str, str] = {}
     keys: dict[bytes, str] = {}
+    principals: dict[str, str] = {}
     known = {peer.id for _, _, peer in peers}
     for source, base, peer in peers:
         place = source.at((*base, "id"))
@@ -207,6 +210,13 @@ def _cross_check(settings: Settings, peers: list[tuple[_Source, KeyPath, PeerEnt
                     f"{source.at((*base, *path))}: {path[0]}: {key.fingerprint} belongs to two peers,"
                     f" {owner!r} and {peer.id!r}; a key proves one identity"
                 )
+        for index, principal in enumerate(peer.principals):
+            owner = principals.setdefault(principal, peer.id)
+            if owner != peer.id:
+                problems.append(
+                    f"{source.at((*base, 'principals', index))}: principals: {principal!r} belongs to two peers,"
+                    f" {owner!r} and {peer.id!r}; a certificate proves one identity"
+                )
         if peer.via is not None and (peer.via == peer.id or peer.via not in known):
             why = "itself" if peer.via == peer.id else "no peer"
             problems.append(f"{source.at((*base, 'via'))}: via: {peer.via!r} is {why}; it names another peer")
@@ -217,6 +227,20 @@ def _cross_check(settings: Settings, peers: list[tuple[_Source, KeyPath, PeerEnt
                     f"{source.at((*base, 'roles', index))}: roles: found {role!r}, which is not in [roles] ({roles})"
                 )
     return problems + _check_exposed(peers)
+
+
+def _check_authorities(source: _Source, settings: Settings) -> list[str]:
+    """One table for each authority: two could say different things of it."""
+    problems = []
+    seen: set[bytes] = set()
+    for index, authority in enumerate(settings.ssh.user_ca):
+        if authority.key.blob in seen:
+            problems.append(
+                f"{source.at(('ssh', 'user_ca', index, 'key'))}: ssh.user_ca: {authority.key.fingerprint} stands in it"
+                " twice; put all its principals into one table"
+            )
+        seen.add(authority.key.blob)
+    return problems
 
 
 def _check_exposed(peers: list[tuple[_Source, KeyPath, PeerEntry]]) -> list[str]:
@@ -254,6 +278,21 @@ def _check_dialled(source: _Source, settings: Settings, known: list[PeerEntry]) 
         if dial.peer in seen:
             problems.append(f"{place}: dial: {dial.peer!r} stands in it twice")
         seen.add(dial.peer)
+    return problems
+
+
+def _check_forwarding(source: _Source, settings: Settings, known: set[str]) -> list[str]:
+    """A rule for somebody who does not exist is a mistake, and where it denies, one that lets others through."""
+    problems = []
+    for index, rule in enumerate(settings.forwarding.rules):
+        for number, name in enumerate(rule.peers or ()):
+            place = f"{source.at(('forwarding', 'rules', index, 'peers', number))}: forwarding.rules[{index}].peers"
+            if name.startswith("@"):
+                if name[1:] not in settings.roles:
+                    roles = ", ".join(sorted(settings.roles)) or "none are defined"
+                    problems.append(f"{place}: found {name!r}, but there is no such role in [roles] ({roles})")
+            elif name not in known:
+                problems.append(f"{place}: there is no peer {name!r}")
     return problems
 
 

@@ -21,12 +21,15 @@ from alknet.config.fields import (
     HostName,
     Listen,
     Modules,
+    RevokedKey,
+    SftpRoot,
     RootName,
     Scope,
     Switch,
 )
+from alknet.config.forwarding import Forwarding
 from alknet.config.gateway import Gateway, Mcp
-from alknet.config.peers import Dial, PeerEntry
+from alknet.config.peers import Dial, PeerEntry, UserCa
 
 __all__ = [
     "Audit",
@@ -115,11 +118,35 @@ class Ssh(Model):
         json_schema_extra=LIVE,
     )
     exec: Switch = Field(True, description="Whether peers with ssh:exec may run commands.", json_schema_extra=LIVE)
+    sftp_root: SftpRoot = Field(
+        "",
+        description="The directory that SFTP and scp show as / to peers that have no sftp_root of their own; empty"
+        " means that those are refused. %h is the home of the user that they run as, %u its name.",
+        json_schema_extra=LIVE,
+    )
     env_allow: tuple[str, ...] = Field(
         ("LANG", "LC_*"),
         max_length=64,
         description="Names of environment variables that a client may set; * and ? are globs.",
         json_schema_extra=LIVE,
+    )
+    user_ca: tuple[UserCa, ...] = Field(
+        (),
+        max_length=64,
+        description="Keys whose user certificates let peers in: [[ssh.user_ca]] tables.",
+        json_schema_extra=LIVE,
+    )
+    revoked_keys: tuple[RevokedKey, ...] = Field(
+        (),
+        max_length=10_000,
+        description="Keys that let nobody in and certify nobody: fingerprints or public-key lines.",
+        json_schema_extra=LIVE,
+    )
+    host_cert: FilePath = Field(
+        "",
+        description="OpenSSH host certificate of the node's host key, which clients that know its authority need not"
+        " know themselves; 'alknet ca sign-host' makes one.",
+        json_schema_extra=RESTART,
     )
 
 
@@ -257,7 +284,14 @@ class Limits(Model):
         64,
         ge=1,
         le=1024,
-        description="Open SSH channels of one connection.",
+        description="Open SSH sessions of one connection.",
+        json_schema_extra=LIVE,
+    )
+    forwards_per_connection: Count = Field(
+        256,
+        ge=0,
+        le=4096,
+        description="Forwarded connections and listeners of one SSH connection that are open at the same time.",
         json_schema_extra=LIVE,
     )
     byte_channels_per_peer: Count = Field(
@@ -273,6 +307,11 @@ class Audit(Model):
     """[audit]: the record of decisions."""
 
     required: Switch = Field(False, description="Refuse an act whose intent cannot be written.", json_schema_extra=LIVE)
+    targets: Switch = Field(
+        False,
+        description="Record where peers forward to and listen; without it, only that they do, and by which rule.",
+        json_schema_extra=LIVE,
+    )
 
 
 class Role(Model):
@@ -287,6 +326,7 @@ class Settings(Model):
     node: Node = Node()
     tls: Tls = Tls()
     ssh: Ssh = Ssh()
+    forwarding: Forwarding = Forwarding()
     call: Call = Call()
     gateway: Gateway = Gateway()
     mcp: Mcp = Mcp()

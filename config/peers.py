@@ -9,19 +9,38 @@ from alknet.config.fields import (
     AbsolutePath,
     Address,
     Command,
+    Count,
     Expiry,
     Key,
     NameGlob,
     NodeKey,
     PeerId,
+    Principal,
+    PrincipalGlob,
     ResourceEntry,
     ResourceType,
     Scope,
     Segment,
+    SftpRoot,
     Switch,
 )
+from alknet.config.forwarding import ForwardRules
 
-__all__ = ["Dial", "Expose", "PeerEntry", "PeerSsh"]
+__all__ = ["Dial", "Expose", "PeerEntry", "PeerSsh", "UserCa"]
+
+
+class UserCa(Model):
+    """[[ssh.user_ca]]: a key whose user certificates let peers in."""
+
+    key: Key = Field(description="Its OpenSSH public-key line.")
+    principals: tuple[PrincipalGlob, ...] = Field(
+        min_length=1,
+        max_length=256,
+        description="Principals that it may sign for; * and ? are globs. Which peer each is for, the peers say.",
+    )
+    revoked_serials: tuple[Annotated[Count, Field(ge=0, le=2**64 - 1)], ...] = Field(
+        (), max_length=10_000, description="Serial numbers of certificates of this key that count no more."
+    )
 
 
 class PeerSsh(Model):
@@ -51,6 +70,12 @@ class PeerSsh(Model):
         " word * stands for any further words.",
     )
 
+    sftp_root: SftpRoot | None = Field(
+        None,
+        description="The directory that SFTP and scp show as /, instead of that of [ssh]; %h is the user's home, %u the"
+        " user's name.",
+    )
+
     @model_validator(mode="after")
     def _one_of(self) -> "PeerSsh":
         if self.force_command is not None and self.commands is not None:
@@ -77,6 +102,11 @@ class PeerEntry(Model):
     id: PeerId = Field(description="Stable name; in peers.d it is the file's name and may be left out.")
     display_name: str = Field("", max_length=128, description="Name shown to people.")
     keys: tuple[Key, ...] = Field((), max_length=64, description="OpenSSH public-key lines.")
+    principals: tuple[Principal, ...] = Field(
+        (),
+        max_length=64,
+        description="Principals of user certificates that stand for the peer; see [[ssh.user_ca]].",
+    )
     scopes: tuple[Scope, ...] = Field((), max_length=256, description="Scopes granted to the peer.")
     roles: tuple[str, ...] = Field((), max_length=64, description="Names of [roles] granted to the peer.")
     resources: dict[ResourceType, Annotated[tuple[ResourceEntry, ...], Field(max_length=256)]] = Field(
@@ -97,6 +127,10 @@ class PeerEntry(Model):
         None, description="The node key that the peer must prove when operations are called on it."
     )
     host_key: Key | None = Field(None, description="The SSH host key that the peer must prove when it is dialled.")
+    host_ca: Key | None = Field(
+        None,
+        description="The key that signs its SSH host certificate; which is for its address or its id.",
+    )
     offers: tuple[NameGlob, ...] = Field(
         (),
         max_length=256,
@@ -109,6 +143,9 @@ class PeerEntry(Model):
         ' "S" }. Peers with the same prefix share the calls.',
     )
     ssh: PeerSsh = Field(PeerSsh(), description="SSH sessions of the peer.")
+    forward: ForwardRules = Field(
+        (), description="Forwards of the peer: rules that are read before those of [forwarding]."
+    )
 
 
 class Dial(Model):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from alknet.access import DaemonUser, Peer, Policy, SshRights, Token
+from alknet.access import DaemonUser, Peer, Policy, SshRights, Token, UserAuthority
+from alknet.config.forwarding import forward_rules
 from alknet.config.load import revision
 from alknet.config.model import Settings
 from alknet.config.peers import PeerEntry
@@ -40,6 +41,15 @@ def build_policy(
         shell_enabled=settings.ssh.shell,
         run_enabled=settings.exec.enabled,
         tokens=dict(tokens),
+        forward_rules=forward_rules(
+            settings.forwarding.rules, {entry.id: (entry.roles, entry.forward) for entry in settings.peers}
+        ),
+        record_targets=settings.audit.targets,
+        user_authorities={
+            one.key.fingerprint: UserAuthority(one.key.fingerprint, one.principals, frozenset(one.revoked_serials))
+            for one in settings.ssh.user_ca
+        },
+        revoked_keys=frozenset(settings.ssh.revoked_keys),
     )
 
 
@@ -52,7 +62,8 @@ def _peer(entry: PeerEntry, settings: Settings) -> Peer:
         scopes=scopes,
         resources=entry.resources,
         keys=tuple(key.fingerprint for key in entry.keys),
+        principals=entry.principals,
         enabled=entry.enabled,
         expires_at=None if entry.expires_at is None else entry.expires_at.timestamp(),
-        ssh=SshRights(**entry.ssh.model_dump()),
+        ssh=SshRights(**entry.ssh.model_dump() | {"sftp_root": entry.ssh.sftp_root or settings.ssh.sftp_root or None}),
     )

@@ -1,43 +1,35 @@
-"""The session channel: asyncssh's, with bounds on what a client may set before it is decided."""
+"""Channels: asyncssh's, with bounds on what a client may make the node keep."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncssh
+from asyncssh.channel import SSHAgentChannel, SSHChannel
 from asyncssh.constants import MSG_CHANNEL_CLOSE
 
 from alknet.ssh.packets import MIN_PACKET_BYTES, FastChannel
 
 if TYPE_CHECKING:
     from alknet.ssh.connection import SshConnection
+    from alknet.ssh.pump import Pump
     from alknet.ssh.session import Session
 
-__all__ = ["SessionChannel"]
+__all__ = ["AgentChannel", "SessionChannel", "TcpChannel", "UnixChannel"]
+
+WINDOW_BYTES: Final = 2 * 1024 * 1024
+"""What a client may send on a channel before its data is consumed."""
+PACKET_BYTES: Final = 32 * 1024
 
 
-class SessionChannel(FastChannel):
-    """A session channel that carries bytes and has no line editor."""
+class _Bounded(FastChannel):
+    """What all channels have in common."""
 
     _conn: "SshConnection"
     _recv_buf: list[tuple[Any, int | None]]
 
-    def __init__(self, connection: "SshConnection", session: "Session", window: int, packet_size: int) -> None:
-        super().__init__(
-            connection,
-            connection._loop,
-            allow_pty=True,
-            line_editor=False,
-            line_echo=False,
-            line_history=0,
-            max_line_length=0,
-            encoding=None,
-            errors="strict",
-            window=window,
-            max_pktsize=packet_size,
-        )
-        self._requested_by = session
-
     def process_open(self, send_chan: int, send_window: int, send_pktsize: int, session: Any) -> None:
         if send_pktsize < MIN_PACKET_BYTES:
+            if hasattr(session, "close"):
+                session.close()  # a coroutine that will not run
             self._loop.call_soon(self._cleanup)
             raise asyncssh.ChannelOpenError(
                 asyncssh.OPEN_RESOURCE_SHORTAGE, f"packets must have room for {MIN_PACKET_BYTES} bytes"
@@ -60,6 +52,57 @@ class SessionChannel(FastChannel):
         if not self._conn.is_write_paused:
             super()._flush_send_buf()
 
+    def _process_close(self, pkttype: int, pktid: int, packet: Any) -> None:
+        """A channel that the client closes is over, although the session may have paused input: asyncssh would wait
+        until that is read."""
+        self._take_rest()
+        super()._process_close(pkttype, pktid, packet)
+
+    def _take_rest(self) -> None:
+        """The client has closed the channel: decide what becomes of the input that the session has no room for. A
+        process that never reads it would outlive its channel."""
+        self._recv_buf.clear()
+
+    _packet_handlers = SSHChannel._packet_handlers | {MSG_CHANNEL_CLOSE: _process_close}
+
+
+class _Forwarded(_Bounded):
+    """What all forwarded connections have in common."""
+
+    _session: "Pump | None"
+
+    def __init__(self, connection: "SshConnection") -> None:
+        connection._update_recv_pktlen(PACKET_BYTES)
+        super().__init__(connection, connection._loop, None, "strict", WINDOW_BYTES, PACKET_BYTES)
+
+    def _take_rest(self) -> None:
+        """What the client sent before it closed is still meant for the socket; the window bounds it."""
+        rest, self._recv_buf = self._recv_buf, []
+        for data, datatype in rest:
+            if self._session is not None:
+                self._session.data_received(data, datatype)
+
+
+class SessionChannel(_Bounded, asyncssh.SSHServerChannel[bytes]):  # type: ignore[misc]
+    """A session channel that carries bytes and has no line editor."""
+
+    def __init__(self, connection: "SshConnection", session: "Session") -> None:
+        connection._update_recv_pktlen(PACKET_BYTES)
+        super().__init__(
+            connection,
+            connection._loop,
+            allow_pty=True,
+            line_editor=False,
+            line_echo=False,
+            line_history=0,
+            max_line_length=0,
+            encoding=None,
+            errors="strict",
+            window=WINDOW_BYTES,
+            max_pktsize=PACKET_BYTES,
+        )
+        self._requested_by = session
+
     def _process_env_request(self, packet: Any) -> bool:
         """asyncssh keeps whatever it is sent; the session keeps what is allowed, up to a bound."""
         name, value = packet.get_string(), packet.get_string()
@@ -72,10 +115,24 @@ class SessionChannel(FastChannel):
         packet.check_end()
         return self._start_session(command=command.decode("utf-8", "surrogateescape"))
 
-    def _process_close(self, pkttype: int, pktid: int, packet: Any) -> None:
-        """A channel that the client closes is over, although the session may have paused input: asyncssh would wait
-        until that is read, and a process that never reads would outlive its channel."""
-        self._recv_buf.clear()
-        super()._process_close(pkttype, pktid, packet)
+    def _process_auth_agent_req_at_openssh_dot_com_request(self, packet: Any) -> None:
+        """The socket of asyncssh's own listener would belong to the node."""
+        packet.check_end()
+        self._conn.handler.tasks.start(self._offer_agent(), name="agent")
 
-    _packet_handlers = asyncssh.SSHServerChannel._packet_handlers | {MSG_CHANNEL_CLOSE: _process_close}
+    async def _offer_agent(self) -> None:
+        answer = await self._requested_by.agent_requested()
+        if self._request_queue:  # else the channel has been closed meanwhile
+            self._report_response(answer)
+
+
+class TcpChannel(_Forwarded, asyncssh.SSHTCPChannel[bytes]):
+    """A forwarded TCP connection."""
+
+
+class UnixChannel(_Forwarded, asyncssh.SSHUNIXChannel[bytes]):
+    """A forwarded connection of a Unix socket."""
+
+
+class AgentChannel(_Forwarded, SSHAgentChannel):
+    """A connection to the agent at the client."""

@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ from alknet.alpn.dial import CARRIERS, Dialed, dial, first_stream
 from alknet.alpn.errors import AlpnRefused
 from alknet.alpn.streams import Connection, Stream
 from alknet.errors import AlknetError, DeniedError, InvalidInputError, UnavailableError
+from alknet.ssh.carried import Carried, Room
 from alknet.ssh.channel_stream import ChannelStream
 from alknet.ssh.handler import ALPN
 from alknet.ssh.terminal import TerminalSize
@@ -67,6 +68,8 @@ class Link:
 
     ssh: asyncssh.SSHClientConnection
     carrier: Connection
+    room: Room = field(default_factory=Room)
+    """Whether the carrier takes more, for who sends a lot."""
 
 
 @asynccontextmanager
@@ -75,8 +78,11 @@ async def connect(
     *,
     carriers: Sequence[str] = CARRIERS,
     report: Callable[[str], None] = lambda line: None,
+    notice: Callable[[str], None] = lambda line: None,
+    agent: str | None = None,
 ) -> AsyncIterator[Link]:
-    """Log in, and leave in order afterwards. `report` gets lines on how the carrier was found.
+    """Log in, and leave in order afterwards. `report` gets lines on how the carrier was found, `notice` what the other
+    side wants people to read. Programs there may use the ssh-agent whose socket is `agent`; sessions offer it.
 
     Raises `UnavailableError` when no address answers, `HostKeyError` when it is not the right host, and `DeniedError`
     when the login is refused.
@@ -84,7 +90,7 @@ async def connect(
     if target.reach is not None:
         async with (
             target.reach(carriers=carriers, report=report) as (carrier, stream),
-            _logged_in(target, Dialed(carrier, *target.addresses[0]), stream) as link,
+            _logged_in(target, Dialed(carrier, *target.addresses[0]), stream, notice, agent) as link,
         ):
             yield link
         return
@@ -96,17 +102,20 @@ async def connect(
         raise UnavailableError(f"{target.name} cannot be reached: {exc}", hint="is it running?") from exc
     try:
         stream = await first_stream(dialed.connection)
-        async with _logged_in(target, dialed, stream) as link:
+        async with _logged_in(target, dialed, stream, notice, agent) as link:
             yield link
     finally:
         dialed.connection.close()
 
 
 @asynccontextmanager
-async def _logged_in(target: Target, dialed: Dialed, stream: Stream) -> AsyncIterator[Link]:
-    ssh = await _log_in(target, dialed, stream)
+async def _logged_in(
+    target: Target, dialed: Dialed, stream: Stream, notice: Callable[[str], None], agent: str | None
+) -> AsyncIterator[Link]:
+    carried = Carried(stream)
+    ssh = await _log_in(target, dialed, carried, notice, agent)
     try:
-        yield Link(ssh, dialed.connection)
+        yield Link(ssh, dialed.connection, carried.room)
     finally:
         await _leave(ssh, stream)
 
@@ -122,19 +131,23 @@ async def _leave(ssh: asyncssh.SSHClientConnection, stream: Stream) -> None:
         ssh.abort()
 
 
-async def _log_in(target: Target, dialed: Dialed, stream: Stream) -> asyncssh.SSHClientConnection:
+async def _log_in(
+    target: Target, dialed: Dialed, carried: Carried, notice: Callable[[str], None], agent: str | None
+) -> asyncssh.SSHClientConnection:
     host, port = dialed.host, dialed.port
     client = _Client(target.trust, address=(host, port))
+    client.notice = notice
     patience = CONNECT_TIMEOUT_S + (QUESTION_TIMEOUT_S if target.may_ask else 0.0)
     options: dict[str, Any] = {
         "server_host_key_algs": target.trust.algorithms(host, port),
-        "tunnel": _Carried(stream),
+        "tunnel": carried,
         "username": target.user,
         "known_hosts": ([], [], []),  # the client decides
-        "client_keys": [_private_key(target.identity)] if target.identity is not None else (),
+        "client_keys": [_key_pair(target.identity)] if target.identity is not None else (),
         # QUIC asks for itself, and waits longer: it survives a tunnel that a question at this level would not.
         "keepalive_interval": 0 if dialed.connection.transport == "quic" else KEEPALIVE_INTERVAL_S,
         "agent_path": () if target.identity is None else None,
+        "agent_forwarding": agent or False,
         "config": None,
         "gss_host": None,
         "password_auth": False,
@@ -162,17 +175,6 @@ async def _log_in(target: Target, dialed: Dialed, stream: Stream) -> asyncssh.SS
     except asyncssh.DisconnectError as exc:
         raise UnavailableError(f"{target.name} ended the connection: {exc.reason}") from exc
     return ssh
-
-
-class _Carried:
-    """What asyncssh calls a tunnel: hands it the stream as its transport."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
-        protocol = factory()
-        return await self._stream.attach(protocol), protocol
 
 
 async def round_trip(ssh: asyncssh.SSHClientConnection) -> float:
@@ -320,10 +322,30 @@ def _private_key(path: Path) -> asyncssh.SSHKey:
         ) from exc
 
 
+def _key_pair(path: Path) -> asyncssh.SSHKey | tuple[asyncssh.SSHKey, asyncssh.SSHCertificate]:
+    """The private key, with the certificate that lies beside it as NAME-cert.pub, which is offered first."""
+    key = _private_key(path)
+    beside = path.with_name(path.name + "-cert.pub")
+    if not beside.exists():
+        return key
+    try:
+        certificate = asyncssh.read_certificate(beside)
+    except (asyncssh.KeyImportError, OSError) as exc:
+        raise InvalidInputError(f"{beside}: is not a certificate that can be used: {exc}") from exc
+    if certificate.key.public_data != key.public_data:
+        raise InvalidInputError(f"{beside}: is not a certificate of the key {path}", hint="remove it, or sign that key")
+    return key, certificate
+
+
 class _Client(TrustingClient):
-    """Keeps what the other side says before the login."""
+    """Keeps what the other side says before the login, and passes on what it says later."""
 
     banner = ""
+    notice: Callable[[str], None] = staticmethod(lambda line: None)
 
     def auth_banner_received(self, msg: str, lang: str) -> None:
         self.banner = (self.banner + msg)[-4096:]
+
+    def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:
+        if always_display:
+            self.notice(msg)

@@ -1,4 +1,4 @@
-"""One SSH connection: login, its limits, and its sessions.
+"""One SSH connection: its limits, its sessions, its end; how it begins is in :mod:`alknet.ssh.login`.
 
 A subclass of asyncssh's server connection, the same for every carrier. The methods that begin with an underscore and
 override asyncssh's are the reason why its minor version is pinned; each says what for.
@@ -6,18 +6,17 @@ override asyncssh's are the reason why its minor version is pinned; each says wh
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncssh
+from asyncssh.packet import UInt32
 
-from alknet.access import Identity
 from alknet.alpn.streams import Connection
-from alknet.gate import Act
-from alknet.keys import fingerprint
 from alknet.logs import event
 from alknet.ssh.channel import SessionChannel
-from alknet.ssh.options import NEEDING_STRICT, SIGNATURES
-from alknet.ssh.packets import FastConnection
+from alknet.ssh.forwarding import Forwarding, NotForwarded
+from alknet.ssh.login import SURFACE, Login
 from alknet.ssh.session import Session
 
 if TYPE_CHECKING:
@@ -27,23 +26,25 @@ __all__ = ["SshConnection"]
 
 log = logging.getLogger("alknet.ssh")
 
-SURFACE: Final = "ssh"
-WINDOW_BYTES: Final = 2 * 1024 * 1024
-"""What a client may send on a channel before its data is consumed."""
-PACKET_BYTES: Final = 32 * 1024
+T = TypeVar("T")
+
 MAX_UNREAD_BYTES: Final = 1024 * 1024
 """Sessions pause long before this, so only replies to requests that nobody reads can pile up so far."""
 MAX_LOGIN_BYTES: Final = 128 * 1024
 """What a client sends to log in: a few kilobytes, or ten times a large RSA key and its signature."""
 MAX_DENIALS: Final = 100
-"""Sessions that one connection may be refused before it is ended; each costs a line in the audit log."""
+"""Sessions that one connection may be refused at once before it is ended; each costs a line in the audit log …"""
+DENIALS_PER_S: Final = 1.0
+"""… and how many more are forgiven in a second."""
 MAX_DEFERRED_PACKETS: Final = 1024
 """Replies that wait for a change of keys; a client that changes keys must not ask for any (RFC 4253 section 7.1)."""
+MAX_WAITING_REQUESTS: Final = 1024
+"""Requests for listeners that wait for the ones before them."""
 LAST_WORDS_S: Final = 0.2
 """What a client gets to read how its sessions ended before it is disconnected."""
 
 
-class SshConnection(FastConnection):
+class SshConnection(Login):
     """The server side of one SSH connection, on whatever carried it here."""
 
     def __init__(
@@ -55,160 +56,19 @@ class SshConnection(FastConnection):
         login_until: float,
     ) -> None:
         """`login_until` (event-loop time) is when a stranger has to have logged in."""
-        super().__init__(asyncio.get_running_loop(), options)
-        self.handler = handler
-        self.connection = connection
+        super().__init__(handler, connection, options, login_until=login_until)
         self.sessions: set[Session] = set()
         self._is_full = False
         self.is_ending = False
         self.is_draining = False
-        self._began = self._loop.time()
         self._gone = asyncio.Event()
         self.idle = asyncio.Event()
         """Set while no session runs."""
         self.idle.set()
         self._protocol_factory = lambda: _Owner(self)
-        self._proven: Identity | None = None
-        self._login: Act | None = None
-        self._refusals = 0
-        self._probes = 0
-        self._login_bytes = 0
-        self._denials = 0
-        self._was_refused = False
-        self._last_key = ""
-        self._grace = self._loop.call_at(login_until, self._grace_is_over)
-
-    @property
-    def remote_host(self) -> str | None:
-        remote = self.connection.remote
-        return None if remote is None else remote.host
-
-    @property
-    def identity(self) -> Identity:
-        """Who logged in; under the current policy, as far as `recheck` has renewed it."""
-        assert self._proven is not None
-        return self._proven
-
-    # --- login ------------------------------------------------------------------------------------------------
-
-    async def reload_config(self) -> None:
-        """asyncssh re-reads OpenSSH's configuration for each login name; here there is none."""
-
-    def public_key_auth_supported(self) -> bool:
-        return True
-
-    async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        """Whether the offered key may be used (`msg` empty), or has signed and lets its peer in.
-
-        A known key is accepted for use whatever its peer's state; only who has *signed* is told that the peer is
-        disabled or the login name wrong. The identity is set by a verified signature and nothing else.
-        """
-        self._last_key = fingerprint(key_data)
-        identity = self.handler.gate.policy.lookup_key(self._last_key)
-        if identity is None:
-            return False
-        if not msg:
-            self._probes += 1
-            return self._probes <= self.handler.settings.auth_attempts
-        if not self._signature_is_good(key_data, msg, signature):
-            return False
-        act = self.handler.gate.ask(
-            identity,
-            "ssh/login",
-            username,
-            surface=SURFACE,
-            via=identity.via,
-            connection=self.connection.id,
-            remote=self.remote_host,
-        )
-        if not act.decision:
-            self._refuse_login(username, identity, act.decision.rule, str(act.decision), act.decision.denial_id)
-            self._was_refused = True
-            return False
-        if self.handler.connections_of(identity.id) >= self.handler.settings.connections_per_peer:
-            act.done("limits.connections_per_peer")
-            self._refuse_login(
-                username,
-                identity,
-                "limits.connections_per_peer",
-                "limits.connections_per_peer allows no more connections of this peer",
-            )
-            return False
-        if self._login is not None:
-            self._login.done("superseded")  # a client may ask again before it hears that it is in
-        self._login = act
-        self._proven = identity
-        return True
-
-    def logged_in(self) -> None:
-        """The client has been told that it is in."""
-        self._grace.cancel()
-        self.connection.logged_in(self.identity)
-        log.info(
-            event(
-                "auth",
-                remote_addr=self.remote_host,
-                result="accept",
-                peer=self.identity.id,
-                key=self._last_key,
-                user=self.get_extra_info("username"),
-                connection=self.connection.id,
-            )
-        )
-
-    def send_userauth_failure(self, partial_success: bool) -> None:
-        """Count a refused attempt; the client's first question, which methods there are, is one of them."""
-        self._refusals += 1
-        if self._refusals > self.handler.settings.auth_attempts:
-            raise asyncssh.DisconnectError(
-                asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many authentication failures"
-            )
-        super().send_userauth_failure(partial_success)
-
-    def _signature_is_good(self, key_data: bytes, msg: bytes, signature: bytes) -> bool:
-        length = int.from_bytes(signature[:4], "big")
-        if signature[4 : 4 + length].decode("ascii", "replace") not in SIGNATURES:
-            return False
-        try:
-            key = asyncssh.public_key.decode_ssh_public_key(key_data)
-        except asyncssh.KeyImportError:
-            return False
-        key.set_touch_required(True)
-        session_id = self._session_id
-        return bool(key.verify(len(session_id).to_bytes(4, "big") + session_id + msg, signature))
-
-    def _refuse_login(
-        self, username: str, identity: Identity, rule: str, words: str, denial_id: str | None = None
-    ) -> None:
-        """Tell who has proven a key, and the log, why it does not let them in."""
-        log.warning(
-            event(
-                "auth",
-                remote_addr=self.remote_host,
-                result="reject",
-                reason=rule,
-                denial_id=denial_id,
-                peer=identity.id,
-                key=self._last_key,
-                user=username,
-            )
-        )
-        self._last_key = ""
-        self.send_auth_banner(f"alknet: refused: {words}\n")
-
-    def _grace_is_over(self) -> None:
-        log.info(event("login timed out", remote_addr=self.remote_host))
-        self._force_close(None)
-
-    def _choose_alg(self, alg_type: str, local_algs: Any, remote_algs: Any) -> bytes:
-        """Turn away a client whose choice is safe only with the strict key exchange, and that does not do that."""
-        chosen = super()._choose_alg(alg_type, local_algs, remote_algs)
-        if chosen in NEEDING_STRICT and not self._strict_kex:
-            raise asyncssh.KeyExchangeFailed(
-                f"{chosen.decode()} needs the strict key exchange (CVE-2023-48795), which this client does not know;"
-                " update it, or choose aes128-gcm@openssh.com, or hmac-sha2-256 with aes128-ctr"
-            )
-        return chosen
+        self._denials = 0.0
+        self._denied_at = self._began
+        self.forwarding = Forwarding(self)
 
     # --- bounds -----------------------------------------------------------------------------------------------
 
@@ -241,6 +101,10 @@ class SshConnection(FastConnection):
                 session.connection_paused()
             else:
                 session.connection_resumed()
+        if self.is_write_paused:
+            self.forwarding.paused()
+        else:
+            self.forwarding.resumed()
 
     def data_received(self, data: bytes, datatype: Any = None) -> None:
         """Close on a client that makes the node keep more than any honest one does."""
@@ -251,7 +115,11 @@ class SshConnection(FastConnection):
                 self._force_close(None)
                 return
         unread = 0 if self._transport is None else self._transport.get_write_buffer_size()
-        if unread > MAX_UNREAD_BYTES or len(self._deferred_packets) > MAX_DEFERRED_PACKETS:
+        if (
+            unread > MAX_UNREAD_BYTES
+            or len(self._deferred_packets) > MAX_DEFERRED_PACKETS
+            or len(self._global_request_queue) > MAX_WAITING_REQUESTS
+        ):
             log.warning(event("connection closed", remote_addr=self.remote_host, unread=unread))
             self._force_close(None)
             return
@@ -262,20 +130,25 @@ class SshConnection(FastConnection):
         if self.is_draining or self.is_ending:
             raise asyncssh.ChannelOpenError(asyncssh.OPEN_CONNECT_FAILED, "this connection is being ended")
         limit = self.handler.settings.channels_per_connection
-        if len(self._channels) >= limit:
+        if sum(isinstance(channel, SessionChannel) for channel in self._channels.values()) >= limit:
             raise asyncssh.ChannelOpenError(
                 asyncssh.OPEN_RESOURCE_SHORTAGE,
                 f"this connection has {limit} channels, the most that limits.channels_per_connection allows",
             )
         session = Session(self)
-        self._update_recv_pktlen(PACKET_BYTES)
-        return SessionChannel(self, session, WINDOW_BYTES, PACKET_BYTES), session
+        return SessionChannel(self, session), session
 
-    def session_denied(self) -> None:
+    def session_denied(self, cost: float = 1.0) -> None:
         """Another request was refused."""
-        self._denials += 1
+        now = self._loop.time()
+        self._denials = max(0.0, self._denials - (now - self._denied_at) * DENIALS_PER_S) + cost
+        self._denied_at = now
         if self._denials > MAX_DENIALS:
             self.end("too many refused requests")
+
+    def facts(self) -> dict[str, Any]:
+        """What the audit log is told of every act of this connection."""
+        return {"surface": SURFACE, "connection": self.connection.id, "remote": self.remote_host}
 
     def session_began(self, session: Session) -> None:
         self.sessions.add(session)
@@ -283,8 +156,45 @@ class SshConnection(FastConnection):
 
     def session_ended(self, session: Session) -> None:
         self.sessions.discard(session)
-        if not self.sessions:
+        self.forwards_changed()
+
+    def forwards_changed(self) -> None:
+        """Something that goes on has begun or ended."""
+        if self.sessions or self.forwarding.is_busy:
+            self.idle.clear()
+        else:
             self.idle.set()
+
+    # --- forwards: what asyncssh would do without asking ------------------------------------------------------
+
+    def _process_tcpip_forward_global_request(self, packet: Any) -> None:
+        host, port = _listen_address(packet)
+        self._answer(self.forwarding.listen_tcp(host, port), lambda bound: UInt32(bound) if port == 0 else True)
+
+    def _process_cancel_tcpip_forward_global_request(self, packet: Any) -> None:
+        self._report_global_response(self.forwarding.cancel(_listen_address(packet)))
+
+    def _process_streamlocal_forward_at_openssh_dot_com_global_request(self, packet: Any) -> None:
+        self._answer(self.forwarding.listen_unix(_listen_path(packet)), lambda _: True)
+
+    def _process_cancel_streamlocal_forward_at_openssh_dot_com_global_request(self, packet: Any) -> None:
+        self._report_global_response(self.forwarding.cancel(_listen_path(packet)))
+
+    def _answer(self, listening: Coroutine[Any, Any, T], result: Callable[[T], bool | bytes]) -> None:
+        """Answer a request for a listener. A refusal has no room for words; a client that is asked to be talkative
+        shows them."""
+
+        async def answer() -> None:
+            try:
+                reply = result(await listening)
+            except NotForwarded as exc:
+                reply = False
+                if self._transport is not None:
+                    self.send_debug(f"alknet: {exc}")
+            if self._transport is not None:
+                self._report_global_response(reply)
+
+        self.handler.tasks.start(answer(), name="listen")
 
     # --- the end ----------------------------------------------------------------------------------------------
 
@@ -302,6 +212,7 @@ class SshConnection(FastConnection):
         self._proven = gate.policy.renew(self._proven) or self._proven
         for session in tuple(self.sessions):
             session.recheck()
+        self.forwarding.recheck()
 
     def end(self, reason: str, outcome: str = "closed") -> None:
         """Disconnect, saying why; sessions that still run are told too and hung up. Idempotent."""
@@ -312,6 +223,7 @@ class SshConnection(FastConnection):
             self._login.done(outcome)
         for session in tuple(self.sessions):
             session.end(reason)
+        self.forwarding.end()
         # A client that is disconnected forgets what it was still to print, so let its sessions end first.
         self._loop.call_later(LAST_WORDS_S if self.sessions else 0.0, self._disconnect, reason)
 
@@ -341,6 +253,7 @@ class SshConnection(FastConnection):
     def ended(self, exc: Exception | None) -> None:
         """The connection is gone, whoever ended it."""
         self._grace.cancel()
+        self.forwarding.end()
         if self._login is not None:
             self._login.done("closed" if exc is None else f"lost: {exc}")
         else:
@@ -357,30 +270,6 @@ class SshConnection(FastConnection):
             )
         )
 
-    def _stranger_left(self) -> None:
-        """One line for the whole visit: an honest client offers several keys before the right one."""
-        username = self._username
-        self.handler.gate.ask(
-            None,
-            "ssh/login",
-            username,
-            surface=SURFACE,
-            via=f"key:{self._last_key}",
-            connection=self.connection.id,
-            remote=self.remote_host,
-        )
-        log.warning(
-            event(
-                "auth",
-                remote_addr=self.remote_host,
-                result="reject",
-                reason="not-signed" if self.handler.gate.policy.lookup_key(self._last_key) else "unknown-key",
-                attempts=self._refusals,
-                key=self._last_key,
-                user=username,
-            )
-        )
-
 
 class _Owner(asyncssh.SSHServer):
     """asyncssh tells an owner what happens on a connection; this one passes it to the connection itself."""
@@ -394,5 +283,30 @@ class _Owner(asyncssh.SSHServer):
     def session_requested(self) -> Any:
         return self._connection.new_session()
 
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> Any:
+        return self._connection.forwarding.open_tcp(dest_host, dest_port)
+
+    def unix_connection_requested(self, dest_path: str) -> Any:
+        return self._connection.forwarding.open_unix(dest_path)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._connection.ended(exc)
+
+
+def _listen_address(packet: Any) -> tuple[str, int]:
+    host, port = packet.get_string(), packet.get_uint32()
+    packet.check_end()
+    return _text(host), port
+
+
+def _listen_path(packet: Any) -> str:
+    path = packet.get_string()
+    packet.check_end()
+    return _text(path)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise asyncssh.ProtocolError("a forward request is not UTF-8 text") from None

@@ -2,21 +2,22 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
-
-import asyncssh
+from typing import Final, Protocol
 
 from alknet.access import Identity
 from alknet.alpn.errors import ConnectionClosed
-from alknet.alpn.streams import Connection, Stream
+from alknet.alpn.streams import Address, Connection, Stream
 from alknet.child import Child
 from alknet.gate import Gate
 from alknet.ssh.channel_stream import ChannelStream
 from alknet.ssh.connection import SshConnection
-from alknet.ssh.options import server_options
+from alknet.ssh.options import HostKey, server_options
+from alknet.targets import Target
 from alknet.tasks import Tasks
 
 __all__ = ["ALPN", "Command", "SshHandler", "SshSettings", "Subsystem"]
@@ -32,6 +33,16 @@ Command = Callable[[ChannelStream, Identity, Connection, str], Awaitable[int]]
 """A command that the node itself carries out, with all that followed its name; else as a `Subsystem`."""
 
 
+class OwnPort(Protocol):
+    """The node's own listeners, as a forward to them needs them."""
+
+    def is_own(self, address: str, port: int) -> bool:
+        """Whether one of them is there."""
+
+    def introduced(self, source: Address, caller: Address | None) -> AbstractContextManager[None]:
+        """While the context lasts, a connection that arrives from `source` counts as coming from `caller`."""
+
+
 @dataclass(frozen=True, slots=True)
 class SshSettings:
     """What the configuration says about SSH connections; see `config.model` for the meaning."""
@@ -39,6 +50,7 @@ class SshSettings:
     login_grace_s: float = 30.0
     auth_attempts: int = 10
     channels_per_connection: int = 64
+    forwards_per_connection: int = 256
     connections_per_peer: int = 256
     env_allow: tuple[str, ...] = ("LANG", "LC_*")
 
@@ -51,14 +63,16 @@ class SshHandler:
     def __init__(
         self,
         gate: Gate,
-        host_key: asyncssh.SSHKey,
+        host_key: HostKey,
         settings: SshSettings,
         *,
         subsystems: Mapping[str, Subsystem],
         commands: Mapping[str, Command] = MappingProxyType({}),
         on_login_failed: Callable[[str], None] | None = None,
         connections_of: Callable[[str], int] | None = None,
+        protected: Sequence[str] = (),
     ) -> None:
+        """`protected` are the paths that only ``owner`` may reach over SFTP."""
         self.gate = gate
         self.settings = settings
         self.subsystems = subsystems
@@ -67,6 +81,9 @@ class SshHandler:
         self._options = server_options(host_key)
         self._on_login_failed = on_login_failed
         self._connections_of = connections_of
+        self.own_port: OwnPort | None = None
+        """What forwards to the node itself go through; without it there are none."""
+        self.protected = tuple(protected)
         self._connections: set[SshConnection] = set()
         self._waiting: set[Connection] = set()
         """Those that have not opened a stream yet."""
@@ -107,6 +124,25 @@ class SshHandler:
         if self._connections_of is not None:
             return self._connections_of(peer_id)
         return sum(c.connection.identity is not None and c.connection.identity.id == peer_id for c in self._connections)
+
+    def is_own(self, address: str, port: int) -> bool:
+        """Whether this node itself listens there."""
+        return self.own_port is not None and self.own_port.is_own(address, port)
+
+    async def dial_self(self, target: Target, caller: Address | None) -> socket.socket:
+        """A connection to this node's own port, on which `caller` is who calls; raises `OSError`."""
+        assert self.own_port is not None
+        assert target.address is not None
+        family = socket.AF_INET6 if ":" in target.address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind((target.address, 0))
+            with self.own_port.introduced(Address.of(sock.getsockname()), caller):
+                await asyncio.get_running_loop().sock_connect(sock, (target.address, target.port))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def login_failed(self, host: str | None) -> None:
         if host is not None and self._on_login_failed is not None:

@@ -10,9 +10,10 @@ from typing import Final
 import asyncssh
 from asyncssh.kex import get_kex_algs
 
-from alknet.errors import ConfigError
+from alknet.errors import ConfigError, InvalidInputError
+from alknet.ssh.certificate_format import parse_certificate
 
-__all__ = ["NEEDING_STRICT", "SIGNATURES", "load_host_key", "server_options"]
+__all__ = ["NEEDING_STRICT", "SIGNATURES", "HostKey", "load_host_key", "server_options"]
 
 SERVER_VERSION: Final = "alknet"
 KEEPALIVE_INTERVAL_S: Final = 60
@@ -62,18 +63,43 @@ SIGNATURES: Final = (
 """No ssh-rsa: that is SHA-1."""
 
 
-def load_host_key(path: Path) -> asyncssh.SSHKey:
-    """The host's private key; `ConfigError` that says what is wrong with the file, never what is in it."""
+HostKey = asyncssh.SSHKey | tuple[asyncssh.SSHKey, asyncssh.SSHCertificate]
+"""What the server proves itself with; one with a certificate is offered without it too."""
+
+
+def load_host_key(path: Path, certificate: Path | None = None) -> HostKey:
+    """The host's private key, with its host certificate where there is one; `ConfigError` that says what is wrong with
+    either file, never what is in it.
+
+    A certificate that has expired is taken: that only its key is believed then is each client's own matter.
+    """
     try:
-        return asyncssh.read_private_key(path)
+        key = asyncssh.read_private_key(path)
     except (OSError, asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
         raise ConfigError(
             f"{path}: is not a usable SSH host key: {exc}",
             hint="put the right key back, without a passphrase; a new key means that every client has to learn it",
         ) from exc
+    if certificate is None:
+        return key
+    try:
+        read = asyncssh.read_certificate(certificate)
+        parsed = parse_certificate(read.public_data)
+    except (OSError, asyncssh.KeyImportError, InvalidInputError) as exc:
+        raise ConfigError(
+            f"{certificate}: is not a usable SSH host certificate: {exc}", hint="'alknet ca sign-host' makes one"
+        ) from exc
+    if parsed.kind != "host" or not parsed.principals:
+        what = "it is of a user" if parsed.kind != "host" else "it names no host"
+        raise ConfigError(f"{certificate}: is not a usable SSH host certificate: {what}")
+    if parsed.key.blob != key.public_data:
+        raise ConfigError(
+            f"{certificate}: belongs to another key than {path}", hint="sign the node's own: alknet ca sign-host"
+        )
+    return key, read
 
 
-def server_options(host_key: asyncssh.SSHKey) -> asyncssh.SSHServerConnectionOptions:
+def server_options(host_key: HostKey) -> asyncssh.SSHServerConnectionOptions:
     """The options of every server connection."""
     return asyncssh.SSHServerConnectionOptions(
         server_host_keys=[host_key],

@@ -10,6 +10,7 @@ import time
 from typing import Any, Final
 
 import asyncssh
+from asyncssh.channel import SSHChannel
 from asyncssh.constants import MSG_CHANNEL_DATA, MSG_IGNORE
 from asyncssh.crypto.cipher import AESGCM, GCMCipher, InvalidTag  # type: ignore[attr-defined]
 from asyncssh.encryption import GCMEncryption
@@ -101,8 +102,8 @@ class FastConnection(asyncssh.SSHServerConnection):
                 encryption._cipher = _AesGcm(encryption._cipher)
 
 
-class FastChannel(asyncssh.SSHServerChannel[bytes]):
-    """A channel whose data goes into packets without being copied first."""
+class FastChannel(SSHChannel[bytes]):
+    """A channel whose data goes into packets without being copied first; beside a kind of channel of asyncssh's."""
 
     def write(self, data: bytes, datatype: int | None = None) -> None:
         """Cut packets straight from `data` as far as the client's window reaches; asyncssh copies it four times first.
@@ -116,6 +117,7 @@ class FastChannel(asyncssh.SSHServerChannel[bytes]):
                 size = min(len(rest), self._send_window, self._send_pktsize)
                 self._send_window -= size
                 head = self._send_chan.to_bytes(4, "big") + size.to_bytes(4, "big")
+                assert self._conn is not None
                 self._conn.send_packet(MSG_CHANNEL_DATA, head, rest[:size], handler=self)
                 rest = rest[size:]
         if rest:

@@ -8,7 +8,7 @@ import asyncio
 import errno
 import logging
 import os
-import signal
+import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,16 +16,19 @@ import asyncssh
 from asyncssh.constants import EXTENDED_DATA_STDERR
 
 from alknet.access import Decision, SshRights
-from alknet.child import Child, signal_name, start_child
-from alknet.descriptors import Sink, Source
+from alknet.become import helper_argv
+from alknet.child import signal_name
 from alknet.errors import AlknetError
 from alknet.gate import Act
 from alknet.logs import event
 from alknet.plan import Kind, Plan, Request, make_plan
-from alknet.runas import ClientEnvironment, environment, run_as
+from alknet.runas import ClientEnvironment, RunAs, directory_of, environment, run_as
 from alknet.ssh.channel import SessionChannel
+from alknet.ssh.file_questions import FileQuestions
+from alknet.ssh.forwarding import NotForwarded
 from alknet.ssh.inner import Inner
-from alknet.ssh.terminal import Terminal, TerminalSize, open_terminal, set_size
+from alknet.ssh.program import Program
+from alknet.ssh.terminal import Terminal, TerminalSize, open_terminal
 
 if TYPE_CHECKING:
     from alknet.ssh.connection import SshConnection
@@ -39,14 +42,7 @@ EXIT_NOT_EXECUTABLE: Final = 126
 EXIT_NOT_FOUND: Final = 127
 BREAK_OFF_GRACE_S: Final = 1.0
 """What a channel that is broken off gets to send its last line."""
-SIGNALS: Final = {
-    name: getattr(signal, f"SIG{name}")
-    for name in (
-        "ABRT", "ALRM", "CONT", "FPE", "HUP", "ILL", "INT", "KILL", "PIPE", "QUIT", "SEGV", "STOP",
-        "TERM", "TSTP", "USR1", "USR2", "WINCH",
-    )
-}  # fmt: skip
-"""What a client may send to its process group (RFC 4254 section 6.9, and the ones of job control)."""
+OWNER: Final = "owner"
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
@@ -63,13 +59,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._term: str | None = None
         self._size: TerminalSize = (0, 0, 0, 0)
         self._modes: dict[int, int] = {}
-        self._terminal: Terminal | None = None
-        self._slave = -1
-        self._child: Child | None = None
-        self._stdin: Sink | None = None
-        self._sources: list[Source] = []
+        self._program: Program | None = None
         self._inner: Inner | None = None
-        self._status: int | None = None
+        self._files: FileQuestions | None = None
+        self._agent_path: str | None = None
         self._channel_paused = False
         self._is_over = False
 
@@ -81,9 +74,26 @@ class Session(asyncssh.SSHServerSession[bytes]):
         self._connection.session_began(self)
 
     def pty_requested(self, term_type: str | None, term_size: TerminalSize, term_modes: Mapping[int, int]) -> bool:
-        if "\0" in (term_type or ""):
+        if "\0" in (term_type or "") or not self._may_have_terminal():
             return False
         self._term, self._size, self._modes = term_type or "dumb", term_size, dict(term_modes)
+        return True
+
+    def _may_have_terminal(self) -> bool:
+        """Where the peer's certificate withholds one, what is asked for next runs without it, as with OpenSSH."""
+        identity = self._connection.identity
+        if self._gate.still(identity, "ssh/pty"):
+            return True
+        act = self._gate.ask(identity, "ssh/pty", **self._connection.facts())
+        self._say(f"alknet: no terminal: {act.decision}")
+        return False
+
+    async def agent_requested(self) -> bool:
+        try:
+            self._agent_path = await self._connection.forwarding.listen_for_agent()
+        except NotForwarded as exc:
+            self._say(f"alknet: the agent is not forwarded: {exc}")
+            return False
         return True
 
     def shell_requested(self) -> bool:
@@ -111,15 +121,8 @@ class Session(asyncssh.SSHServerSession[bytes]):
         assert self._request is not None
         peer = self._gate.policy.peers.get(self._connection.identity.id)
         # A peer that has just been removed has no rights left; the decision says so.
-        return make_plan(self._request, SshRights() if peer is None else peer.ssh, self._connection.handler.commands)
-
-    def _facts(self) -> dict[str, Any]:
-        connection = self._connection
-        return {
-            "surface": "ssh",
-            "connection": connection.connection.id,
-            "remote": connection.remote_host,
-        }
+        rights, certificate = SshRights() if peer is None else peer.ssh, self._connection.identity.certificate
+        return make_plan(self._request, rights, self._connection.handler.commands, certificate)
 
     # --- running it -------------------------------------------------------------------------------------------
 
@@ -129,12 +132,11 @@ class Session(asyncssh.SSHServerSession[bytes]):
         if plan.subsystem is not None or plan.command is not None:
             self._start_inner(plan)
             return
-        assert plan.action is not None
         act = self._gate.ask(
             self._connection.identity,
-            plan.action,
+            self._action(plan),
             plan.resource,
-            **self._facts(),
+            **self._connection.facts(),
             terminal=self._term is not None or None,
         )
         if not act.decision:
@@ -150,6 +152,15 @@ class Session(asyncssh.SSHServerSession[bytes]):
         except Exception as exc:
             log.exception(event("session failed to start", peer=self._connection.identity.id))
             self._could_not_start(plan, exc)
+
+    def _action(self, plan: Plan) -> str:
+        """What a request is decided as: SFTP is for those who may read files, and for those who may write them."""
+        assert plan.action is not None
+        if plan.files is not None and plan.script is None:
+            may_write = self._gate.peek(self._connection.identity, "sftp/write")
+            if may_write and not self._gate.peek(self._connection.identity, plan.action):
+                return "sftp/write"
+        return plan.action
 
     def _start_inner(self, plan: Plan) -> None:
         """A part of the node speaks on the channel; it asks its own decisions."""
@@ -167,11 +178,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def _start_process(self, plan: Plan) -> None:
         user = run_as(plan.user, shell=plan.shell)
+        if plan.files is not None:
+            self._serve_files(plan, user)
+            return
         connection = self._connection
+        terminal: Terminal | None = None
         if self._term is not None:
-            owner = user.uid if user.change else None
-            self._terminal = open_terminal(self._size, self._modes, owner=owner)
-            self._slave = self._terminal.slave
+            terminal = open_terminal(self._size, self._modes, owner=user.uid if user.change else None)
         env = environment(
             user,
             peer=connection.identity.id,
@@ -180,27 +193,54 @@ class Session(asyncssh.SSHServerSession[bytes]):
             local=connection.connection.local,
             from_client=self.env.variables,
             term=self._term,
-            tty=None if self._terminal is None else self._terminal.path,
+            tty=None if terminal is None else terminal.path,
             original_command=plan.original,
+            agent=self._agent_path,
         )
-        self._child, pipes = start_child(
-            plan.argv(user.shell), user=user, env=env, terminal=self._terminal, on_exit=self._child_exited
+        self._run(plan.argv(user.shell), user, env, terminal=terminal)
+
+    def _serve_files(self, plan: Plan, user: RunAs) -> None:
+        """A helper serves them; it asks here about everything that it is to open or to change."""
+        connection = self._connection
+        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._files = FileQuestions(
+                control, self._gate, lambda: connection.identity, connection.facts(), on_broken=self._hang_up
+            )
+            argv = helper_argv("alknet.ssh.files.child", user, theirs.fileno())
+            self._run(argv, user, {}, pass_fd=theirs.fileno(), becomes_user=True)
+        sees_all = connection.identity.id == OWNER and "*" in connection.identity.scopes
+        root = directory_of(plan.files or "", user)
+        self._files.begin(
+            {
+                "mode": "sftp" if plan.script is None else "scp",
+                "command": plan.script,
+                "root": root,
+                "start": user.home if root == "/" else "/",
+                "protected": [] if sees_all else list(connection.handler.protected),
+            }
         )
-        self._stdin = Sink(pipes.stdin, self._input_drained)
-        self._sources = [Source(pipes.stdout, self._send, self._source_ended)]
-        if pipes.stderr is not None:
-            self._sources.append(Source(pipes.stderr, self._send_stderr, self._source_ended))
-        self._resume_sources()
+
+    def _run(self, argv: list[str], user: RunAs, env: Mapping[str, str], **how: Any) -> None:
+        self._program = Program(
+            argv,
+            user=user,
+            env=env,
+            terminal=how.pop("terminal", None),
+            on_output=self._send,
+            on_input_drained=self._input_drained,
+            on_end=self._program_ended,
+            **how,
+        )
+        self._resume_output()
 
     def _could_not_start(self, plan: Plan, exc: Exception) -> None:
-        self._close_slave()
-        if self._terminal is not None:
-            os.close(self._terminal.master)
         what = plan.words[0] if plan.words else plan.shell or "the shell"
         why = exc.strerror if isinstance(exc, OSError) else str(exc)
         self._say(f"alknet: cannot run {what}: {why}")
         not_found = isinstance(exc, OSError) and exc.errno == errno.ENOENT
         status = EXIT_NOT_FOUND if not_found else EXIT_NOT_EXECUTABLE
+        self._close_files()
         self._done(f"not started: {why}")
         self._exit(status)
 
@@ -213,35 +253,32 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def _send_stderr(self, data: bytes) -> None:
         self._send(data, EXTENDED_DATA_STDERR)
 
-    def _source_ended(self) -> None:
-        self._maybe_finish()
-
     def pause_writing(self) -> None:
         self._channel_paused = True
-        self._pause_sources()
+        self._pause_output()
 
     def resume_writing(self) -> None:
         self._channel_paused = False
-        self._resume_sources()
+        self._resume_output()
 
     def connection_paused(self) -> None:
         """The connection as a whole has no room."""
-        self._pause_sources()
+        self._pause_output()
 
     def connection_resumed(self) -> None:
-        self._resume_sources()
+        self._resume_output()
 
-    def _pause_sources(self) -> None:
-        for source in self._sources:
-            source.pause()
+    def _pause_output(self) -> None:
+        if self._program is not None:
+            self._program.pause()
         if self._inner is not None:
             self._inner.stream.pause_writing()
 
-    def _resume_sources(self) -> None:
+    def _resume_output(self) -> None:
         if self._channel_paused or self._connection.is_write_paused:
             return
-        for source in self._sources:
-            source.resume()
+        if self._program is not None:
+            self._program.resume()
         if self._inner is not None:
             self._inner.stream.resume_writing()
 
@@ -250,7 +287,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if self._inner is not None:
             self._inner.stream.data_received(data)
-        elif self._stdin is not None and not self._stdin.write(data):
+        elif self._program is not None and not self._program.write(data):
             assert self._channel is not None
             self._channel.pause_reading()
 
@@ -261,35 +298,23 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def eof_received(self) -> bool:
         if self._inner is not None:
             self._inner.stream.eof_received()
-        elif self._stdin is not None and self._terminal is None:
-            self._stdin.finish()
+        elif self._program is not None:
+            self._program.write_eof()
         return True  # the other direction stays open
 
     def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
         self._size = (width, height, pixwidth, pixheight)
-        if self._slave >= 0:
-            set_size(self._slave, self._size)
+        if self._program is not None:
+            self._program.resize(self._size)
 
     def signal_received(self, name: str) -> None:
-        number = SIGNALS.get(name)
-        if number is not None and self._child is not None:
-            self._child.signal_as_user(number)
+        if self._program is not None:
+            self._program.signal(name)
 
     # --- the end ----------------------------------------------------------------------------------------------
 
-    def _child_exited(self, status: int) -> None:
-        self._status = status
-        if self._terminal is not None:
-            # Take what the terminal still holds, but do not wait for a background job that keeps it open.
-            self._close_slave()
-            self._sources[0].end_when_empty()
-        self._maybe_finish()
-
-    def _maybe_finish(self) -> None:
-        """Report the exit status when process and output have both ended."""
-        if self._status is None or any(source.is_open for source in self._sources):
-            return
-        status = self._status
+    def _program_ended(self, status: int) -> None:
+        self._close_files()
         if os.WIFSIGNALED(status):
             name = signal_name(os.WTERMSIG(status))
             self._done(f"signal {name}")
@@ -298,15 +323,17 @@ class Session(asyncssh.SSHServerSession[bytes]):
         else:
             self._done(f"exit {os.WEXITSTATUS(status)}")
             self._exit(os.WEXITSTATUS(status))
-        self._close_input()
         # A group whose connection was cut is first given its time to end; see `Child.hang_up`.
-        if self._child is not None and self._channel is not None and not self._is_over:
-            self._child.reap()
+        if self._program is not None and self._channel is not None and not self._is_over:
+            self._program.reap()
 
     def recheck(self) -> None:
         """End this session if the current policy forbids it, or would run it otherwise than it runs."""
         plan = self._plan
         identity = self._connection.identity
+        if self._files is not None and (denial := self._files.recheck()) is not None:
+            self.revoke(denial)
+            return
         if self._inner is not None and plan is not None:
             new = self._make_plan()
             if (new.subsystem, new.command) == (plan.subsystem, plan.command):
@@ -316,9 +343,10 @@ class Session(asyncssh.SSHServerSession[bytes]):
             return
         if self._act is None or plan is None or plan.action is None:
             return
-        decision = self._gate.still(identity, plan.action, plan.resource)
+        action = self._action(plan)
+        decision = self._gate.still(identity, action, plan.resource)
         if decision and self._make_plan() != plan:
-            decision = self._gate.changed(identity, plan.action, plan.resource)
+            decision = self._gate.changed(identity, action, plan.resource)
         if not decision:
             self.revoke(decision)
 
@@ -357,21 +385,13 @@ class Session(asyncssh.SSHServerSession[bytes]):
 
     def _hang_up(self) -> None:
         """End the process group and forget its output."""
-        self._close_input()
-        for source in self._sources:
-            source.close()
-        self._close_slave()
-        if self._child is not None and self._child.is_running:
-            self._connection.handler.hang_up(self._child, terminal_closed=self._terminal is not None)
+        self._close_files()
+        if self._program is not None and (child := self._program.abandon()) is not None:
+            self._connection.handler.hang_up(child, terminal_closed=self._program.has_terminal)
 
-    def _close_input(self) -> None:
-        if self._stdin is not None:
-            self._stdin.close()
-
-    def _close_slave(self) -> None:
-        if self._slave >= 0:
-            os.close(self._slave)
-            self._slave = -1
+    def _close_files(self) -> None:
+        if self._files is not None:
+            self._files.close()
 
     def _done(self, outcome: str, **facts: str | None) -> None:
         if self._act is not None:

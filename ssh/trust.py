@@ -4,10 +4,13 @@ The first source that knows the host decides: the key that is pinned for it, the
 ``known_hosts``. A host that nobody knows is refused, unless somebody who is asked says yes; one with another key than
 the known one is refused without asking. A key that ``known_hosts`` revokes is refused whoever else trusts it.
 
-``@cert-authority`` lines are not used: host certificates are neither offered nor accepted.
+A host certificate counts before all of these but a pin, if it is by the authority of the peer's entry or by one that an
+``@cert-authority`` line of ``known_hosts`` has for the host, and names the host. Where it does not count, the key in it
+is judged as if it had come alone, as ssh does.
 """
 
 import ipaddress
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,8 @@ import asyncssh
 from alknet.errors import AlknetError, ConfigError, InvalidInputError, UnavailableError
 from alknet.keys import PublicKey
 from alknet.known_nodes import HOST_KEY, KnownNodes
+from alknet.ssh.certificate_format import SUFFIX, ParsedCertificate, key_type, parse_certificate
+from alknet.ssh.certificates import host_certificate_fault, is_signed
 
 __all__ = ["HostKeyError", "HostTrust", "NewHost", "TrustingClient"]
 
@@ -34,6 +39,7 @@ ALGORITHMS: Final = {
     "ecdsa-sha2-nistp521": ("ecdsa-sha2-nistp521",),
     "ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256"),
 }
+CERTIFIED: Final = tuple(name + SUFFIX for names in ALGORITHMS.values() for name in names)
 MAYBE_ATTACK: Final = "nothing was sent; somebody may be in between. If you know that it was changed, "
 
 
@@ -80,6 +86,10 @@ class HostTrust:
     """Whether ``~/.ssh/known_hosts`` and the system's are asked."""
     accept_new: Callable[[NewHost], bool] | None = None
     """Asked about an unknown host, in the middle of the handshake; a yes is remembered in `known_nodes`."""
+    authority: PublicKey | None = None
+    """Whose host certificates are believed, for the host's name or one of `names`, besides those of known_hosts."""
+    names: tuple[str, ...] = ()
+    now: Callable[[], float] = time.time
 
     def check(self, host: str, port: int, key: PublicKey) -> None:
         """Return if `key` is the host's; raise `HostKeyError`, or `ConfigError` for a file that cannot be used."""
@@ -99,21 +109,55 @@ class HostTrust:
                 )
         if self.pin is not None or self._is_known(where, host, port, key) or _is_listed(where, lines, key):
             return
-        self._ask(where, NewHost(host, port, key), authority=any(line.kind == "authority" for line in lines))
+        self._ask(where, NewHost(host, port, key))
+
+    def check_certificate(self, host: str, port: int, certificate: ParsedCertificate) -> None:
+        """Return if `certificate`, or the key in it, is the host's; else raises as `check` does."""
+        lines = list(_known_hosts(host, port)) if self.use_known_hosts else []
+        for line in lines:
+            if line.kind == "revoked" and line.blob == certificate.authority.blob:
+                raise HostKeyError(
+                    f"the authority of the host certificate of {host} port {port}, {certificate.authority.fingerprint},"
+                    f" is revoked ({line.path}:{line.number})",
+                    hint="nothing was sent; ask who runs it for the new one",
+                )
+        revoked = any(line.kind == "revoked" and line.blob == certificate.key.blob for line in lines)
+        why = self._certificate_fault(host, certificate, lines)
+        if why is None and not revoked:
+            return
+        try:
+            self.check(host, port, certificate.key)
+        except HostKeyError as exc:
+            if why is None:
+                raise
+            raise HostKeyError(f"{exc}; its host certificate does not count: {why}", hint=exc.hint) from exc
+
+    def _certificate_fault(self, host: str, certificate: ParsedCertificate, lines: list["_Line"]) -> str | None:
+        blob = certificate.authority.blob
+        if self.authority is not None and self.authority.blob == blob:
+            names: tuple[str, ...] = (host, *self.names)
+        elif self.pin is None and any(line.kind == "authority" and line.blob == blob for line in lines):
+            names = (host,)
+        else:
+            return f"its authority {certificate.authority.fingerprint} is not known"
+        if not is_signed(certificate):
+            return "it is not signed by its authority"
+        return host_certificate_fault(certificate, now=self.now(), names=[_canonical(name) for name in names])
 
     def algorithms(self, host: str, port: int) -> tuple[str, ...]:
         """asyncssh's ``server_host_key_algs``: the kinds of the known keys first, so that a host with several keys
-        shows one that can be compared. Without certificates, which nobody here checks."""
+        shows one that can be compared; before these certificates, where an authority is known for the host."""
         kinds: list[str] = []
+        lines = sorted(_known_hosts(host, port), key=lambda line: not line.with_port) if self.use_known_hosts else []
+        certified = self.authority is not None or (self.pin is None and any(line.kind == "authority" for line in lines))
         if self.pin is not None:
             kinds = [self.pin.kind]
         elif self.known_nodes is not None and (known := self.known_nodes.find(host, port, HOST_KEY)) is not None:
             kinds = [known.kind]
-        elif self.use_known_hosts:
-            lines = sorted(_known_hosts(host, port), key=lambda line: not line.with_port)
+        else:
             kinds = [line.algorithm for line in lines if line.kind == "key"]
         ordered = dict.fromkeys([kind for kind in kinds if kind in ALGORITHMS] + list(ALGORITHMS))
-        return tuple(name for kind in ordered for name in ALGORITHMS[kind])
+        return (*(CERTIFIED if certified else ()), *(name for kind in ordered for name in ALGORITHMS[kind]))
 
     def _is_known(self, where: str, host: str, port: int, key: PublicKey) -> bool:
         known = self.known_nodes.lookup(host, port, HOST_KEY) if self.known_nodes is not None else None
@@ -122,11 +166,10 @@ class HostTrust:
         assert self.known_nodes is not None
         raise _changed(where, known.key, key, self.known_nodes.path, known.line)
 
-    def _ask(self, where: str, new: NewHost, *, authority: bool) -> None:
+    def _ask(self, where: str, new: NewHost) -> None:
         if self.accept_new is None:
-            also = "; known_hosts has a certificate authority for it, which is not used" if authority else ""
             raise HostKeyError(
-                f"{where} is not known: its {new.key.kind} key {new.key.fingerprint} stands nowhere{also}",
+                f"{where} is not known: its {new.key.kind} key {new.key.fingerprint} stands nowhere",
                 hint="nothing was sent; if that is its key: --accept-new remembers it, or put it into the peer's"
                 " host_key or into known_hosts",
             )
@@ -164,9 +207,38 @@ class TrustingClient(asyncssh.SSHClient):
         self._accepted = key.public_data
         return True
 
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """Take over the question about certificates: asyncssh asks about the authority alone, and a certificate that
+        names no host is good for every one to it."""
+        by_key = conn.validate_server_host_key
+
+        def validate(key_data: bytes) -> asyncssh.SSHKey:
+            if not key_type(key_data).endswith(SUFFIX):
+                return by_key(key_data)
+            try:
+                return self._certified_key(self._address or (conn._host, conn._port), key_data)
+            except AlknetError as exc:
+                self.refusal = exc
+                raise asyncssh.HostKeyNotVerifiable(str(exc)) from exc
+
+        conn.validate_server_host_key = validate  # type: ignore[method-assign]
+
+    def _certified_key(self, address: tuple[str, int], key_data: bytes) -> asyncssh.SSHKey:
+        host, port = address
+        where = f"{host} port {port}"
+        try:
+            certificate = parse_certificate(key_data)
+            key = asyncssh.public_key.decode_ssh_public_key(certificate.key.blob)
+        except (InvalidInputError, asyncssh.KeyImportError) as exc:
+            raise HostKeyError(f"the host certificate of {where} cannot be read: it {exc}") from exc
+        if key_data != self._accepted:
+            _public_key(where, key)
+            self._trust.check_certificate(host, port, certificate)
+        self._accepted = key_data
+        return key
+
     def validate_host_ca_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        host, port = self._address or (host, port)
-        self.refusal = HostKeyError(f"{host} port {port} shows a host certificate, which alknet does not check")
+        """Nobody asks: see `connection_made`."""
         return False
 
 

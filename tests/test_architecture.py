@@ -40,8 +40,9 @@ PARTS = {
         tuple(
             f"alknet.{name}"
             for name in (  # noqa: SIM905
-                "access actions audit audit_reader backoff certificates child clock descriptors errors gate identity keyring "
-                "keys known_nodes lock logs nofile notify plan replies runas sshsig state tasks tokens verification"
+                "access actions audit audit_reader backoff become certificates child clock descriptors errors gate "
+                "globs guard hosts identity keyring keys known_nodes lock logs nofile notify plan replies resolver "
+                "runas sshsig state target_patterns targets tasks tokens verification"
             ).split()
         ),
         (),
@@ -157,8 +158,12 @@ PURE = (
     "alknet.config.addresses",
     "alknet.config.diff",
     "alknet.config.positions",
+    "alknet.globs",
+    "alknet.hosts",
     "alknet.identity",
     "alknet.plan",
+    "alknet.target_patterns",
+    "alknet.targets",
 )
 IMPURE = frozenset({"asyncio", "asyncssh", "selectors", "socket", "ssl", "subprocess", "threading", "time"})
 PURE_REASON = "a core takes bytes, values and the time as arguments, so that a test needs neither sockets nor sleep"

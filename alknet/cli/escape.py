@@ -25,6 +25,7 @@ class Action(Enum):
 
     DISCONNECT = ord(".")
     SUSPEND = ord("Z") & CONTROL_BITS
+    FORWARDS = ord("#")
     HELP = ord("?")
     BREAK = ord("B")
 
@@ -32,6 +33,7 @@ class Action(Enum):
 SHOWN: Final = {
     Action.DISCONNECT: ".",
     Action.SUSPEND: "^Z [suspend alknet]",
+    Action.FORWARDS: "#",
     Action.HELP: "?",
     Action.BREAK: "B",
 }
@@ -91,6 +93,7 @@ class Escape:
             f" {name}.   - end the connection",
             f" {name}B   - send a BREAK to the remote system",
             f" {name}^Z  - suspend alknet",
+            f" {name}#   - list forwards",
             f" {name}?   - this message",
             f" {name}{name}   - send the escape character by typing it twice",
             "(Escapes are only recognized immediately after newline.)",

@@ -25,6 +25,7 @@ def peer() -> None:
 @peer.command()
 @click.argument("name")
 @click.option("--key", multiple=True, metavar="FILE|LINE", help="Public key: a .pub file or its line.")
+@click.option("--principal", multiple=True, metavar="P", help="Principal of user certificates that stands for it.")
 @click.option("--scope", multiple=True, metavar="S", help="Scope to grant, such as ssh:exec.")
 @click.option("--role", multiple=True, metavar="R", help="Role to grant, from [roles].")
 @click.option("--user", metavar="USER", help="Operating-system user that its sessions run as.")
@@ -45,6 +46,7 @@ def add(
     invocation: Invocation,
     name: str,
     key: tuple[str, ...],
+    principal: tuple[str, ...],
     scope: tuple[str, ...],
     role: tuple[str, ...],
     user: str | None,
@@ -61,6 +63,7 @@ def add(
 
     \b
     alknet peer add ci --key ci.pub --scope 'ssh:exec' --user build
+    alknet peer add alice --principal alice --scope 'ssh:*' --user alice    # with a certificate: see alknet ca
     alknet peer add worker --key 'ssh-ed25519 …' --offers '*' --expose w    # a node that dials this one
     alknet peer add hub --key 'ssh-ed25519 …' --address hub:7022 --dial     # a node that this one dials
 
@@ -78,6 +81,8 @@ def add(
     values: dict[str, Any] = {}
     if key:
         values["keys"] = [_key_line(text) for text in key]
+    if principal:
+        values["principals"] = list(principal)
     if scope:
         values["scopes"] = list(scope)
     if role:

@@ -88,8 +88,10 @@ def can(invocation: Invocation, peer: str, action: str, resource: str | None) ->
     \b
     alknet can alice ssh/shell
     alknet can ci ssh/exec 'git-upload-pack /srv/project'
+    alknet can alice forward/local db.corp:5432
 
-    The running node answers; without one, the configuration on disk does.
+    The running node answers; without one, the configuration on disk does. The name of a forward's target is resolved by
+    whoever answers, and what is allowed of its addresses is said of each.
     """
     if node_is_running(invocation.home):
         values = {"peer": peer, "action": action, "resource": resource}
@@ -104,18 +106,24 @@ def can(invocation: Invocation, peer: str, action: str, resource: str | None) ->
         click.echo(f"rule: {answer['rule']}{suffix}")
         if answer["note"]:
             click.echo(f"note: {answer['note']}")
+        for one in answer["addresses"] if len(answer["addresses"]) > 1 else ():
+            click.echo(f"{one['address']}: {'yes' if one['allowed'] else 'no'}  [{one['rule']}]")
     return 0 if answer["allowed"] else DENIED
 
 
 def _can_offline(invocation: Invocation, peer: str, action: str, resource: str | None) -> dict[str, object]:
+    import asyncio
+
     from alknet.access import Context, Identity, authorize
     from alknet.actions import ACTIONS
     from alknet.call.registry import Registry
     from alknet.clock import SystemClock
     from alknet.config.load import load
     from alknet.config.policy import build_policy, daemon_user
+    from alknet.resolver import is_own
     from alknet.services.node import PEER_ACTIONS, access_of
     from alknet.services.node import can as describe
+    from alknet.services.reach import ask_forward
     from alknet.state import SqliteState
 
     home = invocation.home
@@ -133,7 +141,13 @@ def _can_offline(invocation: Invocation, peer: str, action: str, resource: str |
     identity = Identity(peer, frozenset(policy.peers[peer].scopes), "question")
     context = Context(policy, SystemClock().wall())
     access = access_of(Registry(), action, resource)
-    return describe(authorize(identity, action, resource, context, access=access), policy, peer, action)
+    listening = [(host, address.port) for address in settings.node.listen for host in address.hosts()]
+    decision, addresses = asyncio.run(
+        ask_forward(
+            lambda what: authorize(identity, action, what, context, access=access), action, resource, is_own(listening)
+        )
+    )
+    return describe(decision, policy, peer, action) | {"addresses": addresses}
 
 
 def _print_dials(answer: Mapping[str, Any]) -> None:

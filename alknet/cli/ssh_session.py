@@ -7,17 +7,19 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import click
 
 from alknet.cli.client import CANNOT_CONNECT, reporter
 from alknet.cli.escape import BREAK_MS, Action, Escape
+from alknet.cli.forward import until_stopped, why_lost
 from alknet.cli.ssh import SshOptions, is_terminal
 from alknet.descriptors import Sink, Source, open_sink, open_source
 from alknet.logs import printable
 from alknet.ssh.client import ClientSession, Link, SessionOptions, Target, connect
+from alknet.ssh.client_forwards import Forwards
 from alknet.ssh.terminal import local_modes
 
 __all__ = ["run_session"]
@@ -27,7 +29,14 @@ async def run_session(target: Target, options: SshOptions, *, escape: int | None
     """Run it to its end; the exit code is the remote command's, `CANNOT_CONNECT` when it was lost or cut."""
     has_terminal = options.has_terminal(command)
     is_raw = has_terminal and is_terminal(0)
-    async with connect(target, carriers=options.carriers, report=reporter(options.verbose)) as link:
+    agent = os.environ.get("SSH_AUTH_SOCK") if options.agent else None
+    report = reporter(options.verbose)
+    async with (
+        connect(target, carriers=options.carriers, report=report, notice=_say, agent=agent) as link,
+        _forwarding(link, options) as forwards,
+    ):
+        if options.no_session:
+            return await _only_forward(link)
         wanted = SessionOptions(
             command,
             terminal=os.environ.get("TERM", "dumb") if has_terminal else None,
@@ -35,18 +44,49 @@ async def run_session(target: Target, options: SshOptions, *, escape: int | None
             modes=local_modes(0) if is_raw else None,
         )
         with _Terminal(is_raw) as terminal:
-            session = _Session(link, terminal, Escape(escape if is_raw else None))
-            return await session.run(wanted)
+            session = _Session(link, terminal, Escape(escape if is_raw else None), forwards)
+            code = await session.run(wanted)
+        await forwards.wait_idle()  # as ssh does
+        return code
+
+
+@contextlib.asynccontextmanager
+async def _forwarding(link: Link, options: SshOptions) -> AsyncIterator[Forwards]:
+    """Set the forwards up; raises `ForwardError` where that cannot be and there is no use in the rest."""
+    must = options.no_session if options.exit_on_failure is None else options.exit_on_failure
+    forwards = Forwards(options.forwards, _say)
+    try:
+        for error in [*await forwards.listen(), *await forwards.attach(link)]:
+            if must:
+                raise error
+            _say(f"warning: {error}")
+        yield forwards
+    finally:
+        await forwards.aclose()
+
+
+async def _only_forward(link: Link) -> int:
+    """Wait until the connection ends, or the user ends it."""
+    await until_stopped(link.ssh.wait_closed)
+    if link.ssh.is_closed():
+        _say(f"the connection was lost{why_lost(link)}")
+    return CANNOT_CONNECT
+
+
+def _say(line: str) -> None:
+    """A line on stderr, which may be a terminal in raw mode."""
+    click.echo(f"alknet: {printable(line)}\r" if is_terminal(2) else f"alknet: {printable(line)}", err=True)
 
 
 class _Session:
     """The streams between the terminal and the channel."""
 
-    def __init__(self, link: Link, terminal: "_Terminal", escape: Escape) -> None:
+    def __init__(self, link: Link, terminal: "_Terminal", escape: Escape, forwards: Forwards) -> None:
         self._link = link
         self._ssh = link.ssh
         self._terminal = terminal
         self._escape = escape
+        self._forwards = forwards
         self._session = ClientSession()
         self._sinks: list[Sink] = [open_sink(fd, self._session.drained) for fd in (1, 2)]
         self._was_disconnected = False
@@ -99,6 +139,9 @@ class _Session:
                 case Action.SUSPEND:
                     self._terminal.suspend()
                     self._resized()
+                case Action.FORWARDS:
+                    sys.stderr.write("".join(f"{line}\r\n" for line in self._forwards.lines()))
+                    sys.stderr.flush()
                 case Action.BREAK:
                     self._channel.send_break(BREAK_MS)
 

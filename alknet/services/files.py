@@ -17,8 +17,9 @@ from alknet.call.context import OperationContext
 from alknet.config.create import OWNER
 from alknet.errors import DeniedError
 from alknet.gate import Gate
+from alknet.guard import Barred
 from alknet.services.files_errors import in_words
-from alknet.services.files_roots import Barred, Root, Roots, Spot
+from alknet.services.files_roots import Root, Roots, Spot
 
 __all__ = ["DIGEST", "MAX_PIECE_BYTES", "FilePath", "Files", "digest_of"]
 

@@ -6,8 +6,8 @@ from contextlib import suppress
 from itertools import islice
 from typing import Final
 
+from alknet.guard import Guard
 from alknet.services.files_errors import TooLarge, WrongKind
-from alknet.services.files_roots import Guard
 
 __all__ = ["remove_tree"]
 

@@ -5,7 +5,7 @@ link; the name that is used last is used in a directory that is held open. So no
 root, and it makes no difference who renames or replaces what meanwhile. Names are taken as they are: no form of Unicode
 is made equal to another.
 
-Some directories are out of reach by what they are (device and inode), wherever they turn up: see :class:`Guard`.
+Some directories are out of reach by what they are (device and inode), wherever they turn up: see :mod:`alknet.guard`.
 """
 
 import errno
@@ -17,31 +17,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from alknet.errors import InvalidInputError, NotFoundError
-from alknet.gate import RULE_PROTECTED, RULE_READ_ONLY
+from alknet.gate import RULE_READ_ONLY
+from alknet.guard import Barred, Guard, shows_kernel
 from alknet.services.files_errors import WrongKind
 
-__all__ = ["Barred", "Guard", "Root", "Roots", "Spot", "kind_of"]
+__all__ = ["Root", "Roots", "Spot", "kind_of"]
 
 MAX_PATH_CHARS: Final = 4096
 DIRECTORY_MODE: Final = 0o755
-KERNEL_FILES: Final = frozenset(
-    {"binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "efivarfs", "fusectl", "nsfs", "proc", "pstore"}
-    | {"securityfs", "selinuxfs", "smackfs", "sysfs", "tracefs"}
-)
-"""File systems in which the kernel shows itself and its processes: the node's own memory and environment among them."""
-
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-Inode = tuple[int, int]
-"""Device and number: what a directory is, whatever it is called."""
-
-
-class Barred(Exception):
-    """An allowed act reaches for what its caller must not; `rule` is a rule of the access decision."""
-
-    def __init__(self, rule: str, reason: str) -> None:
-        super().__init__(reason)
-        self.rule = rule
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,51 +40,6 @@ class Root:
     def of(cls, name: str, path: str, *, writable: bool = True) -> "Root":
         """Links in the operator's own `path` are followed now and never again."""
         return cls(name, os.path.realpath(path), writable)
-
-
-class Guard:
-    """Directories that are out of reach with all that is in them: those at `paths`, and the ones directly below them.
-
-    A guard is made for one act, from what is on the disk at that moment.
-    """
-
-    def __init__(self, paths: Iterable[str] = ()) -> None:
-        self._paths = tuple(paths)
-        self._directories: dict[Inode, str] = {}
-        self._entries: set[tuple[Inode, str]] = set()
-        for path in self._paths:
-            for spelling in {os.path.abspath(path), os.path.realpath(path)}:
-                with suppress(OSError):
-                    self._entries.add((_inode(os.stat(os.path.dirname(spelling))), os.path.basename(spelling)))
-            with suppress(OSError):
-                self._directories[_inode(os.stat(path))] = path
-                with os.scandir(path) as entries:
-                    for entry in entries:
-                        if entry.is_dir(follow_symlinks=False):
-                            self._directories[_inode(entry.stat(follow_symlinks=False))] = entry.path
-
-    def renewed(self) -> "Guard":
-        """The same with the disk looked at again."""
-        return Guard(self._paths)
-
-    def check_directory(self, info: os.stat_result) -> None:
-        """Raises `Barred`."""
-        if _inode(info) in self._directories:
-            raise _protected()
-
-    def check_entry(self, parent: os.stat_result, name: str) -> None:
-        """The same for a name, whether or not there is anything under it."""
-        if (_inode(parent), name) in self._entries:
-            raise _protected()
-
-    def check_file(self, info: os.stat_result) -> None:
-        """A file may have a second name in a directory that is out of reach, or be mounted from there by itself."""
-        for path in self._directories.values():
-            with suppress(OSError), os.scandir(path) as entries:
-                for entry in entries:  # what the directory itself says of numbers is not always what files say
-                    with suppress(OSError):
-                        if os.path.samestat(entry.stat(follow_symlinks=False), info):
-                            raise _protected()
 
 
 class Spot:
@@ -279,25 +218,5 @@ def _make(parent: int, name: str, guard: Guard, path: str) -> int:
 
 
 def _check_device(info: os.stat_result, parent: os.stat_result, path: str) -> None:
-    if info.st_dev != parent.st_dev and _file_system(info.st_dev) in KERNEL_FILES:
+    if info.st_dev != parent.st_dev and shows_kernel(info.st_dev):
         raise WrongKind(f"{path!r}: what the kernel shows of itself and its processes is not served")
-
-
-def _file_system(device: int) -> str | None:
-    """The type of a file system that is mounted, such as ``ext4``."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    with suppress(OSError), open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            fields = line.split()
-            if fields[2] == number:
-                return fields[fields.index("-") + 1]
-    return None
-
-
-def _protected() -> Barred:
-    reason = "the node's home and its user's ~/.ssh are out of reach for everybody but owner with the scope *"
-    return Barred(RULE_PROTECTED, reason)
-
-
-def _inode(info: os.stat_result) -> Inode:
-    return info.st_dev, info.st_ino

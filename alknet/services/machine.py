@@ -23,11 +23,14 @@ log = logging.getLogger("alknet.services")
 
 
 class MachineServices:
-    """What lives as long as the node: the commands that run, the uploads that are unfinished. `home` is the node's."""
+    """What lives as long as the node: the commands that run, the uploads that are unfinished. `home` is the node's.
+
+    `protected` are the paths that only ``owner`` may reach, whatever serves files.
+    """
 
     def __init__(self, gate: Gate, clock: Clock, home: Path) -> None:
         self._gate = gate
-        self._protected = (str(home), os.path.join(_own_home(), ".ssh"))
+        self.protected = (str(home), os.path.join(_own_home(), ".ssh"))
         self._uploads = Uploads(clock)
         self._exec = ExecService(gate)
 
@@ -36,7 +39,7 @@ class MachineServices:
         services: list[Any] = []
         if settings.fs.roots:
             roots = [Root.of(name, root.path, writable=root.write) for name, root in settings.fs.roots.items()]
-            files = Files(self._gate, roots, protected=self._protected)
+            files = Files(self._gate, roots, protected=self.protected)
             services += [FileReader(files), FileWriter(files, self._uploads)]
         if settings.exec.enabled:
             services.append(self._exec)

@@ -9,8 +9,11 @@ from alknet.call.context import OperationContext
 from alknet.call.dispatch import Stats, peer_access
 from alknet.call.operations import OperationError, Visibility, operation
 from alknet.call.registry import Registry
+from alknet.config.addresses import split_host_port
 from alknet.errors import ConfigError, NotFoundError
 from alknet.gate import Gate
+from alknet.resolver import is_own
+from alknet.services.reach import ask_forward
 
 __all__ = ["PEER_ACTIONS", "ConfigInvalid", "NodeService", "NodeView", "access_of", "can"]
 
@@ -38,6 +41,10 @@ class NodeView(Protocol):
     @property
     def registry(self) -> Registry:
         """The operations that it serves."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens, each host:port."""
 
     @property
     def stats(self) -> Mapping[str, Stats]:
@@ -84,14 +91,19 @@ class NodeService:
         """May a peer do that? And which rule says so.
 
         `action` is an action such as ssh/exec, or the name of an operation. For peer/call and peer/channel the resource
-        is whose and what: w1:fs/read.
+        is whose and what: w1:fs/read. For forward/local, forward/remote and forward/udp it is host:port or the path of
+        a socket; a name is resolved, and the answer is that for the first address that is allowed.
         """
         policy = self._node.gate.policy
         if peer not in policy.peers:
             raise NotFoundError(f"there is no peer {peer!r}")
         identity = Identity(peer, frozenset(policy.peers[peer].scopes), "question")
         access = access_of(self._node.registry, action, resource)
-        return can(self._node.gate.peek(identity, action, resource, access=access), policy, peer, action)
+        own = is_own(split_host_port(address) for address in self._node.addresses)
+        decision, addresses = await ask_forward(
+            lambda what: self._node.gate.peek(identity, action, what, access=access), action, resource, own
+        )
+        return can(decision, policy, peer, action) | {"addresses": addresses}
 
     @operation("node/reload", kind="mutation", scopes=["node:admin"], destructive=False, errors=[ConfigInvalid])
     async def reload(self, *, ctx: OperationContext) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
         "call/connect": None,
         "channel/open": None,
         "ssh/login": None,
+        "ssh/pty": None,
         **SCOPE_OF,
     }
     assert isinstance(ACTIONS, MappingProxyType)

@@ -9,7 +9,8 @@ import pytest
 from alknet.access import Access, Authority, DaemonUser, Identity, Peer, Policy, Token
 from alknet.audit import NOTHING, MemoryAudit
 from alknet.clock import ManualClock
-from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, RULE_PROTECTED, Gate
+from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
+from alknet.guard import RULE_PROTECTED
 
 ALICE = Peer("alice", {"node:read": "own"}, ("SHA256:a",))
 WHO = Identity("alice", frozenset({"node:read"}), "key:SHA256:a")

@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from alknet.errors import AlknetError, InvalidInputError, NotFoundError
+from alknet.guard import Barred
 from alknet.services.files_errors import WrongKind
-from alknet.services.files_roots import Barred, Guard, Root, Roots, Spot, kind_of
+from alknet.services.files_roots import Root, Roots, Spot, kind_of
 from testkit.files_bench import descriptors
 from testkit.users import need_root
 
@@ -316,16 +317,6 @@ def test_what_becomes_the_protected_directory_by_being_made_is_taken_away_again(
     with pytest.raises(Barred), roots_of(top, home / ".ssh").reach("root/user/data/ssh/x", write=True, parents=True):
         pass
     assert os.listdir(home / "data") == []
-
-
-def test_a_guard_looks_again_and_knows_what_was_made_meanwhile(top: Path) -> None:
-    guard = Guard([str(top / "later")])
-    (top / "later" / "inner").mkdir(parents=True)
-    for directory in (top / "later", top / "later" / "inner"):
-        guard.check_directory(os.stat(directory))
-        with pytest.raises(Barred):
-            guard.renewed().check_directory(os.stat(directory))
-    guard.check_directory(os.stat(top))
 
 
 def test_a_protected_file_that_is_mounted_elsewhere_by_itself_is_protected_there(top: Path, home: Path) -> None:

@@ -1,0 +1,81 @@
+"""How the node is asked, and hears what became of it: JSON over a socket, one message each.
+
+The node answers each question before the next one is asked: who is served by this process waits for it. A path is the
+one that the client means, below the root, with the bytes that are no UTF-8 as lone surrogates.
+"""
+
+import json
+import os
+from typing import Any, Final
+
+from alknet.errors import BrokenError, DeniedError
+from alknet.guard import Barred
+
+__all__ = ["MAX_MESSAGE_BYTES", "READ", "WRITE", "Questions"]
+
+MAX_MESSAGE_BYTES: Final = 256 * 1024
+READ: Final = "read"
+WRITE: Final = "write"
+
+
+class Questions:
+    """This end of the socket, a descriptor of the kind ``SOCK_SEQPACKET``. `denials` counts refusals."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._number = 0
+        self.denials = 0
+
+    def receive(self) -> dict[str, Any]:
+        """The next message; raises `BrokenError` when the node has gone, or says what makes no sense."""
+        try:
+            data = os.read(self._fd, MAX_MESSAGE_BYTES)
+        except OSError as exc:
+            raise BrokenError("the node has gone") from exc
+        if not data:
+            raise BrokenError("the node has gone")
+        try:
+            message = json.loads(data)
+        except ValueError as exc:
+            raise BrokenError("the node sent no JSON") from exc
+        if not isinstance(message, dict):
+            raise BrokenError("the node sent no object")
+        return message
+
+    def ask(self, action: str, path: bytes) -> int:
+        """Ask whether `action` on `path` is allowed; returns the number under which it is to be closed by `done`.
+
+        Raises `DeniedError` with the node's words, and `BrokenError`.
+        """
+        self._number += 1
+        self._send({"ask": self._number, "action": action, "path": path.decode("utf-8", "surrogateescape")})
+        self._receive_answer()
+        return self._number
+
+    def done(self, number: int, outcome: str = "ok", count: int = 0) -> None:
+        """Say how what was allowed ended, and how many bytes were carried."""
+        self._send({"done": number, "outcome": outcome, "bytes": count})
+
+    def barred(self, reason: Barred, path: bytes) -> DeniedError:
+        """Tell the node what was reached for; the error that its client is to get."""
+        self._number += 1
+        text = path.decode("utf-8", "surrogateescape")
+        self._send({"barred": self._number, "rule": reason.rule, "reason": reason.reason, "path": text})
+        try:
+            self._receive_answer()
+        except DeniedError as exc:
+            return exc
+        return DeniedError(reason.reason)
+
+    def _receive_answer(self) -> None:
+        while (message := self.receive()).get("answer") != self._number:
+            pass  # an answer to what is no longer asked
+        if message.get("allowed") is not True:
+            self.denials += 1
+            raise DeniedError(str(message.get("words") or "the node does not allow it"))
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            os.write(self._fd, json.dumps(message).encode())
+        except OSError as exc:
+            raise BrokenError("the node has gone") from exc

@@ -1,0 +1,468 @@
+"""What a client has forwarded through a connection: to addresses and sockets from here (``-L``, ``-D``, ``-J``), and
+from listeners here to itself (``-R``, ``-A``).
+
+Every connection and every listener is an act of its own. A name is resolved once, each address is decided, and only an
+address that was allowed is dialled. What a reload forbids ends; what has to be refused is refused with its reason, on
+the channel where there is one.
+"""
+
+import errno
+import logging
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncssh
+
+from alknet.access import Decision
+from alknet.errors import AlknetError
+from alknet.gate import Act
+from alknet.logs import event
+from alknet.resolver import dial, resolve
+from alknet.runas import RunAs, run_as
+from alknet.ssh.channel import AgentChannel, TcpChannel, UnixChannel
+from alknet.ssh.listeners import Listener
+from alknet.ssh.pump import Pump
+from alknet.ssh.user_sockets import connect_to_unix, listen_for_agent, listen_on_tcp, listen_on_unix
+from alknet.targets import UNRESOLVED, Target, allowed_ports, normalise_host
+
+if TYPE_CHECKING:
+    from alknet.ssh.connection import SshConnection
+
+__all__ = ["Forwarding", "NotForwarded"]
+
+log = logging.getLogger("alknet.ssh")
+
+LOCAL: Final = "forward/local"
+REMOTE: Final = "forward/remote"
+AGENT: Final = "ssh/agent"
+LIMIT: Final = "limits.forwards_per_connection"
+DENIAL_COST: Final = 0.1
+"""Of a refused session: a browser behind -D asks for much that no rule allows."""
+
+ListenKey = tuple[str, int] | str
+"""What a client calls a listener of its own: host and port, or a path."""
+EVERY_ADDRESS: Final = ("0.0.0.0", "::")
+"""Where a client wants to listen that names no address."""
+ANY_PORT: Final = 1
+"""Stands for port 0, which no address has, where a name is resolved."""
+PORT_TRIES: Final = 32
+AGENT_KEY: Final = "agent:"
+OpenChannel = Callable[[Pump], Awaitable[Any]]
+"""Asks the client to take a connection, which the pump then serves."""
+
+
+class NotForwarded(Exception):
+    """A forward that is not made, in words for the client."""
+
+    def __init__(self, words: str, *, code: int = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED) -> None:
+        super().__init__(words)
+        self.code = code
+
+
+class _Live:
+    """One act that goes on: a connection from here, or a listener with the connections that it brought."""
+
+    def __init__(self, act: Act, action: str, resource: str | None) -> None:
+        self.act = act
+        self.action = action
+        self.resource = resource
+        self.pumps: set[Pump] = set()
+        self.stop_listening: Callable[[], None] = lambda: None
+        self.path = ""
+        """Of a socket that the client had made here."""
+
+    def end(self, outcome: str, **facts: str | None) -> None:
+        self.stop_listening()
+        for pump in tuple(self.pumps):
+            pump.close()
+        self.act.done(outcome, **facts)
+
+
+class Forwarding:
+    """The forwards of one connection."""
+
+    def __init__(self, connection: "SshConnection") -> None:
+        self._connection = connection
+        self._gate = connection.handler.gate
+        self._outgoing: set[_Live] = set()
+        self._listeners: dict[ListenKey, _Live] = {}
+        self._waiting = 0
+        """Connections that are being made, and those whose channel the client has not accepted yet."""
+        self._is_over = False
+
+    @property
+    def count(self) -> int:
+        """Connections and listeners, also those that are being made."""
+        return self._waiting + len(self._listeners) + sum(len(live.pumps) or 1 for live in self._lives())
+
+    @property
+    def is_busy(self) -> bool:
+        return self._waiting > 0 or any(live.pumps for live in self._lives())
+
+    def _lives(self) -> tuple[_Live, ...]:
+        return (*self._outgoing, *self._listeners.values())
+
+    # --- from here --------------------------------------------------------------------------------------------
+
+    def open_tcp(self, host: str, port: int) -> tuple[TcpChannel, Coroutine[Any, Any, Pump]]:
+        """The channel for a connection that the client asks for, and what makes that."""
+        return TcpChannel(self._connection), self._opened(partial(self._dial, host, port))
+
+    def open_unix(self, path: str) -> tuple[UnixChannel, Coroutine[Any, Any, Pump]]:
+        return UnixChannel(self._connection), self._opened(partial(self._connect, path))
+
+    async def _opened(self, reach: Callable[[], Coroutine[Any, Any, tuple[_Live, socket.socket]]]) -> Pump:
+        try:
+            self._check_room()
+            self._waiting += 1
+            try:
+                live, sock = await reach()
+            finally:
+                self._waiting -= 1
+            if self._is_over:
+                sock.close()
+                live.act.done("hung up")
+                raise NotForwarded("this connection is being ended")
+            self._outgoing.add(live)
+            return await self._pumped(live, sock, partial(self._outgoing_ended, live))
+        except NotForwarded as exc:
+            raise asyncssh.ChannelOpenError(exc.code, str(exc)) from exc
+
+    async def _dial(self, host: str, port: int) -> tuple[_Live, socket.socket]:
+        targets = await self._resolved(LOCAL, host, port)
+        allowed = [target for target in targets if self._allows(LOCAL, target)]
+        resource = str((allowed or targets)[0])
+        live = _Live(self._ask(LOCAL, resource), LOCAL, resource)
+        with _Reported(live.act):
+            if allowed[0].is_self:
+                return live, await self._connection.handler.dial_self(allowed[0], self._connection.connection.remote)
+            return live, await dial(allowed)
+
+    async def _connect(self, path: str) -> tuple[_Live, socket.socket]:
+        self._check_scope(LOCAL, path)
+        lives: list[_Live] = []
+
+        def decide(real: str) -> None:
+            lives.append(_Live(self._ask(LOCAL, real), LOCAL, real))
+
+        try:
+            sock = await connect_to_unix(path, self._user(), decide)
+        except OSError as exc:
+            for live in lives:
+                live.act.done(f"failed: {_code(exc)}")
+            raise NotForwarded(_words(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
+        return lives[0], sock
+
+    def _outgoing_ended(self, live: _Live) -> None:
+        self._outgoing.discard(live)
+        live.act.done("closed")
+
+    # --- to the client ----------------------------------------------------------------------------------------
+
+    async def listen_tcp(self, host: str, port: int) -> int:
+        """Listen for the client; returns the port, which is chosen here if `port` is 0. Raises `NotForwarded`."""
+        if port:
+            self._check_new((host, port))
+        self._check_room()
+        targets = await self._resolved(REMOTE, host, port)
+        allowed = [target for target in targets if self._allows(REMOTE, target)]
+        resource = str((allowed or targets)[0])
+        live = _Live(self._ask(REMOTE, resource), REMOTE, resource)
+        with _Reported(live.act):
+            sockets = await self._bind_all(allowed, port, self._user())
+        bound = int(sockets[0].getsockname()[1])
+
+        def open_channel(address: Any) -> OpenChannel:
+            channel = TcpChannel(self._connection)
+            return lambda pump: channel.accept(lambda: pump, host, bound, address[0], address[1])
+
+        self._begin((host, bound), live, sockets, open_channel)
+        return bound
+
+    async def listen_unix(self, path: str) -> None:
+        """Listen for the client on a socket at `path`. Raises `NotForwarded`."""
+        self._check_new(path)
+        self._check_room()
+        self._check_scope(REMOTE, path)
+        lives: list[_Live] = []
+
+        def decide(real: str) -> None:
+            lives.append(_Live(self._ask(REMOTE, real), REMOTE, real))
+
+        try:
+            listener = await listen_on_unix(path, self._user(), decide)
+        except OSError as exc:
+            for live in lives:
+                live.act.done(f"failed: {_code(exc)}")
+            raise NotForwarded(_words(exc)) from exc
+
+        def open_channel(address: Any) -> OpenChannel:
+            channel = UnixChannel(self._connection)
+            return lambda pump: channel.accept(lambda: pump, path)
+
+        self._begin(path, lives[0], [listener.socket], open_channel, also_close=listener.close)
+
+    async def listen_for_agent(self) -> str:
+        """Where programs of the session reach the agent at the client; made once. Raises `NotForwarded`."""
+        known = self._listeners.get(AGENT_KEY)
+        if known is not None:
+            return known.path
+        live = _Live(self._ask(AGENT, None), AGENT, None)
+        with _Reported(live.act):
+            listener = await listen_for_agent(self._user())
+        live.path = listener.path
+
+        def open_channel(address: Any) -> OpenChannel:
+            channel = AgentChannel(self._connection)
+            return lambda pump: channel.open(lambda: pump)
+
+        self._begin(AGENT_KEY, live, [listener.socket], open_channel, also_close=listener.close)
+        return live.path
+
+    def cancel(self, key: ListenKey) -> bool:
+        """Stop listening because the client wants it; connections that are open stay. Whether there was one."""
+        live = self._listeners.pop(key, None)
+        if live is None:
+            return False
+        live.stop_listening()
+        if live.pumps:
+            self._outgoing.add(live)  # it ends with the last of them
+        else:
+            live.act.done("cancelled")
+        return True
+
+    async def _bind_all(self, targets: list[Target], port: int, user: RunAs) -> list[socket.socket]:
+        """Sockets on all addresses that this machine has; on the first in any case, and all with the same port."""
+        for chosen in [port] if port else self._free_ports(targets):
+            sockets: list[socket.socket] = []
+            try:
+                for target in targets:
+                    number = sockets[0].getsockname()[1] if sockets else chosen
+                    try:
+                        sockets.append(await listen_on_tcp(target.address or target.host, number, user))
+                    except OSError as exc:
+                        if not sockets or exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                            raise
+                return sockets
+            except OSError as exc:
+                _close(sockets)
+                if port or exc.errno != errno.EADDRINUSE:
+                    raise
+            except BaseException:
+                _close(sockets)
+                raise
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+    def _free_ports(self, targets: list[Target]) -> Iterator[int]:
+        """Ports to try where the client leaves the choice to the node: the kernel's (0) if the rules allow them all."""
+        rules = self._gate.policy.forward_rules.get(self._connection.identity.id, ())
+        ranges = allowed_ports(rules, targets)
+        for _ in range(PORT_TRIES):
+            if any(1024 in ports and 65535 in ports for ports in ranges):
+                yield 0
+            else:
+                yield random.choice(random.choice(ranges))
+
+    def _begin(
+        self,
+        key: ListenKey,
+        live: _Live,
+        sockets: list[socket.socket],
+        open_channel: Callable[[Any], OpenChannel],
+        *,
+        also_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        def accepted(sock: socket.socket, address: Any) -> None:
+            self._waiting += 1
+            self._connection.handler.tasks.start(self._bring(live, sock, open_channel(address)), name="forward")
+
+        listener = Listener(sockets, accepted, has_room=lambda: self.count < self._limit)
+
+        def stop() -> None:
+            listener.close()
+            also_close()
+
+        live.stop_listening = stop
+        if self._is_over:
+            live.end("hung up")
+            raise NotForwarded("this connection is being ended")
+        self._listeners[key] = live
+
+    async def _bring(self, live: _Live, sock: socket.socket, open_channel: OpenChannel) -> None:
+        """Take a connection that somebody made here to the client."""
+        try:
+            pump = await self._pumped(live, sock, lambda: self._incoming_ended(live))
+        finally:
+            self._waiting -= 1
+        try:
+            await open_channel(pump)
+        except (asyncssh.ChannelOpenError, OSError) as exc:
+            log.info(event("the client did not take a forwarded connection", reason=exc))
+            pump.close()
+
+    def _incoming_ended(self, live: _Live) -> None:
+        if live in self._outgoing and not live.pumps:
+            self._outgoing.discard(live)
+            live.act.done("cancelled")
+
+    # --- both -------------------------------------------------------------------------------------------------
+
+    async def _pumped(self, live: _Live, sock: socket.socket, on_end: Callable[[], None]) -> Pump:
+        def ended(pump: Pump) -> None:
+            live.pumps.discard(pump)
+            on_end()
+            self._connection.forwards_changed()
+
+        pump = Pump(ended, connection_is_full=lambda: self._connection.is_write_paused)
+        live.pumps.add(pump)
+        try:
+            await pump.take(sock)
+        except BaseException:
+            sock.close()
+            pump.close()
+            raise
+        self._connection.forwards_changed()
+        return pump
+
+    @property
+    def _limit(self) -> int:
+        return self._connection.handler.settings.forwards_per_connection
+
+    def _check_room(self) -> None:
+        if self._is_over or self._connection.is_draining:
+            raise NotForwarded("this connection is being ended", code=asyncssh.OPEN_CONNECT_FAILED)
+        if self.count >= self._limit:
+            raise NotForwarded(
+                f"this connection has {self._limit} forwards, the most that {LIMIT} allows",
+                code=asyncssh.OPEN_RESOURCE_SHORTAGE,
+            )
+
+    def _check_new(self, key: ListenKey) -> None:
+        if key in self._listeners:
+            raise NotForwarded("this connection has that forward already")
+
+    def _user(self) -> RunAs:
+        peer = self._gate.policy.peers.get(self._connection.identity.id)
+        return run_as(None if peer is None else peer.ssh.user)
+
+    async def _resolved(self, action: str, host: str, port: int) -> tuple[Target, ...]:
+        """What the client named, looked up only if the rules leave open whether its addresses are allowed."""
+        try:
+            if action == REMOTE and host in ("", "*"):
+                return tuple(Target(address, port) for address in EVERY_ADDRESS)
+            target = Target(normalise_host(host), port)
+            if target.address is None:
+                decision = self._gate.still(self._connection.identity, action, str(target))
+                if not decision and decision.rule != UNRESOLVED:
+                    self._ask(action, str(target))
+            found = await resolve(host, port or ANY_PORT, own=self._connection.handler.is_own)
+            return tuple(replace(one, port=port) for one in found)
+        except (AlknetError, ValueError) as exc:
+            raise NotForwarded(str(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
+
+    def _check_scope(self, action: str, resource: str) -> None:
+        if not self._gate.still(self._connection.identity, action):
+            self._ask(action, resource)
+
+    def _allows(self, action: str, target: Target) -> bool:
+        return bool(self._gate.peek(self._connection.identity, action, str(target)))
+
+    def _ask(self, action: str, resource: str | None) -> Act:
+        connection = self._connection
+        act = self._gate.ask(connection.identity, action, resource, **connection.facts())
+        if not act.decision:
+            log.info(
+                event(
+                    "forward refused",
+                    peer=connection.identity.id,
+                    connection=connection.connection.id,
+                    action=action,
+                    rule=act.decision.rule,
+                    denial_id=act.decision.denial_id,
+                )
+            )
+            connection.session_denied(DENIAL_COST)
+            raise NotForwarded(f"refused: {act.decision}")
+        return act
+
+    # --- changes ----------------------------------------------------------------------------------------------
+
+    def paused(self) -> None:
+        """The connection has no room."""
+        for live in self._lives():
+            for pump in live.pumps:
+                pump.connection_paused()
+
+    def resumed(self) -> None:
+        for live in self._lives():
+            for pump in live.pumps:
+                pump.connection_resumed()
+
+    def recheck(self) -> None:
+        """End what the current policy forbids, and nothing else."""
+        for live in self._lives():
+            decision = self._gate.still(self._connection.identity, live.action, live.resource)
+            if not decision:
+                self._revoke(live, decision)
+
+    def _revoke(self, live: _Live, decision: Decision) -> None:
+        log.info(
+            event(
+                "forward ended",
+                peer=self._connection.identity.id,
+                connection=self._connection.connection.id,
+                action=live.action,
+                rule=decision.rule,
+                denial_id=decision.denial_id,
+            )
+        )
+        self._listeners = {key: other for key, other in self._listeners.items() if other is not live}
+        live.end("revoked", rule=decision.rule, denial_id=decision.denial_id, decision="deny")
+        self._outgoing.discard(live)
+
+    def end(self) -> None:
+        """The connection is over; idempotent."""
+        self._is_over = True
+        for live in self._lives():
+            live.end("hung up")
+        self._listeners.clear()
+        self._outgoing.clear()
+
+
+class _Reported:
+    """Tells the audit log when what was allowed could not be done, and the client why."""
+
+    def __init__(self, act: Act) -> None:
+        self._act = act
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, AlknetError):
+            self._act.done(f"failed: {type(exc).__name__}")
+            raise NotForwarded(str(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
+        if isinstance(exc, OSError):
+            self._act.done(f"failed: {_code(exc)}")
+            raise NotForwarded(_words(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
+        if exc is not None:
+            self._act.done("hung up")
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def _code(exc: OSError) -> str:
+    """The name of an error, which says nothing of the target."""
+    return errno.errorcode.get(exc.errno or 0, type(exc).__name__)
+
+
+def _words(exc: OSError) -> str:
+    return os.strerror(exc.errno) if exc.errno else str(exc) or type(exc).__name__

@@ -1,0 +1,71 @@
+"""Sockets that listen on behalf of a client, and pass on whoever connects."""
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from alknet.logs import event
+
+__all__ = ["Listener"]
+
+log = logging.getLogger("alknet.ssh")
+
+MAX_ACCEPTS_PER_TURN: Final = 16
+FULL_PAUSE_S: Final = 0.1
+"""How long accepting pauses while the client's connection has no room for more, or the node no descriptor."""
+
+
+class Listener:
+    """Accepts on `sockets`, which it owns, while `has_room`; `on_accept` gets each connected socket, not blocking, and
+    the address that it comes from."""
+
+    def __init__(
+        self,
+        sockets: Iterable[socket.socket],
+        on_accept: Callable[[socket.socket, Any], None],
+        *,
+        has_room: Callable[[], bool],
+    ) -> None:
+        self._sockets = list(sockets)
+        self._on_accept = on_accept
+        self._has_room = has_room
+        self._loop = asyncio.get_running_loop()
+        for sock in self._sockets:
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def close(self) -> None:
+        """Stop listening; idempotent."""
+        for sock in self._sockets:
+            self._loop.remove_reader(sock)
+            sock.close()
+        self._sockets.clear()
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(MAX_ACCEPTS_PER_TURN):
+            if not self._has_room():
+                self._pause(listening)
+                return
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as exc:
+                if exc.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.error(event("accepting for a client pauses", reason=exc.strerror))
+                    self._pause(listening)
+                    return
+                continue  # the caller was gone before it was accepted
+            sock.setblocking(False)
+            self._on_accept(sock, address)
+
+    def _pause(self, listening: socket.socket) -> None:
+        """Whoever connects waits in the backlog."""
+        self._loop.remove_reader(listening)
+        self._loop.call_later(FULL_PAUSE_S, self._resume, listening)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            self._loop.add_reader(listening, self._accept, listening)

@@ -1,0 +1,188 @@
+"""A socket and a channel, joined: what one brings, the other gets, as fast as the slower one takes it.
+
+Each end of the data is passed on by itself; the pair ends when both directions have, or when either side breaks.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import asyncssh
+
+__all__ = ["Pump"]
+
+LINGER_S: Final = 30.0
+"""What a socket gets to take the rest after its channel was closed."""
+
+
+class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
+    """The session of a forwarded channel. The socket is read only while both the channel and the connection have room,
+    and the channel only while the socket takes what it brings.
+
+    `on_end` is called once, when the pair is over.
+    """
+
+    def __init__(self, on_end: Callable[["Pump"], None], *, connection_is_full: Callable[[], bool]) -> None:
+        self._on_end = on_end
+        self._connection_is_full = connection_is_full
+        self._channel: Any = None
+        self._socket: asyncio.Transport | None = None
+        self._channel_is_full = False
+        self._reading = False
+        self._early = bytearray()
+        self._socket_ended = self._channel_ended = False
+        self._is_over = False
+        self._linger: asyncio.TimerHandle | None = None
+
+    async def take(self, sock: socket.socket) -> None:
+        """Have the connected `sock`; what it brings before the channel is open, waits."""
+        loop = asyncio.get_running_loop()
+        await loop.create_connection(lambda: _SocketEnd(self), sock=sock)
+        if self._channel is None and self._socket is not None:
+            self._socket.pause_reading()
+
+    def close(self) -> None:
+        """End both sides now; what is under way is lost. Idempotent."""
+        if self._socket is not None:
+            self._socket.abort()
+        if self._channel is not None:
+            self._channel.abort()
+        self._over()
+
+    # --- the channel ------------------------------------------------------------------------------------------
+
+    def connection_made(self, chan: Any) -> None:
+        self._channel = chan
+        if self._is_over or self._socket is None:
+            chan.close()  # the socket did not last until the client had its answer
+            return
+        if self._early:
+            chan.write(bytes(self._early))
+            self._early.clear()
+        if self._socket_ended:
+            chan.write_eof()
+        self._read_if_there_is_room()
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if self._socket is not None:
+            self._socket.write(data)
+
+    def eof_received(self) -> bool:
+        self._channel_ended = True
+        if self._socket is not None and not self._socket.is_closing():
+            if self._socket_ended:
+                self._socket.close()
+            elif self._socket.can_write_eof():
+                self._socket.write_eof()
+        return True  # the other direction stays open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._channel = None
+        if self._socket is None:
+            self._over()
+        elif exc is None:
+            self._socket.close()  # what is written still goes out, if it is taken in time
+            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.close)
+        else:
+            self.close()
+
+    def pause_writing(self) -> None:
+        self._channel_is_full = True
+        self._stop_reading()
+
+    def resume_writing(self) -> None:
+        self._channel_is_full = False
+        self._read_if_there_is_room()
+
+    def connection_paused(self) -> None:
+        """The connection as a whole has no room."""
+        self._stop_reading()
+
+    def connection_resumed(self) -> None:
+        self._read_if_there_is_room()
+
+    # --- the socket -------------------------------------------------------------------------------------------
+
+    def socket_made(self, transport: asyncio.Transport) -> None:
+        self._socket = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def socket_data(self, data: bytes) -> None:
+        if self._channel is None:
+            self._early += data  # one read: uvloop begins to read before it can be told not to
+        elif not self._channel.is_closing():
+            self._channel.write(data)
+
+    def socket_eof(self) -> None:
+        self._socket_ended = True
+        if self._channel is None:
+            return
+        if self._channel_ended:
+            self._channel.close()
+        else:
+            self._channel.write_eof()
+
+    def socket_lost(self) -> None:
+        self._socket = None
+        if self._channel is not None:
+            self._channel.close()
+        else:
+            self._over()
+
+    def socket_is_full(self, is_full: bool) -> None:
+        if self._channel is None:
+            return
+        if is_full:
+            self._channel.pause_reading()
+        else:
+            self._channel.resume_reading()
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    def _read_if_there_is_room(self) -> None:
+        if self._reading or self._channel is None or self._channel_is_full or self._connection_is_full():
+            return
+        if self._socket is not None and not self._socket_ended:
+            self._reading = True
+            self._socket.resume_reading()
+
+    def _stop_reading(self) -> None:
+        if self._reading and self._socket is not None:
+            self._reading = False
+            self._socket.pause_reading()
+
+    def _over(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            if self._linger is not None:
+                self._linger.cancel()
+            self._on_end(self)
+
+
+class _SocketEnd(asyncio.Protocol):
+    """Tells the pump what happens on the socket."""
+
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._pump.socket_made(cast(asyncio.Transport, transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._pump.socket_data(data)
+
+    def eof_received(self) -> bool:
+        self._pump.socket_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pump.socket_lost()
+
+    def pause_writing(self) -> None:
+        self._pump.socket_is_full(True)
+
+    def resume_writing(self) -> None:
+        self._pump.socket_is_full(False)
