@@ -159,6 +159,17 @@ def _no_commands(peer: "Peer", resource: str | None, policy: "Policy") -> Verdic
     return "ssh.commands", f"peer {peer.id!r} has a list of commands, which rules out a shell"
 
 
+def _sockets_as(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | Grant | None:
+    """Whose a socket with a path is, and under root any listener: a connection to an address is the node's."""
+    if resource is not None and resource.startswith("/"):
+        return _runs_as(peer, resource, policy)
+    return None
+
+
+def _listens_as(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | Grant | None:
+    return _runs_as(peer, resource, policy) if policy.daemon.is_root else _sockets_as(peer, resource, policy)
+
+
 def _forward(direction: Direction) -> Rule:
     """The rule for forwards in one direction: what the peer's rules and those of the node say of the target."""
 
@@ -186,8 +197,8 @@ ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
         "ssh/pty": Action(None, credential=(permits("pty"),)),
         "ssh/exec": Action("ssh:exec", (_exec_switch, _runs_as, _commands)),
         "ssh/shell": Action("ssh:shell", (_shell_switch, _no_forced_command, _runs_as, _no_commands)),
-        "forward/local": Action("forward:local", (_forward("local"),), (permits("port-forwarding"),)),
-        "forward/remote": Action("forward:remote", (_forward("remote"),), (permits("port-forwarding"),)),
+        "forward/local": Action("forward:local", (_sockets_as, _forward("local")), (permits("port-forwarding"),)),
+        "forward/remote": Action("forward:remote", (_listens_as, _forward("remote")), (permits("port-forwarding"),)),
         "forward/udp": Action("forward:udp", (_forward("udp"),), (permits("port-forwarding"),)),
         "ssh/agent": Action("ssh:agent", (_runs_as,), credential=(permits("agent-forwarding"),)),
         "sftp/read": Action("sftp:read", (_no_forced_command, _files_as)),

@@ -51,6 +51,7 @@ UNRESOLVED: Final = "forwarding.unresolved"
 """The rule's name for a host without an address that a rule might allow: resolve it, and ask for each address."""
 OWN_PORT: Final = "forwarding.own_port"
 """The rule's name where a remote forward would take a port that the node listens on."""
+EVERYTHING_BELOW: Final = "/**"
 _SAYS: Final = {"local": "local forwards to", "remote": "remote forwards on", "udp": "datagrams to"}
 
 
@@ -213,11 +214,21 @@ def allowed_ports(rules: Sequence[Rule], targets: Iterable[Target]) -> tuple[ran
 
 def _judge_path(rules: Sequence[Rule], direction: Direction, target: UnixTarget) -> tuple[bool, str, str]:
     what = f"{'listening on' if direction == 'remote' else 'connections to'} {target.path}"
+    directions = () if direction == "udp" else ("unix", direction)
     for rule in rules:
         path = rule.pattern.path
-        if path is not None and rule.direction in ("unix", direction) and path_glob(path).fullmatch(target.path):
+        if path is not None and rule.direction in directions and _covers(path, target.path):
             return rule.allow, rule.name, f"a rule {'allows' if rule.allow else 'denies'} {what}"
     return False, DEFAULT, f"no rule allows {what}"
+
+
+def _covers(pattern: str, path: str) -> bool:
+    """Whether `path` is what `pattern` says; with ``/**`` at its end, whatever is below the rest of it."""
+    if not pattern.endswith(EVERYTHING_BELOW):
+        return path_glob(pattern).fullmatch(path) is not None
+    above = pattern.removesuffix(EVERYTHING_BELOW).split("/")
+    names = path.split("/")
+    return len(names) > len(above) and path_glob("/".join(above)).fullmatch("/".join(names[: len(above)])) is not None
 
 
 def _matches(rule: Rule, target: Target, ip: IPAddress) -> bool:

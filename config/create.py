@@ -20,6 +20,13 @@ from alknet.keys import PublicKey, write_key_pair
 __all__ = ["OWNER", "config_text", "make_home", "peer_text", "user_keys"]
 
 OWNER: Final = "owner"
+_OWNER_FORWARDS: Final = (
+    ("local", "0.0.0.0/0:*"),
+    ("local", "[::/0]:*"),
+    ("local", "self"),
+    ("remote", "localhost:*"),
+    ("unix", "/**"),
+)
 
 
 def make_home(home: Home, *, listen: tuple[ListenAddress, ...], own_keys: tuple[PublicKey, ...]) -> None:
@@ -101,6 +108,11 @@ def _owner_text(keys: tuple[PublicKey, ...]) -> str:
         f'keys = [\n{lines},\n]\nscopes = ["*"]\n\n[ssh]\n'
         f"user = {_toml(pwd.getpwuid(os.geteuid()).pw_name)}\nas_daemon = true\n"
         'sftp_root = "/"\n'
+        "\n# What you may forward; it is no more than your shell can reach. -R listens on loopback only.\n"
+        + "".join(
+            f'[[forward]]\naction = "allow"\ndirection = "{direction}"\ntarget = "{target}"\n'
+            for direction, target in _OWNER_FORWARDS
+        )
     )
 
 

@@ -95,7 +95,7 @@ def test_a_directory_without_a_configuration_is_no_home(tmp_path: Path) -> None:
         ("[shh]\n", r"alknet\.toml:1: shh: is not a known key; did you mean 'ssh'\?"),
         ("\nshh.exec = 1\n", r"alknet\.toml:2: shh: is not a known key; did you mean 'ssh'\?"),
         ("[[rules]]\n", r"alknet\.toml:1: rules: is not a known key; did you mean 'roles'\?"),
-        ("[audit]\nxyzzy = 1\n", r"alknet\.toml:2: audit\.xyzzy: is not a known key; known here: required"),
+        ("[audit]\nxyzzy = 1\n", r"alknet\.toml:2: audit\.xyzzy: is not a known key; known here: required, targets"),
         ("[roles.dev]\nscope = []\n", r"alknet\.toml:2: roles\.dev\.scope: .* did you mean 'scopes'\?"),
         (
             '[[peers]]\nid = "a"\n[peers.ssh]\nusr = "x"\n',

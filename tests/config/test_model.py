@@ -33,7 +33,7 @@ def fields() -> dict[str, FieldInfo]:
 
 def test_the_sections_are_those_of_the_file() -> None:
     assert list(SECTIONS) == [
-        "node", "tls", "ssh", "call", "gateway", "mcp", "services", "fs", "exec", "limits", "audit",
+        "node", "tls", "ssh", "forwarding", "call", "gateway", "mcp", "services", "fs", "exec", "limits", "audit",
     ]  # fmt: skip
     assert set(Settings.model_fields) == {*SECTIONS, "dial", "roles", "peers"}
 

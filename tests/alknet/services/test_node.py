@@ -42,6 +42,7 @@ class FakeNode:
     dispatcher: Dispatcher
 
     def __init__(self) -> None:
+        self.addresses: tuple[str, ...] = ("127.0.0.1:7022", "[::1]:7022")
         self.causes: list[str] = []
         self.ended: list[str] = []
         self.reload_error: Exception | None = None
