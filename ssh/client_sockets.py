@@ -68,7 +68,7 @@ async def _addresses(host: str, port: int) -> list[tuple[int, Any]]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError as exc:
-        raise OSError(errno.EINVAL, f"{host!r} is no host's name") from exc
+        raise OSError(f"{host!r} is no host's name") from exc
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))
 
 
@@ -132,4 +132,6 @@ async def asked_by_socks(sock: socket.socket) -> SocksRequest:
 
 def why(exc: OSError) -> str:
     """What went wrong, without the number."""
-    return exc.strerror or str(exc)
+    if exc.errno is None or isinstance(exc, socket.gaierror):
+        return exc.strerror or str(exc)
+    return os.strerror(exc.errno)

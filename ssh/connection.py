@@ -15,7 +15,8 @@ from asyncssh.packet import UInt32
 from alknet.alpn.streams import Connection
 from alknet.logs import event
 from alknet.ssh.channel import SessionChannel
-from alknet.ssh.forwarding import Forwarding, NotForwarded
+from alknet.ssh.forward_acts import NotForwarded
+from alknet.ssh.forwarding import Forwarding
 from alknet.ssh.login import SURFACE, Login
 from alknet.ssh.session import Session
 

@@ -6,12 +6,9 @@ address that was allowed is dialled. What a reload forbids ends; what has to be 
 the channel where there is one.
 """
 
-import errno
 import logging
-import os
-import random
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -25,10 +22,11 @@ from alknet.logs import event
 from alknet.resolver import dial, resolve
 from alknet.runas import RunAs, run_as
 from alknet.ssh.channel import AgentChannel, TcpChannel, UnixChannel
-from alknet.ssh.listeners import Listener
+from alknet.ssh.forward_acts import Forward, NotForwarded, reported
+from alknet.ssh.listeners import Listener, bind_all, free_ports
 from alknet.ssh.pump import Pump
-from alknet.ssh.user_sockets import connect_to_unix, listen_for_agent, listen_on_tcp, listen_on_unix
-from alknet.targets import UNRESOLVED, Target, allowed_ports, normalise_host
+from alknet.ssh.user_sockets import connect_to_unix, listen_for_agent, listen_on_unix
+from alknet.targets import UNRESOLVED, Rule, Target, allowed_ports, normalise_host
 
 if TYPE_CHECKING:
     from alknet.ssh.connection import SshConnection
@@ -50,37 +48,9 @@ EVERY_ADDRESS: Final = ("0.0.0.0", "::")
 """Where a client wants to listen that names no address."""
 ANY_PORT: Final = 1
 """Stands for port 0, which no address has, where a name is resolved."""
-PORT_TRIES: Final = 32
 AGENT_KEY: Final = "agent:"
 OpenChannel = Callable[[Pump], Awaitable[Any]]
 """Asks the client to take a connection, which the pump then serves."""
-
-
-class NotForwarded(Exception):
-    """A forward that is not made, in words for the client."""
-
-    def __init__(self, words: str, *, code: int = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED) -> None:
-        super().__init__(words)
-        self.code = code
-
-
-class _Live:
-    """One act that goes on: a connection from here, or a listener with the connections that it brought."""
-
-    def __init__(self, act: Act, action: str, resource: str | None) -> None:
-        self.act = act
-        self.action = action
-        self.resource = resource
-        self.pumps: set[Pump] = set()
-        self.stop_listening: Callable[[], None] = lambda: None
-        self.path = ""
-        """Of a socket that the client had made here."""
-
-    def end(self, outcome: str, **facts: str | None) -> None:
-        self.stop_listening()
-        for pump in tuple(self.pumps):
-            pump.close()
-        self.act.done(outcome, **facts)
 
 
 class Forwarding:
@@ -89,8 +59,8 @@ class Forwarding:
     def __init__(self, connection: "SshConnection") -> None:
         self._connection = connection
         self._gate = connection.handler.gate
-        self._outgoing: set[_Live] = set()
-        self._listeners: dict[ListenKey, _Live] = {}
+        self._outgoing: set[Forward] = set()
+        self._listeners: dict[ListenKey, Forward] = {}
         self._waiting = 0
         """Connections that are being made, and those whose channel the client has not accepted yet."""
         self._is_over = False
@@ -98,13 +68,14 @@ class Forwarding:
     @property
     def count(self) -> int:
         """Connections and listeners, also those that are being made."""
-        return self._waiting + len(self._listeners) + sum(len(live.pumps) or 1 for live in self._lives())
+        connections = sum(len(live.pumps) for live in self._lives())
+        return self._waiting + connections + len(self._listeners)
 
     @property
     def is_busy(self) -> bool:
         return self._waiting > 0 or any(live.pumps for live in self._lives())
 
-    def _lives(self) -> tuple[_Live, ...]:
+    def _lives(self) -> tuple[Forward, ...]:
         return (*self._outgoing, *self._listeners.values())
 
     # --- from here --------------------------------------------------------------------------------------------
@@ -116,7 +87,7 @@ class Forwarding:
     def open_unix(self, path: str) -> tuple[UnixChannel, Coroutine[Any, Any, Pump]]:
         return UnixChannel(self._connection), self._opened(partial(self._connect, path))
 
-    async def _opened(self, reach: Callable[[], Coroutine[Any, Any, tuple[_Live, socket.socket]]]) -> Pump:
+    async def _opened(self, reach: Callable[[], Coroutine[Any, Any, tuple[Forward, socket.socket]]]) -> Pump:
         try:
             self._check_room()
             self._waiting += 1
@@ -124,41 +95,38 @@ class Forwarding:
                 live, sock = await reach()
             finally:
                 self._waiting -= 1
-            if self._is_over:
+            try:
+                self._check_still(live)
+            except NotForwarded:
                 sock.close()
-                live.act.done("hung up")
-                raise NotForwarded("this connection is being ended")
+                raise
             self._outgoing.add(live)
             return await self._pumped(live, sock, partial(self._outgoing_ended, live))
         except NotForwarded as exc:
             raise asyncssh.ChannelOpenError(exc.code, str(exc)) from exc
 
-    async def _dial(self, host: str, port: int) -> tuple[_Live, socket.socket]:
+    async def _dial(self, host: str, port: int) -> tuple[Forward, socket.socket]:
         targets = await self._resolved(LOCAL, host, port)
         allowed = [target for target in targets if self._allows(LOCAL, target)]
         resource = str((allowed or targets)[0])
-        live = _Live(self._ask(LOCAL, resource), LOCAL, resource)
-        with _Reported(live.act):
+        live = Forward(self._ask(LOCAL, resource), LOCAL, resource)
+        with reported([live]):
             if allowed[0].is_self:
                 return live, await self._connection.handler.dial_self(allowed[0], self._connection.connection.remote)
             return live, await dial(allowed)
 
-    async def _connect(self, path: str) -> tuple[_Live, socket.socket]:
+    async def _connect(self, path: str) -> tuple[Forward, socket.socket]:
         self._check_scope(LOCAL, path)
-        lives: list[_Live] = []
+        lives: list[Forward] = []
 
         def decide(real: str) -> None:
-            lives.append(_Live(self._ask(LOCAL, real), LOCAL, real))
+            lives.append(Forward(self._ask(LOCAL, real), LOCAL, real))
 
-        try:
+        with reported(lives):
             sock = await connect_to_unix(path, self._user(), decide)
-        except OSError as exc:
-            for live in lives:
-                live.act.done(f"failed: {_code(exc)}")
-            raise NotForwarded(_words(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
         return lives[0], sock
 
-    def _outgoing_ended(self, live: _Live) -> None:
+    def _outgoing_ended(self, live: Forward) -> None:
         self._outgoing.discard(live)
         live.act.done("closed")
 
@@ -172,9 +140,10 @@ class Forwarding:
         targets = await self._resolved(REMOTE, host, port)
         allowed = [target for target in targets if self._allows(REMOTE, target)]
         resource = str((allowed or targets)[0])
-        live = _Live(self._ask(REMOTE, resource), REMOTE, resource)
-        with _Reported(live.act):
-            sockets = await self._bind_all(allowed, port, self._user())
+        live = Forward(self._ask(REMOTE, resource), REMOTE, resource)
+        with reported([live]):
+            ports = [port] if port else free_ports(allowed_ports(self._rules(), allowed))
+            sockets = await bind_all([target.address or target.host for target in allowed], ports, self._user())
         bound = int(sockets[0].getsockname()[1])
 
         def open_channel(address: Any) -> OpenChannel:
@@ -189,17 +158,13 @@ class Forwarding:
         self._check_new(path)
         self._check_room()
         self._check_scope(REMOTE, path)
-        lives: list[_Live] = []
+        lives: list[Forward] = []
 
         def decide(real: str) -> None:
-            lives.append(_Live(self._ask(REMOTE, real), REMOTE, real))
+            lives.append(Forward(self._ask(REMOTE, real), REMOTE, real))
 
-        try:
+        with reported(lives):
             listener = await listen_on_unix(path, self._user(), decide)
-        except OSError as exc:
-            for live in lives:
-                live.act.done(f"failed: {_code(exc)}")
-            raise NotForwarded(_words(exc)) from exc
 
         def open_channel(address: Any) -> OpenChannel:
             channel = UnixChannel(self._connection)
@@ -212,8 +177,8 @@ class Forwarding:
         known = self._listeners.get(AGENT_KEY)
         if known is not None:
             return known.path
-        live = _Live(self._ask(AGENT, None), AGENT, None)
-        with _Reported(live.act):
+        live = Forward(self._ask(AGENT, None), AGENT, None)
+        with reported([live]):
             listener = await listen_for_agent(self._user())
         live.path = listener.path
 
@@ -236,42 +201,10 @@ class Forwarding:
             live.act.done("cancelled")
         return True
 
-    async def _bind_all(self, targets: list[Target], port: int, user: RunAs) -> list[socket.socket]:
-        """Sockets on all addresses that this machine has; on the first in any case, and all with the same port."""
-        for chosen in [port] if port else self._free_ports(targets):
-            sockets: list[socket.socket] = []
-            try:
-                for target in targets:
-                    number = sockets[0].getsockname()[1] if sockets else chosen
-                    try:
-                        sockets.append(await listen_on_tcp(target.address or target.host, number, user))
-                    except OSError as exc:
-                        if not sockets or exc.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                            raise
-                return sockets
-            except OSError as exc:
-                _close(sockets)
-                if port or exc.errno != errno.EADDRINUSE:
-                    raise
-            except BaseException:
-                _close(sockets)
-                raise
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-
-    def _free_ports(self, targets: list[Target]) -> Iterator[int]:
-        """Ports to try where the client leaves the choice to the node: the kernel's (0) if the rules allow them all."""
-        rules = self._gate.policy.forward_rules.get(self._connection.identity.id, ())
-        ranges = allowed_ports(rules, targets)
-        for _ in range(PORT_TRIES):
-            if any(1024 in ports and 65535 in ports for ports in ranges):
-                yield 0
-            else:
-                yield random.choice(random.choice(ranges))
-
     def _begin(
         self,
         key: ListenKey,
-        live: _Live,
+        live: Forward,
         sockets: list[socket.socket],
         open_channel: Callable[[Any], OpenChannel],
         *,
@@ -288,12 +221,14 @@ class Forwarding:
             also_close()
 
         live.stop_listening = stop
-        if self._is_over:
-            live.end("hung up")
-            raise NotForwarded("this connection is being ended")
+        try:
+            self._check_still(live)
+        except NotForwarded:
+            stop()
+            raise
         self._listeners[key] = live
 
-    async def _bring(self, live: _Live, sock: socket.socket, open_channel: OpenChannel) -> None:
+    async def _bring(self, live: Forward, sock: socket.socket, open_channel: OpenChannel) -> None:
         """Take a connection that somebody made here to the client."""
         try:
             pump = await self._pumped(live, sock, lambda: self._incoming_ended(live))
@@ -305,14 +240,14 @@ class Forwarding:
             log.info(event("the client did not take a forwarded connection", reason=exc))
             pump.close()
 
-    def _incoming_ended(self, live: _Live) -> None:
+    def _incoming_ended(self, live: Forward) -> None:
         if live in self._outgoing and not live.pumps:
             self._outgoing.discard(live)
             live.act.done("cancelled")
 
     # --- both -------------------------------------------------------------------------------------------------
 
-    async def _pumped(self, live: _Live, sock: socket.socket, on_end: Callable[[], None]) -> Pump:
+    async def _pumped(self, live: Forward, sock: socket.socket, on_end: Callable[[], None]) -> Pump:
         def ended(pump: Pump) -> None:
             live.pumps.discard(pump)
             on_end()
@@ -342,9 +277,22 @@ class Forwarding:
                 code=asyncssh.OPEN_RESOURCE_SHORTAGE,
             )
 
+    def _check_still(self, live: Forward) -> None:
+        """What was allowed has taken its time to be made."""
+        if self._is_over:
+            live.act.done("hung up")
+            raise NotForwarded("this connection is being ended", code=asyncssh.OPEN_CONNECT_FAILED)
+        decision = self._gate.still(self._connection.identity, live.action, live.resource)
+        if not decision:
+            live.act.done("revoked", rule=decision.rule, denial_id=decision.denial_id, decision="deny")
+            raise NotForwarded(f"refused: {decision}")
+
     def _check_new(self, key: ListenKey) -> None:
         if key in self._listeners:
             raise NotForwarded("this connection has that forward already")
+
+    def _rules(self) -> tuple[Rule, ...]:
+        return self._gate.policy.forward_rules.get(self._connection.identity.id, ())
 
     def _user(self) -> RunAs:
         peer = self._gate.policy.peers.get(self._connection.identity.id)
@@ -410,7 +358,7 @@ class Forwarding:
             if not decision:
                 self._revoke(live, decision)
 
-    def _revoke(self, live: _Live, decision: Decision) -> None:
+    def _revoke(self, live: Forward, decision: Decision) -> None:
         log.info(
             event(
                 "forward ended",
@@ -432,37 +380,3 @@ class Forwarding:
             live.end("hung up")
         self._listeners.clear()
         self._outgoing.clear()
-
-
-class _Reported:
-    """Tells the audit log when what was allowed could not be done, and the client why."""
-
-    def __init__(self, act: Act) -> None:
-        self._act = act
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, AlknetError):
-            self._act.done(f"failed: {type(exc).__name__}")
-            raise NotForwarded(str(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
-        if isinstance(exc, OSError):
-            self._act.done(f"failed: {_code(exc)}")
-            raise NotForwarded(_words(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
-        if exc is not None:
-            self._act.done("hung up")
-
-
-def _close(sockets: Iterable[socket.socket]) -> None:
-    for sock in sockets:
-        sock.close()
-
-
-def _code(exc: OSError) -> str:
-    """The name of an error, which says nothing of the target."""
-    return errno.errorcode.get(exc.errno or 0, type(exc).__name__)
-
-
-def _words(exc: OSError) -> str:
-    return os.strerror(exc.errno) if exc.errno else str(exc) or type(exc).__name__

@@ -25,7 +25,7 @@ from alknet.plan import Kind, Plan, Request, make_plan
 from alknet.runas import ClientEnvironment, RunAs, directory_of, environment, run_as
 from alknet.ssh.channel import SessionChannel
 from alknet.ssh.file_questions import FileQuestions
-from alknet.ssh.forwarding import NotForwarded
+from alknet.ssh.forward_acts import NotForwarded
 from alknet.ssh.inner import Inner
 from alknet.ssh.program import Program
 from alknet.ssh.terminal import Terminal, TerminalSize, open_terminal

@@ -38,9 +38,21 @@ async def open_files(ssh: asyncssh.SSHClientConnection, name: str) -> "AsyncIter
 class RemoteFiles:
     """A peer's files."""
 
-    def __init__(self, handler: Handler, name: str) -> None:
+    def __init__(self, handler: Handler, name: str, base: str = "") -> None:
+        """`base` is the directory that relative paths begin in, where it is not the one that a session begins in."""
         self.handler = handler
         self.name = name
+        self.base = base
+
+    def based(self, base: str) -> "RemoteFiles":
+        """The same files, from the directory `base`."""
+        return RemoteFiles(self.handler, self.name, base)
+
+    def wire(self, path: str) -> bytes:
+        """A path as it is sent."""
+        if self.base and not path.startswith("/"):
+            path = f"{self.base.rstrip('/')}/{path}".rstrip("/") or "/"
+        return encoded(path or ".")
 
     @property
     def has_digests(self) -> bool:
@@ -83,14 +95,14 @@ class RemoteFiles:
         """What is at `path`; None when there is nothing."""
         try:
             with self.translated(path):
-                return remote_info(await self.handler.stat(encoded(path or "."), 0, follow_symlinks=follow))
+                return remote_info(await self.handler.stat(self.wire(path), 0, follow_symlinks=follow))
         except NotFoundError:
             return None
 
     async def real(self, path: str) -> str:
         """The absolute path without links."""
         with self.translated(path):
-            names, _ = await self.handler.realpath(encoded(path or "."))
+            names, _ = await self.handler.realpath(self.wire(path))
         if len(names) != 1:
             raise RemoteError(f"{shown(self.label(path))}: the other side does not say where it is")
         return _decoded(names[0].filename)
@@ -99,16 +111,16 @@ class RemoteFiles:
         """Give `path` the place of `target`, at once where the peer can."""
         with self.translated(target):
             try:
-                await self.handler.posix_rename(encoded(path), encoded(target))
+                await self.handler.posix_rename(self.wire(path), self.wire(target))
             except asyncssh.SFTPOpUnsupported:
                 with contextlib.suppress(asyncssh.SFTPError):
-                    await self.handler.remove(encoded(target))
-                await self.handler.rename(encoded(path), encoded(target), 0)
+                    await self.handler.remove(self.wire(target))
+                await self.handler.rename(self.wire(path), self.wire(target), 0)
 
     async def listing(self, path: str) -> AsyncGenerator[tuple[str, asyncssh.SFTPAttrs, str], None]:
         """(name, attributes, line of ``ls -l``) of what is in the directory `path`, as it comes."""
         with self.translated(path):
-            handle = await self.handler.opendir(encoded(path or "."))
+            handle = await self.handler.opendir(self.wire(path))
         try:
             while True:
                 with self.translated(path):
@@ -241,7 +253,7 @@ class RemotePart(_Open):
 
     async def discard(self) -> None:
         with contextlib.suppress(asyncssh.Error, OSError, ValueError):
-            await self._handler.remove(encoded(self._path))
+            await self._handler.remove(self._files.wire(self._path))
 
 
 class RemoteDirectory:
@@ -275,7 +287,7 @@ class RemoteDirectory:
         path = self._at(name)
         try:
             with self._files.translated(path):
-                await self._files.handler.mkdir(encoded(path), asyncssh.SFTPAttrs(permissions=mode))
+                await self._files.handler.mkdir(self._files.wire(path), asyncssh.SFTPAttrs(permissions=mode))
                 return True
         except TransferError:  # the protocol does not tell why
             found = await self._files.info(path)
@@ -286,7 +298,7 @@ class RemoteDirectory:
     async def open(self, name: str) -> RemoteReader:
         path = self._at(name)
         with self._files.translated(path):
-            handle = await self._files.handler.open(encoded(path), asyncssh.FXF_READ, _NO_ATTRIBUTES)
+            handle = await self._files.handler.open(self._files.wire(path), asyncssh.FXF_READ, _NO_ATTRIBUTES)
         reader = RemoteReader(self._files, path, handle)
         try:
             with self._files.translated(path):
@@ -305,7 +317,7 @@ class RemoteDirectory:
             flags |= asyncssh.FXF_READ
         attributes = asyncssh.SFTPAttrs(permissions=mode | stat.S_IWUSR | (stat.S_IRUSR if readable else 0))
         with self._files.translated(path):
-            handle = await self._files.handler.open(encoded(path), flags, attributes)
+            handle = await self._files.handler.open(self._files.wire(path), flags, attributes)
             try:
                 before = remote_info(await self._files.handler.fstat(handle, 0)) if resume else None
             except BaseException:
@@ -321,7 +333,7 @@ class RemoteDirectory:
         if attributes.times is not None:
             wanted |= {"atime": int(attributes.times[0]), "mtime": int(attributes.times[1])}
         with self._files.translated(self._path):
-            await self._files.handler.setstat(encoded(self._path or "."), asyncssh.SFTPAttrs(**wanted))
+            await self._files.handler.setstat(self._files.wire(self._path), asyncssh.SFTPAttrs(**wanted))
 
     async def aclose(self) -> None:
         """There is nothing to let go of."""

@@ -95,11 +95,10 @@ class Trees:
             pair.open += 1
             group.create_task(self._file(pair, name)).add_done_callback(lambda _: self._slots.release())
         elif info.kind is Kind.DIRECTORY:
+            if was_link and await _is_loop(pair, name):
+                raise TransferError(f"{label}: is a link to a directory that it is in")
             below = await self._enter(pair.source, name, info, pair.target, name, follow=False)
             below.parent = pair
-            if was_link and await _is_loop(below):
-                await below.aclose()
-                raise TransferError(f"{label}: is a link to a directory that it is in")
             pair.open += 1
             self._pairs.add(below)
             await self._walk(below, group, depth + 1)
@@ -155,9 +154,14 @@ class Trees:
             self._on_failure(exc)
 
 
-async def _is_loop(pair: _Pair) -> bool:
-    """Whether the source of `pair` is one of those that it was come through."""
-    mine, above = await pair.source.identity(), pair.parent
+async def _is_loop(pair: _Pair, name: str) -> bool:
+    """Whether `name` is one of the directories that it was come to through."""
+    directory = await pair.source.enter(name, follow=True)
+    try:
+        mine = await directory.identity()
+    finally:
+        await directory.aclose()
+    above: _Pair | None = pair
     while above is not None:
         if await above.source.identity() == mine:
             return True

@@ -18,14 +18,15 @@ from alknet.errors import AlknetError, BrokenError
 from alknet.guard import Barred
 from alknet.ssh.files.confined import Confined
 from alknet.ssh.files.extensions import EXTENSIONS
+from alknet.ssh.files.failures import words_of
 from alknet.ssh.files.packets import Input
 from alknet.ssh.files.questions import Questions
 from alknet.ssh.files.scp import serve_scp
-from alknet.ssh.files.server import Server, words_of
+from alknet.ssh.files.server import Server
 
 __all__ = ["OUTPUT_BYTES", "Notes", "PipeOutput", "main"]
 
-OUTPUT_BYTES: Final = 512 * 1024
+OUTPUT_BYTES: Final = 272 * 1024
 """Answers that are put together before they are written."""
 UMASK: Final = 0o022
 MAX_NOTES: Final = 20

@@ -1,4 +1,4 @@
-"""Files and directories below a root, as clients see them: ``/`` is the root, and other paths begin where a session does.
+"""Files and directories below a root, as clients see them: ``/`` is the root, and other paths begin where it starts.
 
 Every method takes a path as bytes and raises `InvalidInputError`, :class:`~alknet.guard.Barred` and `OSError`. Nothing
 but regular files, directories and the null device is ever opened: to open a pipe or a device can be an act in itself.
@@ -22,7 +22,7 @@ FILE_MODE: Final = 0o666
 DIRECTORY_MODE: Final = 0o777
 MAX_TRIES: Final = 16
 """A name that comes and goes while it is opened."""
-MAX_TIME_S: Final = 0xFFFFFFFF
+MAX_U32: Final = 0xFFFFFFFF
 
 _OPEN: Final = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NULL_DEVICE: Final = os.makedev(1, 3)
@@ -232,7 +232,7 @@ class Confined:
         if wanted.times is not None:
             os.utime(target, wanted.times)
         if wanted.owner is not None:
-            os.chown(target, *wanted.owner)
+            os.chown(target, *map(_id, wanted.owner))
 
     @staticmethod
     def _change_link(place: Place, wanted: Attributes) -> None:
@@ -241,7 +241,7 @@ class Confined:
         if wanted.times is not None:
             os.utime(place.named(), wanted.times, dir_fd=place.directory, follow_symlinks=False)
         if wanted.owner is not None:
-            os.chown(place.named(), *wanted.owner, dir_fd=place.directory, follow_symlinks=False)
+            os.chown(place.named(), *map(_id, wanted.owner), dir_fd=place.directory, follow_symlinks=False)
 
     def _mode(self, mode: int) -> int:
         return mode if self._keeps_rights else mode & ~(stat.S_ISUID | stat.S_ISGID)
@@ -267,6 +267,11 @@ def _check_kind(info: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(info.st_mode) and not (stat.S_ISCHR(info.st_mode) and info.st_rdev == _NULL_DEVICE):
         raise PermissionError(errno.EPERM, "it is a pipe, a socket or a device, which are not opened")
+
+
+def _id(number: int) -> int:
+    """As the system has it: the largest number leaves it as it is."""
+    return -1 if number == MAX_U32 else number
 
 
 def _in_range(size: int) -> int:

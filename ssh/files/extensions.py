@@ -18,9 +18,10 @@ from alknet.guard import Barred
 from alknet.ssh.files import packets as wire
 from alknet.ssh.files.attributes import Names
 from alknet.ssh.files.confined import write_all
+from alknet.ssh.files.failures import FAILURES, words_of
 from alknet.ssh.files.packets import BadPacket, Fields
 from alknet.ssh.files.questions import READ
-from alknet.ssh.files.server import FAILURES, Extension, Server, words_of
+from alknet.ssh.files.server import Extension, Server
 
 __all__ = ["EXTENSIONS"]
 
@@ -56,7 +57,7 @@ def _statvfs(server: Server, request: int, fields: Fields) -> bytes:
 
 
 def _fstatvfs(server: Server, request: int, fields: Fields) -> bytes:
-    return _file_system(request, os.fstatvfs(server.file(fields.string()).fd))
+    return _file_system(request, os.fstatvfs(server.handles.file(fields.string()).fd))
 
 
 def _file_system(request: int, found: os.statvfs_result) -> bytes:
@@ -66,7 +67,7 @@ def _file_system(request: int, found: os.statvfs_result) -> bytes:
 
 
 def _fsync(server: Server, request: int, fields: Fields) -> bytes:
-    os.fsync(server.file(fields.string()).fd)
+    os.fsync(server.handles.file(fields.string()).fd)
     return wire.status(request, wire.OK)
 
 
@@ -98,7 +99,7 @@ def _users_groups_by_id(server: Server, request: int, fields: Fields) -> bytes:
 
 def _names(fields: Fields, names: Names, look_up: Callable[[Names, int], str]) -> bytes:
     numbers = Fields(fields.view(), at=0)
-    found = []
+    found: list[bytes] = []
     while numbers.has_more:
         if len(found) == MAX_NAMED:
             raise BadPacket(f"more than {MAX_NAMED} numbers")
@@ -108,8 +109,8 @@ def _names(fields: Fields, names: Names, look_up: Callable[[Names, int], str]) -
 
 def _copy_data(server: Server, request: int, fields: Fields) -> bytes:
     """From one open file to another, without the bytes going to the client and back."""
-    source, begin, length = server.file(fields.string()), fields.u64(), fields.u64()
-    target, at = server.file(fields.string()), fields.u64()
+    source, begin, length = server.handles.file(fields.string()), fields.u64(), fields.u64()
+    target, at = server.handles.file(fields.string()), fields.u64()
     if not (source.can_read and target.can_write):
         raise PermissionError(errno.EACCES, "the one is not open for reading, or the other not for writing")
     # The size at the beginning counts: a file that is copied to its own end would never end.
@@ -133,7 +134,7 @@ def _copy_data(server: Server, request: int, fields: Fields) -> bytes:
 def _blake3(server: Server, request: int, fields: Fields) -> bytes:
     which, offset, length = server.path(fields), fields.u64(), fields.u64()
     if which.startswith(b"\0"):
-        file = server.file(which)
+        file = server.handles.file(which)
         if not file.can_read:
             raise PermissionError(errno.EACCES, "it was not opened for reading")
         digest, count = _digest(file.fd, offset, length)

@@ -58,7 +58,7 @@ class Place:
         os.close(self.directory)
 
     def named(self) -> bytes:
-        """The name, for an act that needs one; raises `OSError` for a directory that is its own name, as the root is."""
+        """The name, for an act that needs one; raises `OSError` for the root, and for ``..``."""
         if not self.name:
             raise OSError(errno.EBUSY, "that is the directory itself, by no name")
         return self.name

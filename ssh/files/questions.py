@@ -22,6 +22,7 @@ class Questions:
     """This end of the socket, a descriptor of the kind ``SOCK_SEQPACKET``. `denials` counts refusals."""
 
     def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, True)
         self._fd = fd
         self._number = 0
         self.denials = 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from alknet.errors import BrokenError, InvalidInputError
+from alknet.errors import BrokenError, DeniedError, InvalidInputError
 from alknet.ssh.files.attributes import Attributes
 from alknet.ssh.files.confined import Confined, write_all
 from alknet.ssh.files.questions import WRITE, Questions
@@ -39,7 +39,7 @@ def serve_scp(
             _Sink(exchange, is_recursive=wanted.is_recursive, keeps=wanted.keeps_times).run(
                 wanted.paths[0].path, needs_directory=wanted.needs_directory
             )
-    except InvalidInputError as exc:
+    except (InvalidInputError, DeniedError) as exc:
         with suppress(BrokenError):
             exchange.complain(str(exc), fatal=True)
     return exchange.failures

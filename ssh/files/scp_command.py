@@ -88,7 +88,8 @@ class Pattern:
         at, negated = begin, False
         if at < len(text) and text[at] in ((ord("!"), False), (ord("^"), False)):
             at, negated = at + 1, True
-        first, found = at, set()
+        first = at
+        found: set[int] = set()
         while at < len(text) and (at == first or text[at] != (ord("]"), False)):
             low = high = text[at][0]
             if at + 2 < len(text) and text[at + 1] == (ord("-"), False) and text[at + 2] != (ord("]"), False):

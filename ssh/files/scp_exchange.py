@@ -8,8 +8,8 @@ from typing import Final, TypeVar
 from alknet.errors import BrokenError, DeniedError, InvalidInputError
 from alknet.guard import Barred
 from alknet.ssh.files.confined import Confined
+from alknet.ssh.files.failures import FAILURES, words_of
 from alknet.ssh.files.questions import Questions
-from alknet.ssh.files.server import FAILURES, words_of
 
 __all__ = ["MAX_DEPTH", "PIECE_BYTES", "Exchange", "Fatal"]
 

@@ -9,39 +9,27 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from alknet.errors import BrokenError, DeniedError, InvalidInputError
+from alknet.errors import BrokenError, DeniedError
 from alknet.guard import Barred
 from alknet.ssh.files import packets as wire
 from alknet.ssh.files.attributes import Names, encode_attributes
 from alknet.ssh.files.confined import Confined, write_all
+from alknet.ssh.files.failures import FAILURES, code_of, words_of
+from alknet.ssh.files.handles import Handles, OpenDirectory, OpenFile
 from alknet.ssh.files.listing import Listing
 from alknet.ssh.files.packets import BadPacket, Fields
 from alknet.ssh.files.questions import READ, WRITE, Questions
 
-__all__ = ["Extension", "OpenFile", "Output", "Server", "code_of", "words_of"]
+__all__ = ["Extension", "Output", "Server"]
 
-HANDLE_BYTES: Final = 8
 CUT_OFF: Final = "the session ended"
 MAX_OFFSET: Final = (1 << 63) - 1
-FAILURES: Final = (OSError, DeniedError, InvalidInputError)
-"""How requests fail, beside `Barred`."""
-
 _FLAGS: Final = (
     (wire.FLAG_APPEND, os.O_APPEND),
     (wire.FLAG_CREATE, os.O_CREAT),
     (wire.FLAG_TRUNCATE, os.O_TRUNC),
     (wire.FLAG_EXCLUSIVE, os.O_EXCL),
 )
-_CODES: Final = {
-    errno.ENOENT: wire.NO_SUCH_FILE,
-    errno.ENOTDIR: wire.NO_SUCH_FILE,
-    errno.ELOOP: wire.NO_SUCH_FILE,
-    errno.EACCES: wire.PERMISSION_DENIED,
-    errno.EPERM: wire.PERMISSION_DENIED,
-    errno.EROFS: wire.PERMISSION_DENIED,
-    errno.ENOSYS: wire.OP_UNSUPPORTED,
-    errno.EOPNOTSUPP: wire.OP_UNSUPPORTED,
-}
 
 
 class Output(Protocol):
@@ -55,41 +43,6 @@ class Output(Protocol):
 
     def added(self, count: int) -> None:
         """So many bytes were put into `space`."""
-
-
-class OpenFile:
-    """What a handle stands for: a file, and the questions that were answered when it was opened."""
-
-    __slots__ = ("can_read", "can_write", "carried", "fd", "numbers")
-
-    def __init__(self, fd: int, numbers: tuple[int, ...], *, can_read: bool, can_write: bool) -> None:
-        self.fd = fd
-        self.numbers = numbers
-        self.can_read = can_read
-        self.can_write = can_write
-        self.carried = 0
-        """Bytes read and written."""
-
-    def close(self) -> None:
-        os.close(self.fd)
-
-
-class _OpenDirectory:
-    """The same for a directory."""
-
-    __slots__ = ("carried", "listing", "numbers")
-
-    def __init__(self, listing: Listing, numbers: tuple[int, ...]) -> None:
-        self.listing = listing
-        self.numbers = numbers
-        self.carried = 0
-
-    @property
-    def fd(self) -> int:
-        return self.listing.fd
-
-    def close(self) -> None:
-        self.listing.close()
 
 
 class Extension(Protocol):
@@ -119,8 +72,7 @@ class Server:
         self._output = output
         self._note = note
         self._extensions = extensions
-        self._handles: dict[bytes, OpenFile | _OpenDirectory] = {}
-        self._last_handle = 0
+        self.handles = Handles(self._done)
         self._has_begun = False
         self._path = b"/"
         """The one that the request is about, for what the node is told."""
@@ -169,15 +121,15 @@ class Server:
             error = self.questions.barred(exc, self.files.absolute(self._path))
             self._note(str(error))
             answer = wire.status(request, wire.PERMISSION_DENIED, str(error))
-        except (*FAILURES, EOFError) as exc:
+        except (*FAILURES, EOFError, OverflowError, ValueError) as exc:
             answer = wire.status(request, code_of(exc), words_of(exc))
         self._output.send(answer)
 
     def close(self) -> None:
         """Let go of everything that is open; the node hears of that, if it is there."""
-        for handle in list(self._handles):
+        for handle in self.handles:
             try:
-                self._let_go(handle, CUT_OFF)
+                self.handles.let_go(handle, CUT_OFF)
             except (OSError, BrokenError):
                 continue
 
@@ -207,13 +159,6 @@ class Server:
         self._done(numbers)
         return wire.status(request, wire.OK)
 
-    def file(self, handle: bytes) -> OpenFile:
-        """The open file of a handle; raises `BadPacket`."""
-        found = self._handles.get(handle)
-        if not isinstance(found, OpenFile):
-            raise BadPacket("there is no such open file")
-        return found
-
     def _may_all(self, wanted: Iterable[tuple[str, bytes]]) -> tuple[int, ...]:
         numbers: tuple[int, ...] = ()
         for action, path in wanted:
@@ -238,12 +183,6 @@ class Server:
         self._has_begun = True
         self._output.send(wire.version_reply([(name, value) for name, (value, _) in self._extensions.items()]))
 
-    def _opened(self, request: int, found: "OpenFile | _OpenDirectory") -> bytes:
-        self._last_handle += 1
-        handle = self._last_handle.to_bytes(HANDLE_BYTES, "big")  # begins with a NUL, which no path has in it
-        self._handles[handle] = found
-        return wire.handle_reply(request, handle)
-
     def _open(self, request: int, fields: Fields) -> bytes:
         path, wanted, attributes = self.path(fields), fields.u32(), fields.attributes()
         can_write = bool(wanted & (wire.FLAG_WRITE | wire.FLAG_APPEND))
@@ -251,7 +190,7 @@ class Server:
         flags = (os.O_RDWR if can_read else os.O_WRONLY) if can_write else os.O_RDONLY
         for flag, meaning in _FLAGS:
             flags |= meaning if wanted & flag else 0
-        self._check_room()
+        self.handles.check_room()
         changes = can_write or flags & (os.O_CREAT | os.O_TRUNC)
         numbers = self._may_all([(READ, path)] * can_read + [(WRITE, path)] * bool(changes))
         try:
@@ -259,11 +198,12 @@ class Server:
         except (*FAILURES, Barred) as exc:
             self._done(numbers, words_of(exc))
             raise
-        return self._opened(request, OpenFile(fd, numbers, can_read=can_read, can_write=can_write))
+        handle = self.handles.add(OpenFile(fd, numbers, can_read=can_read, can_write=can_write))
+        return wire.handle_reply(request, handle)
 
     def _opendir(self, request: int, fields: Fields) -> bytes:
         path = self.path(fields)
-        self._check_room()
+        self.handles.check_room()
         numbers = self._may_all([(READ, path)])
         try:
             fd = self.files.open_directory(path)
@@ -271,32 +211,15 @@ class Server:
             self._done(numbers, words_of(exc))
             raise
         listing = Listing(fd, self.names, is_root=self.files.is_root(os.fstat(fd)))
-        return self._opened(request, _OpenDirectory(listing, numbers))
-
-    def _check_room(self) -> None:
-        if len(self._handles) >= wire.MAX_HANDLES:
-            raise OSError(errno.EMFILE, f"a session has at most {wire.MAX_HANDLES} files and directories open")
+        return wire.handle_reply(request, self.handles.add(OpenDirectory(listing, numbers)))
 
     def _close(self, request: int, fields: Fields) -> bytes:
-        handle = fields.string()
-        if handle not in self._handles:
-            raise BadPacket("there is no such handle")
-        self._let_go(handle, "ok")
+        self.handles.let_go(fields.string())
         return wire.status(request, wire.OK)
-
-    def _let_go(self, handle: bytes, outcome: str) -> None:
-        found = self._handles.pop(handle)
-        try:
-            found.close()
-        except OSError as exc:  # what was written may be lost
-            outcome = words_of(exc)
-            raise
-        finally:
-            self._done(found.numbers, outcome, found.carried)
 
     def _read(self, request: int, fields: Fields) -> None:
         """What is read goes from the file into the answer without a copy."""
-        file, offset, length = self.file(fields.string()), fields.u64(), fields.u32()
+        file, offset, length = self.handles.file(fields.string()), fields.u64(), fields.u32()
         if not file.can_read:
             raise PermissionError(errno.EACCES, "it was not opened for reading")
         length = min(length, wire.MAX_READ_BYTES)
@@ -309,7 +232,7 @@ class Server:
         self._output.added(wire.DATA_HEAD_BYTES + count)
 
     def _write(self, request: int, fields: Fields) -> bytes:
-        file, offset, data = self.file(fields.string()), fields.u64(), fields.view()
+        file, offset, data = self.handles.file(fields.string()), fields.u64(), fields.view()
         if not file.can_write:
             raise PermissionError(errno.EACCES, "it was not opened for writing")
         write_all(file.fd, data, _in_range(offset + len(data)) - len(data))
@@ -317,22 +240,17 @@ class Server:
         return wire.status(request, wire.OK)
 
     def _readdir(self, request: int, fields: Fields) -> bytes:
-        found = self._handles.get(fields.string())
-        if not isinstance(found, _OpenDirectory):
-            raise BadPacket("there is no such open directory")
-        entries = found.listing.next_entries()
+        entries = self.handles.directory(fields.string()).listing.next_entries()
         if not entries:
             raise EOFError
         return wire.names_reply(request, entries)
 
     def _fstat(self, request: int, fields: Fields) -> bytes:
-        found = self._handles.get(fields.string())
-        if found is None:
-            raise BadPacket("there is no such handle")
-        return wire.reply(wire.ATTRS, request, encode_attributes(os.fstat(found.fd)))
+        info = os.fstat(self.handles.either(fields.string()).fd)
+        return wire.reply(wire.ATTRS, request, encode_attributes(info))
 
     def _fsetstat(self, request: int, fields: Fields) -> bytes:
-        file, wanted = self.file(fields.string()), fields.attributes()
+        file, wanted = self.handles.file(fields.string()), fields.attributes()
         if not file.can_write:
             raise PermissionError(errno.EACCES, "it was not opened for writing")
         self.files.change_open(file.fd, wanted)
@@ -381,24 +299,6 @@ class Server:
         if found is None:
             return wire.status(request, wire.OP_UNSUPPORTED, "there is no such extension")
         return found[1](self, request, fields)
-
-
-def code_of(exc: BaseException) -> int:
-    """The protocol's status for a failure."""
-    if isinstance(exc, EOFError):
-        return wire.EOF
-    if isinstance(exc, DeniedError):
-        return wire.PERMISSION_DENIED
-    if isinstance(exc, InvalidInputError):
-        return wire.BAD_MESSAGE
-    return _CODES.get(exc.errno or 0, wire.FAILURE) if isinstance(exc, OSError) else wire.FAILURE
-
-
-def words_of(exc: BaseException) -> str:
-    """What went wrong, for people; never with a path of the machine in it."""
-    if isinstance(exc, OSError):
-        return (exc.strerror or "failed").lower()
-    return "end of file" if isinstance(exc, EOFError) else str(exc) or "failed"
 
 
 def _in_range(offset: int) -> int:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.access import Context, DaemonUser, Decision, Identity, Peer, Policy, SshRights, authorize
+from alknet.access import Certificate, Context, DaemonUser, Decision, Identity, Peer, Policy, SshRights, authorize
 from alknet.actions import ACTIONS, Action, command_matches
+from alknet.target_patterns import parse_pattern
+from alknet.targets import Rule
 
 ROOT = DaemonUser("root", is_root=True)
 ALICE_OS = DaemonUser("alice-os", is_root=False)
@@ -45,6 +47,7 @@ def decide(action: str, resource: str | None = None, *, peer: Peer = ALICE, unde
 # --- the rules of every action --------------------------------------------------------------------------------
 
 
+FORWARDS = {"forward/local": "forward:local", "forward/remote": "forward:remote", "forward/udp": "forward:udp"}
 SCOPE_OF = {
     "ssh/exec": "ssh:exec",
     "ssh/shell": "ssh:shell",
@@ -68,6 +71,7 @@ def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
         "ssh/login": None,
         "ssh/pty": None,
         **SCOPE_OF,
+        **FORWARDS,
     }
     assert isinstance(ACTIONS, MappingProxyType)
     with pytest.raises(TypeError):
@@ -80,6 +84,74 @@ def test_a_token_narrows_every_action_that_has_a_scope(action: str) -> None:
     decision = authorize(identity, action, None, Context(policy(BOB), 1_700_000_000.0))
     scope = ACTIONS[action].scope
     assert decision.rule == ("peer:enabled" if scope is None else f"token-scope:{scope}")
+
+
+# --- forwards ---------------------------------------------------------------------------------------------------
+
+
+def may_forward(
+    action: str, resource: str | None, *lines: tuple[bool, str, str], scopes: Sequence[str] = ("forward:*",)
+) -> Decision:
+    rules = tuple(
+        Rule(allow, direction, parse_pattern(target), name=f"forwarding.rules[{number}]")  # type: ignore[arg-type]
+        for number, (allow, direction, target) in enumerate(lines)
+    )
+    peer = replace(ALICE, scopes=dict.fromkeys(scopes, "own"))
+    return decide(action, resource, peer=peer, under=replace(policy(peer), forward_rules={"alice": rules}))
+
+
+@pytest.mark.parametrize(("action", "scope"), FORWARDS.items())
+def test_a_forward_needs_the_scope_and_then_a_rule(action: str, scope: str) -> None:
+    direction = action.partition("/")[2]
+    line = (True, direction, "10.0.0.7:80")
+    allowed = may_forward(action, "10.0.0.7:80", line, scopes=[scope])
+    assert (allowed.allowed, allowed.rule, allowed.reason[:12]) == (True, "forwarding.rules[0]", "a rule allow")
+    assert may_forward(action, "10.0.0.7:80", line, scopes=sorted(set(FORWARDS.values()) - {scope})).rule == f"scope:{scope}"
+    others = {"local", "remote", "udp"} - {direction}
+    denied = may_forward(action, "10.0.0.7:80", *((True, other, "10.0.0.7:80") for other in sorted(others)))
+    assert (denied.allowed, denied.rule) == (False, "forwarding.default")
+    assert "10.0.0.7:80" in denied.reason
+
+
+@pytest.mark.parametrize("resource", ["", "db", "0x7f.1:80", "\ud800:80", "x\0:80", "x" * 100_000, "/run/../x", "db:99999"])
+def test_a_target_that_is_none_is_refused(resource: str) -> None:
+    everything = [(True, "local", "*:*"), (True, "local", "0.0.0.0/0:*"), (True, "unix", "/run/*")]
+    denied = may_forward("forward/local", resource, *everything)
+    assert (denied.allowed, denied.rule) == (False, "forwarding.target")
+    assert len(denied.reason) < 200
+
+
+@pytest.mark.parametrize(
+    ("action", "line", "rule"),
+    [
+        ("forward/local", (True, "local", "db:80"), "scope:forward:*"),
+        ("forward/local", (True, "unix", "/run/x"), "scope:forward:*"),
+        ("forward/local", (False, "local", "db:80"), "forwarding.default"),
+        ("forward/local", (True, "remote", "db:80"), "forwarding.default"),
+        ("forward/udp", (True, "unix", "/run/x"), "forwarding.default"),
+        ("forward/udp", (True, "udp", "db:53"), "scope:forward:*"),
+    ],
+)
+def test_without_a_target_it_is_asked_whether_there_could_be_one(
+    action: str, line: tuple[bool, str, str], rule: str
+) -> None:
+    assert may_forward(action, None, line).rule == rule
+
+
+def test_a_peer_has_its_own_rules_alone() -> None:
+    rule = Rule(True, "local", parse_pattern("10.0.0.7:80"))
+    for_bob = replace(policy(BOB), forward_rules={"alice": (rule,)})
+    assert decide("forward/local", "10.0.0.7:80", peer=BOB, under=for_bob).rule == "forwarding.default"
+
+
+def test_a_certificate_without_port_forwarding_forwards_nothing() -> None:
+    line = Rule(True, "local", parse_pattern("10.0.0.7:80"))
+    under = replace(policy(BOB), forward_rules={"bob": (line,)})
+    for permits, allowed in ((frozenset({"port-forwarding"}), True), (frozenset({"pty", "agent-forwarding"}), False)):
+        identity = Identity("bob", frozenset({"*"}), "cert:x", certificate=Certificate("k", "ca", "id", 1, (), permits))
+        decision = authorize(identity, "forward/local", "10.0.0.7:80", Context(under, 1_700_000_000.0))
+        assert decision.allowed is allowed
+        assert allowed or decision.rule == "certificate:permit-port-forwarding"
 
 
 @pytest.mark.parametrize("login", [None, "alice", "alice-os"])

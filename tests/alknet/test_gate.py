@@ -11,6 +11,8 @@ from alknet.audit import NOTHING, MemoryAudit
 from alknet.clock import ManualClock
 from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
 from alknet.guard import RULE_PROTECTED
+from alknet.target_patterns import parse_pattern
+from alknet.targets import Rule
 
 ALICE = Peer("alice", {"node:read": "own"}, ("SHA256:a",))
 WHO = Identity("alice", frozenset({"node:read"}), "key:SHA256:a")
@@ -396,3 +398,27 @@ def test_a_resource_that_decides_is_asked_about_each_time(gate: Gate) -> None:
         gate.ask(WHO, "fs/read", resource, surface="tls", access=access)
     assert not gate._allowed
     assert not gate._told
+
+
+# --- where somebody forwards to ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", [True, False])
+@pytest.mark.parametrize("target", ["127.0.0.1:5432", "10.0.0.1:1"])
+def test_a_target_is_written_down_only_where_the_policy_says_so(
+    gate: Gate, audit: MemoryAudit, targets: bool, target: str
+) -> None:
+    rule = Rule(True, "local", parse_pattern("127.0.0.1:*"), name="peer alice forward[0]")
+    alice = dataclasses.replace(ALICE, scopes={"forward:local": "own"})
+    gate.policy = dataclasses.replace(policy(alice), forward_rules={"alice": (rule,)}, record_targets=targets)
+    act = gate.ask(dataclasses.replace(WHO, scopes=frozenset({"*"})), "forward/local", target, surface="ssh")
+    act.done("closed")
+    assert {record["action"] for record in audit.records} == {"forward/local"}
+    assert {record["resource"] for record in audit.records} == {target if targets else None}
+    assert (target in str(audit.records)) is targets
+    assert act.decision.allowed or target in act.decision.reason  # the client knows what it asked for
+
+
+def test_an_operation_may_be_called_as_it_likes(gate: Gate, audit: MemoryAudit) -> None:
+    gate.ask(WHO, "forward/status", "x", surface="quic", access=READ)
+    assert audit.records[0]["resource"] == "x"

@@ -120,6 +120,14 @@ def test_a_directory_without_a_configuration_is_no_home(tmp_path: Path) -> None:
             '[roles.dev]\nscopes = ["ssh:*", "ssh exec"]\n',
             r"alknet\.toml:2: roles\.dev\.scopes\[1\]: found 'ssh exec': must be a scope such as \"ssh:exec\".*",
         ),
+        (
+            '[[forwarding.rules]]\naction = "allow"\ndirection = "local"\ntarget = "db"\n',
+            r"alknet\.toml:4: forwarding\.rules\[0\]\.target: found 'db': must say its ports too.*",
+        ),
+        (
+            '[[peers]]\nid = "a"\n[[peers.forward]]\naction = "allow"\ndirection = "unix"\ntarget = "db:80"\n',
+            r"alknet\.toml:3: peers\[0\]\.forward\[0\]: a rule for unix sockets has an absolute path as its target",
+        ),
         ("[[peers]]\nenabled = true\n", r"alknet\.toml:1: peers\[0\]\.id: is missing"),
         (
             '[call]\nmax_frame = "1 MiB"\n',
@@ -202,6 +210,17 @@ def test_the_name_of_a_peers_file_is_an_id(files: Files, name: str) -> None:
 
 def test_an_editors_hidden_file_is_no_peer(files: Files) -> None:
     assert files.peer(".#bob", "garbage").load().peers == ()
+
+
+def test_a_forward_rule_is_for_peers_and_roles_that_there_are(files: Files) -> None:
+    """A slip in a rule that denies would let somebody through."""
+    rule = '[[forwarding.rules]]\naction = "deny"\ndirection = "local"\ntarget = "*:*"\npeers = [\n'
+    files.peer("a").main(f'{rule}  "a",\n  "b",\n  "@staff",\n  "@ops",\n]\n[roles.ops]\n')
+    assert files.problems() == [
+        "alknet.toml:7: forwarding.rules[0].peers: there is no peer 'b'",
+        "alknet.toml:8: forwarding.rules[0].peers: found '@staff', but there is no such role in [roles] (ops)",
+    ]
+    assert files.peer("b").main(rule + '"a", "b"]\n').load().forwarding.rules[0].peers == ("a", "b")
 
 
 def test_a_role_where_none_is_defined_says_so(files: Files) -> None:

@@ -1,4 +1,4 @@
-"""The client's forwards, with OpenSSH's server at the far end; with a node in tests/interop/test_alknet_ssh_forwards.py."""
+"""The client's forwards through OpenSSH's server; those through a node: tests/interop/test_alknet_ssh_forwards.py."""
 
 import asyncio
 import os
@@ -42,8 +42,8 @@ class Ends:
     def __init__(self, directory: Path) -> None:
         self.path = str(directory / "end")
         self.port = 0
-        self.connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self.arrived = asyncio.Event()
+        self.kept: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+        self.open: list[asyncio.StreamWriter] = []
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -54,13 +54,21 @@ class Ends:
 
     async def keep(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Have a test do what it wants with the connection."""
-        self.connections.append((reader, writer))
-        self.arrived.set()
+        self.open.append(writer)
+        self.kept.put_nowait((reader, writer))
 
     async def next(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        await self.arrived.wait()
-        self.arrived.clear()
-        return self.connections.pop()
+        return await self.kept.get()
+
+    async def connect(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection from this side, which is closed with the rest."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        self.open.append(writer)
+        return reader, writer
+
+    def abort(self) -> None:
+        for writer in self.open:
+            writer.transport.abort()
 
 
 @asynccontextmanager
@@ -73,8 +81,10 @@ async def ends(directory: Path, *, kept: bool = False) -> AsyncIterator[Ends]:
     programs.port = tcp.sockets[0].getsockname()[1]
     async with tcp, unix:
         yield programs
-    for _, writer in programs.connections:
-        writer.close()
+        programs.abort()
+        for writer in programs.open:
+            with suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 class Client:
@@ -217,7 +227,7 @@ async def test_socks_goes_where_each_connection_asks(strict_sshd: Sshd, tmp_path
 async def test_each_end_is_passed_on_by_itself(sshd: Sshd, tmp_path: Path) -> None:
     port = free_port()
     async with ends(tmp_path, kept=True) as programs, forwarding(sshd, ("-L", f"{port}:127.0.0.1:{programs.port}")):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await programs.connect(port)
         far_reader, far_writer = await programs.next()
         far_writer.write(b"first")
         far_writer.write_eof()
@@ -235,7 +245,7 @@ async def test_a_program_that_is_cut_off_takes_the_other_along(sshd: Sshd, tmp_p
         ends(tmp_path, kept=True) as programs,
         forwarding(sshd, ("-L", f"{port}:127.0.0.1:{programs.port}")) as (client, _),
     ):
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await programs.connect(port)
         _, far_writer = await programs.next()
         writer.transport.abort()
         with suppress(ConnectionError):
@@ -343,7 +353,7 @@ async def test_what_arrives_between_two_connections_waits_for_the_next(sshd: Ssh
         forwarding(sshd, ("-L", f"{port}:127.0.0.1:{programs.port}")) as (client, first),
         asyncio.TaskGroup() as group,
     ):
-        reader, _ = await asyncio.open_connection("127.0.0.1", port)
+        reader, _ = await programs.connect(port)
         assert await asked(port) == b"8:question"
         for process in sshd.connections():
             process.kill()
@@ -423,19 +433,17 @@ async def test_connections_are_bounded(sshd: Sshd, tmp_path: Path) -> None:
         async with forwarding(sshd, *texts, max_connections=2) as (client, _):
             for where in (port, back):
                 client.said.clear()
-                held = []
                 for _ in range(2):
-                    held.append(await asyncio.open_connection("127.0.0.1", where))
+                    await programs.connect(where)
                     await programs.next()
                 for _ in range(3):
                     assert await asked(where, b"") == b""
                 assert len(client.said) == 1
                 assert client.said[0].endswith("2 connections are carried; further ones are closed")
                 assert any(line.endswith(": 2 connections") for line in client.forwards.lines())
-                for _, writer in held:
-                    writer.transport.abort()
+                programs.abort()
                 await client.forwards.wait_idle()
-                _, writer = await asyncio.open_connection("127.0.0.1", where)
+                await programs.connect(where)
                 await programs.next()
-                writer.transport.abort()
+                programs.abort()
                 await client.forwards.wait_idle()

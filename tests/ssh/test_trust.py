@@ -16,7 +16,9 @@ from alknet.errors import ConfigError, UnavailableError
 from alknet.keys import PublicKey
 from alknet.known_nodes import HOST_KEY, NODE_KEY, KnownNodes
 from alknet.ssh import trust as module
+from alknet.ssh.certificate_format import ParsedCertificate, parse_certificate
 from alknet.ssh.trust import HostKeyError, HostTrust, NewHost, TrustingClient
+from testkit.certificates import NOW
 from testkit.polling import eventually
 
 PRIVATE = {kind: asyncssh.generate_private_key(kind) for kind in ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")}
@@ -196,9 +198,77 @@ def test_a_revoked_key_is_refused_whoever_trusts_it(known: KnownNodes, known_hos
     HostTrust(pin=B, use_known_hosts=True).check(HOST, PORT, B)
 
 
-def test_a_certificate_authority_is_mentioned_and_not_used(known_hosts: Path) -> None:
+# --- host certificates ----------------------------------------------------------------------------------------
+
+
+def certificate(*principals: str, ca: str = "ssh-ed25519", **options: Any) -> ParsedCertificate:
+    """One of the key B."""
+    times = {"valid_after": 0, "valid_before": int(NOW) + 3600} | options
+    key = asyncssh.import_public_key(str(B))
+    made = PRIVATE[ca].generate_host_certificate(key, "h", principals=list(principals), **times)
+    return parse_certificate(made.public_data)
+
+
+def no(trust: HostTrust, shown: ParsedCertificate) -> str:
+    with pytest.raises(HostKeyError) as caught:
+        trust.check_certificate(HOST, PORT, shown)
+    return str(caught.value)
+
+
+def test_the_authority_of_the_entry_proves_the_address_and_the_name_of_the_peer() -> None:
+    trust = HostTrust(authority=A, names=("hub",), now=lambda: NOW)
+    for name in (HOST, "*.example", "hub"):
+        trust.check_certificate(HOST, PORT, certificate("x", name))
+    assert "its host certificate does not count: it is for other, not for node.example" in no(
+        trust, certificate("other")
+    )
+    assert "is not known" in no(trust, certificate(HOST, ca="ssh-rsa"))
+    assert "expired" in no(replace(trust, now=lambda: NOW + 3600), certificate(HOST))
+
+
+def test_an_authority_in_known_hosts_proves_the_hosts_that_its_line_is_for(known_hosts: Path) -> None:
+    trust = HostTrust(use_known_hosts=True, names=("hub",), now=lambda: NOW)
     known_hosts.write_text(f"@cert-authority *.example,{NAMED} {A}\n")
-    assert "certificate authority for it, which is not used" in str(refusal(HostTrust(use_known_hosts=True)))
+    trust.check_certificate(HOST, PORT, certificate(HOST))
+    assert "it is for hub" in no(trust, certificate("hub"))  # which is this home's name for it
+    known_hosts.write_text(f"@cert-authority *.example.org {A}\n")
+    assert "its authority" in no(trust, certificate(HOST))
+
+
+def test_a_certificate_that_does_not_count_leaves_the_key_in_it_to_be_judged(
+    known: KnownNodes, known_hosts: Path
+) -> None:
+    known.add(HOST, PORT, HOST_KEY, B)
+    HostTrust(known_nodes=known, authority=A, now=lambda: NOW).check_certificate(HOST, PORT, certificate("other"))
+    HostTrust(known_nodes=known).check_certificate(HOST, PORT, certificate(HOST, ca="ssh-rsa"))
+    HostTrust(pin=B).check_certificate(HOST, PORT, certificate(HOST))
+    known_hosts.write_text(f"@cert-authority * {A}\n")
+    assert "did not prove to be itself" in no(HostTrust(pin=ECDSA, use_known_hosts=True), certificate(HOST))
+
+
+def test_a_good_certificate_counts_although_another_key_was_known(known: KnownNodes) -> None:
+    known.add(HOST, PORT, HOST_KEY, ECDSA)
+    HostTrust(known_nodes=known, authority=A, now=lambda: NOW).check_certificate(HOST, PORT, certificate(HOST))
+
+
+def test_a_revoked_authority_or_key_is_refused_whatever_else_is_known(known_hosts: Path) -> None:
+    trust = HostTrust(authority=A, use_known_hosts=True, now=lambda: NOW)
+    for revoked in (A, B):
+        known_hosts.write_text(f"@revoked * {revoked}\n@cert-authority * {A}\n")
+        assert "is revoked" in no(trust, certificate(HOST))
+
+
+def test_certificates_are_asked_for_where_an_authority_is_known(known_hosts: Path) -> None:
+    first = HostTrust(authority=A).algorithms(HOST, PORT)[0]
+    assert first == "ssh-ed25519-cert-v01@openssh.com"
+    known_hosts.write_text(f"@cert-authority {NAMED} {A}\n")
+    assert HostTrust(use_known_hosts=True).algorithms(HOST, PORT)[0] == first
+    assert HostTrust(use_known_hosts=True, pin=A).algorithms(HOST, PORT)[0] == "ssh-ed25519"
+    assert not any("cert" in name for name in HostTrust(use_known_hosts=True).algorithms("other.example", PORT))
+    assert not any(name.startswith("ssh-rsa") for name in HostTrust(authority=A).algorithms(HOST, PORT))
+
+
+# --- known_hosts that are odd ---------------------------------------------------------------------------------
 
 
 def test_a_known_hosts_that_cannot_be_read_or_is_huge_is_said(
@@ -384,23 +454,27 @@ async def test_a_file_that_cannot_be_used_is_what_the_caller_hears(
     assert isinstance(said, ConfigError)
 
 
-async def test_a_weak_key_and_a_certificate_are_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_weak_key_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     weak = asyncssh.generate_private_key("ssh-rsa", key_size=1024)
     monkeypatch.setitem(PRIVATE, "weak", weak)
     async with listening(monkeypatch, "weak") as (port, _):
         assert "is an RSA key of 1024 bits" in str((await dial(port, HostTrust(accept_new=never)))[1])
+
+
+async def test_a_host_shows_its_certificate_to_who_knows_its_authority(monkeypatch: pytest.MonkeyPatch) -> None:
     ca = asyncssh.generate_private_key("ssh-ed25519")
-    certificate = ca.generate_host_certificate(PRIVATE["ssh-ed25519"], "x", principals=["127.0.0.1"])
-    monkeypatch.setitem(PRIVATE, "certified", (PRIVATE["ssh-ed25519"], certificate))
+    made = ca.generate_host_certificate(PRIVATE["ssh-ed25519"], "x", principals=["127.0.0.1"])
+    monkeypatch.setitem(PRIVATE, "certified", (PRIVATE["ssh-ed25519"], made))
+    for trust in (HostTrust(authority=public(ca), accept_new=never), HostTrust(pin=A), HostTrust(pin=A, authority=B)):
+        async with listening(monkeypatch, "certified") as (port, _):
+            connection, said = await dial(port, trust)
+            assert said is None
+            assert connection is not None
+            connection.close()
+            await connection.wait_closed()
     async with listening(monkeypatch, "certified") as (port, _):
-        algorithms = ["ssh-ed25519-cert-v01@openssh.com"]
-        said = (await dial(port, HostTrust(pin=A), server_host_key_algs=algorithms))[1]
-        assert "shows a host certificate, which alknet does not check" in str(said)
-        connection, said = await dial(port, HostTrust(pin=A))
-        assert said is None, "without certificates among the algorithms it shows its key"
-        assert connection is not None
-        connection.close()
-        await connection.wait_closed()
+        said = (await dial(port, HostTrust(authority=B)))[1]
+        assert f"its authority {public(ca).fingerprint} is not known" in str(said)
 
 
 def test_an_address_that_is_given_is_looked_up_instead(known: KnownNodes) -> None:

@@ -1,8 +1,9 @@
 """Runs the alknet command, as this user or another, in forks of one process that has imported it already.
 
 Most of what a node or a command costs is its imports. A fork has the modules that ``alknet serve`` has when its node
-begins, and loads others when it needs them; what runs for another user has them all, because the interpreter may live
-where that user cannot read. Environment, directory and streams are those of the request.
+begins, and loads others when it needs them; what runs for another user has them all, and sees the file system such that
+that user can start the interpreter, which may live where only this one can. Environment, directory and streams are
+those of the request.
 
 `Launcher` is the test's side; this file run as a program is the other one, which ends with the socket between them, as
 does everything it started. A message on that is one request: JSON, and four descriptors, which become stdin, stdout
@@ -11,6 +12,7 @@ and stderr, and where it says the process id and at the end the exit code.
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -20,6 +22,7 @@ import pwd
 import select
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -32,6 +35,8 @@ __all__ = ["Launched", "Launcher"]
 
 MAX_REQUEST_BYTES = 128 * 1024
 STOP_S = 20.0
+CLONE_NEWNS = 0x20000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000
 EXIT_UNFLUSHED = 120
 """What Python ends with when its output could not be written."""
 
@@ -231,6 +236,7 @@ def _run(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     os.chdir("/")
     if request["user"] is not None:
         _import_everything()
+        _open_the_way(os.path.realpath(sys.executable))
         _become(request["user"])
     arguments = request["arguments"]
     package = importlib.import_module("alknet")
@@ -261,6 +267,28 @@ def _import_everything() -> None:
         for module in pkgutil.iter_modules(importlib.import_module(name).__path__):
             if module.name != "__main__":
                 importlib.import_module(f"{name}.{module.name}")
+
+
+def _open_the_way(path: str) -> None:
+    """Let everybody reach `path`, in this process and its children alone: over a directory that others may not enter
+    lies one that has nothing in it but the way on."""
+    parts = path.split("/")
+    for end in range(2, len(parts)):
+        directory, onward = "/".join(parts[:end]), "/".join(parts[: end + 1])
+        if os.stat(directory).st_mode & stat.S_IXOTH:
+            continue
+        _system("unshare", CLONE_NEWNS)
+        _system("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
+        held = os.open(onward, os.O_PATH)
+        _system("mount", b"none", os.fsencode(directory), b"tmpfs", 0, b"mode=755")
+        os.mkdir(onward) if end + 1 < len(parts) else os.close(os.open(onward, os.O_CREAT))
+        _system("mount", b"/proc/self/fd/%d" % held, os.fsencode(onward), None, MS_BIND | MS_REC, None)
+        os.close(held)
+
+
+def _system(name: str, *arguments: Any) -> None:
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"{name}{arguments} failed")
 
 
 def _become(name: str) -> None:

@@ -117,8 +117,8 @@ class NodeProcess:
         self.process: subprocess.Popen[bytes] | Launched | None = None
         self.port = 0
         self.alknet("init", "--no-user-keys", "--listen", "127.0.0.1:0")
-        with (self.home / "peers.d" / "owner.toml").open("a") as file:
-            file.write(f'shell = "{shell}"\n')
+        owner = self.home / "peers.d" / "owner.toml"
+        owner.write_text(owner.read_text().replace("[ssh]\n", f'[ssh]\nshell = "{shell}"\n'))
 
     # --- the command line -------------------------------------------------------------------------------------
 

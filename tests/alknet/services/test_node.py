@@ -13,6 +13,8 @@ from alknet.call.registry import Registry
 from alknet.errors import ConfigError, NotFoundError
 from alknet.gate import Gate
 from alknet.services.node import MAX_ROUTED, NodeService, access_of, can
+from alknet.target_patterns import parse_pattern
+from alknet.targets import Rule
 from testkit.bench import Bench
 
 ROOT = DaemonUser("root", is_root=True)
@@ -171,6 +173,7 @@ async def test_can_answers_a_decision_without_auditing_the_question(bench: Serve
         "reason": "peer 'reader' has the scope node:read (own)",
         "denial_id": None,
         "note": None,
+        "addresses": [],
     }
     denied = await bench.ask("node/can", {"peer": "reader", "action": "node/kill", "resource": "c7"})
     assert (denied["allowed"], denied["note"]) == (False, None)
@@ -247,6 +250,17 @@ async def test_a_no_has_no_note(bench: Served) -> None:
 async def test_can_takes_half_a_surrogate_pair_for_a_resource(bench: Served) -> None:
     answer = await bench.ask("node/can", {"peer": "nobody", "action": "node/kill", "resource": "\ud800"})
     assert answer["allowed"] is False
+
+
+async def test_can_says_of_each_address_whether_it_may_be_forwarded_to(bench: Served) -> None:
+    rules = (Rule(True, "local", parse_pattern("[::1]:*"), name="r"), Rule(True, "local", parse_pattern("self"), name="s"))
+    bench.gate.policy = replace(policy_of(*PEERS, Peer("sam", {"*": "own"})), forward_rules={"sam": rules})
+    question = {"peer": "sam", "action": "forward/local", "resource": "localhost:80"}
+    answer = await bench.ask("node/can", question)
+    assert (answer["allowed"], answer["rule"]) == (True, "r")
+    assert [(one["address"], one["allowed"]) for one in answer["addresses"]] == [("127.0.0.1", False), ("::1", True)]
+    own = await bench.ask("node/can", question | {"resource": "localhost:7022"})
+    assert [one["rule"] for one in own["addresses"]] == ["s", "s"]
 
 
 async def test_can_does_not_know_a_peer_that_is_not_there(bench: Served) -> None:
