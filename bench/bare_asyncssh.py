@@ -31,6 +31,16 @@ async def run_command(process: "asyncssh.SSHServerProcess[bytes]") -> None:
     process.exit(await asyncio.get_running_loop().run_in_executor(None, child.wait))
 
 
+class Forwards(asyncssh.SSHServer):
+    """Lets everybody forward whatever they want."""
+
+    def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
+        return True
+
+    def server_requested(self, listen_host: str, listen_port: int) -> bool:
+        return True
+
+
 async def serve(host_key: str, authorized_keys: str) -> None:
     """Listen until the process is ended."""
     acceptor = await asyncssh.listen(
@@ -39,6 +49,8 @@ async def serve(host_key: str, authorized_keys: str) -> None:
         server_host_keys=[host_key],
         authorized_client_keys=authorized_keys,
         process_factory=run_command,
+        server_factory=Forwards,
+        sftp_factory=True,
         encoding=None,
     )
     print(acceptor.get_port(), flush=True)

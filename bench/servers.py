@@ -12,10 +12,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -23,14 +25,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "_lib"))
 
 from testkit.node import NodeProcess, free_port, make_key, wait_until
 
-__all__ = ["CIPHER", "KEX", "NAMES", "Server", "start_servers"]
+__all__ = ["CIPHER", "KEX", "NAMES", "ClientFailedError", "Server", "patiently", "run_client", "start_servers"]
 
 CIPHER = "aes128-gcm@openssh.com"
 KEX = "curve25519-sha256"
 """Named, because the three would not agree on the same one: not every server has a post-quantum exchange."""
 NAMES = ("sshd", "asyncssh", "alknet")
+PEER = """\
+scopes = ["ssh:exec", "sftp:*", "forward:*"]
+[ssh]
+user = "{user}"
+shell = "/bin/sh"
+sftp_root = "/"
+[[forward]]
+action = "allow"
+direction = "local"
+target = "127.0.0.0/8:*"
+[[forward]]
+action = "allow"
+direction = "remote"
+target = "127.0.0.0/8:*"
+"""
+"""What the node knows of the client."""
 SSHD = "/usr/sbin/sshd"  # it wants to be started by its absolute path
 STOP_S = 10.0
+DEADLINE_S = 120.0
+TRIES = 10
+"""How often something is tried before the run is given up. Every broken try is counted and shown."""
 
 
 @dataclass(slots=True)
@@ -45,9 +66,10 @@ class Server:
     broken: int = 0
     """How often a client that should have been served was not."""
 
-    def ssh(self, command: str, *options: str) -> list[str]:
-        """Stock ssh that runs `command` there."""
+    def options(self) -> list[str]:
+        """What ssh, sftp and scp need to know to get in."""
         settings = {
+            "Port": str(self.port),
             "BatchMode": "yes",
             "IdentitiesOnly": "yes",
             "IdentityAgent": "none",
@@ -56,15 +78,23 @@ class Server:
             "GlobalKnownHostsFile": "none",
             "KexAlgorithms": KEX,
         }
-        base = ["ssh", "-F", "none", "-c", CIPHER, "-p", str(self.port), "-i", str(self.client_key)]
+        options = ["-F", "none", "-c", CIPHER, "-i", str(self.client_key)]
         for name, value in settings.items():
-            base += ["-o", f"{name}={value}"]
-        return [*base, *options, f"{getpass.getuser()}@127.0.0.1", command]
+            options += ["-o", f"{name}={value}"]
+        return options
+
+    @property
+    def destination(self) -> str:
+        return f"{getpass.getuser()}@127.0.0.1"
+
+    def ssh(self, command: str | None, *options: str) -> list[str]:
+        """Stock ssh that runs `command` there, if that is one."""
+        return ["ssh", *self.options(), *options, self.destination, *([] if command is None else [command])]
 
     def rss_bytes(self) -> int:
         """Resident memory of the server, the processes that it has forked to serve connections included."""
         total = 0
-        for process in (self.process, *self.process.children(recursive=True)):
+        for process in self._family():
             try:
                 total += process.memory_info().rss
             except psutil.NoSuchProcess:
@@ -72,9 +102,46 @@ class Server:
         return total
 
     def cpu_s(self) -> float:
-        """Processor time used so far by the server process itself (its children's only once it has waited)."""
-        times = self.process.cpu_times()
-        return times.user + times.system + times.children_user + times.children_system
+        """Processor time used so far by the server and all that it has started, what has ended included."""
+        total = 0.0
+        for process in self._family():
+            try:
+                times = process.cpu_times()
+            except psutil.NoSuchProcess:
+                continue
+            total += times.user + times.system + times.children_user + times.children_system
+        return total
+
+    def _family(self) -> tuple[psutil.Process, ...]:
+        return (self.process, *self.process.children(recursive=True))
+
+
+class ClientFailedError(Exception):
+    """The client did not get what it came for."""
+
+
+def run_client(command: list[str], stdin: IO[bytes] | int = subprocess.DEVNULL) -> tuple[float, str]:
+    """Run the client to its end: how long that took in seconds, and what it wrote to stderr."""
+    began = time.perf_counter()
+    result = subprocess.run(
+        command, stdin=stdin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S
+    )
+    took_s = time.perf_counter() - began
+    if result.returncode:
+        raise ClientFailedError(f"{command}: exit {result.returncode}: {result.stderr}")
+    return took_s, result.stderr
+
+
+def patiently(server: Server, act: Callable[[], float]) -> float:
+    """The time that `act` takes when it works. Bare asyncssh breaks a connection now and then when it is busy: its
+    redirection closes a pipe that is closed already, and takes the connection along."""
+    for _ in range(TRIES):
+        try:
+            return act()
+        except ClientFailedError as exc:
+            server.broken += 1
+            failure = exc
+    raise failure
 
 
 @contextmanager
@@ -122,6 +189,7 @@ PermitRootLogin prohibit-password
 PrintLastLog no
 SetEnv HOME={directory}
 MaxStartups 100
+Subsystem sftp internal-sftp
 """
     )
     process = _start(stack, directory, [SSHD, "-D", "-e", "-f", str(config)])
@@ -145,7 +213,7 @@ def _start_alknet(stack: ExitStack, directory: Path, client_public: str) -> _Sta
     key = directory / "keys" / "bench.pub"
     key.write_text(client_public + "\n")
     key.with_suffix("").touch()  # the kit makes a key only where there is none
-    node.write_peer("bench", f'scopes = ["ssh:exec"]\n[ssh]\nuser = "{getpass.getuser()}"\nshell = "/bin/sh"')
+    node.write_peer("bench", PEER.format(user=getpass.getuser()))
     stack.enter_context(node)
     host_public = " ".join((node.home / "keys" / "ssh_host_ed25519_key.pub").read_text().split()[:2])
     return node.port, node.pid, host_public

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from alknet.cli.app import COMMANDS, EPILOG, app, common_options
+from alknet.config.forwarding import ForwardRule, NodeForwardRule
 from alknet.config.model import FsRoot, Role, Settings
 from alknet.config.peers import Dial, Expose, PeerEntry, PeerSsh
 
@@ -117,10 +118,12 @@ TABLES: list[tuple[str, type[BaseModel], str]] = [
         if name not in ("roles", "peers", "dial")
     ),
     ("[fs] roots.NAME", FsRoot, "live"),
+    ("[[forwarding.rules]]", NodeForwardRule, "live"),
     ("[roles.NAME]", Role, "live"),
     ("peers.d/NAME.toml", PeerEntry, "live"),
     ("peers.d/NAME.toml, [ssh]", PeerSsh, "live"),
     ("peers.d/NAME.toml, [expose]", Expose, "live"),
+    ("peers.d/NAME.toml, [[forward]]", ForwardRule, "live"),
     ("[[dial]]", Dial, "live"),
 ]
 """(heading, model, when a change takes effect where the field does not say)"""

@@ -17,6 +17,8 @@ __all__ = ["AgentChannel", "SessionChannel", "TcpChannel", "UnixChannel"]
 
 WINDOW_BYTES: Final = 2 * 1024 * 1024
 """What a client may send on a channel before its data is consumed."""
+FIRST_WINDOW_BYTES: Final = 256 * 1024
+"""The same of a forwarded connection, of which there may be hundreds, before it has shown that it is read."""
 PACKET_BYTES: Final = 32 * 1024
 
 
@@ -73,7 +75,20 @@ class _Forwarded(_Bounded):
 
     def __init__(self, connection: "SshConnection") -> None:
         connection._update_recv_pktlen(PACKET_BYTES)
-        super().__init__(connection, connection._loop, None, "strict", WINDOW_BYTES, PACKET_BYTES)
+        super().__init__(connection, connection._loop, None, "strict", FIRST_WINDOW_BYTES, PACKET_BYTES)
+
+    def _deliver_data(self, data: bytes, datatype: int | None = None) -> None:
+        """Widen the window of a connection whose far end takes what it gets, as long as there is something to widen
+        it with; what stalls from the beginning is never kept more of than a little."""
+        window = self._init_recv_window
+        if self._recv_window < window / 2 and window < WINDOW_BYTES and self._conn.forwarding.widen(window):
+            self._init_recv_window = 2 * window
+        super()._deliver_data(data, datatype)
+
+    def _cleanup(self, exc: Exception | None = None) -> None:
+        if self._conn is not None:
+            self._conn.forwarding.widen(FIRST_WINDOW_BYTES - self._init_recv_window)
+        super()._cleanup(exc)
 
     def _take_rest(self) -> None:
         """What the client sent before it closed is still meant for the socket; the window bounds it."""

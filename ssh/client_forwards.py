@@ -150,7 +150,8 @@ class Forwards:
         """The connection to the node; raises `UnavailableError` when there is none for too long."""
         try:
             async with asyncio.timeout(self._patience_s):
-                while self._link is None:
+                while self._link is None or self._link.ssh.is_closed():
+                    self.detach()
                     await self._attached.wait()
         except TimeoutError:
             raise UnavailableError("there is no connection to the node") from None
@@ -260,8 +261,15 @@ class _Carried:
             sock.close()  # it went away before it said what it wants
             return
         try:
-            link = await self._owner.wait_attached()
-            await self._open(pump, link, to, request, origin)
+            while True:
+                link = await self._owner.wait_attached()
+                try:
+                    await self._open(pump, link, to, request, origin)
+                    return
+                except (asyncssh.Error, OSError):
+                    if not link.ssh.is_closed():
+                        raise
+                    # The connection was lost, and nobody has said anything on this one: the next one can have it.
         except asyncssh.ChannelOpenError as exc:
             where = f" ({to})" if request is not None else ""
             self._owner.say(f"{self.forward}{where}: refused: {exc.reason}")

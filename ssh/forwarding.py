@@ -39,6 +39,8 @@ LOCAL: Final = "forward/local"
 REMOTE: Final = "forward/remote"
 AGENT: Final = "ssh/agent"
 LIMIT: Final = "limits.forwards_per_connection"
+MAX_WIDENED_BYTES: Final = 32 * 1024 * 1024
+"""What the windows of all forwarded connections together may have beyond the first one of each."""
 DENIAL_COST: Final = 0.1
 """Of a refused session: a browser behind -D asks for much that no rule allows."""
 
@@ -63,7 +65,16 @@ class Forwarding:
         self._listeners: dict[ListenKey, Forward] = {}
         self._waiting = 0
         """Connections that are being made, and those whose channel the client has not accepted yet."""
+        self._window_left = MAX_WIDENED_BYTES
         self._is_over = False
+
+    def widen(self, more: int) -> bool:
+        """Take `more` bytes for the window of a channel, or give them back if less than none; whether there were so
+        many."""
+        is_there = more <= self._window_left
+        if is_there:
+            self._window_left -= more
+        return is_there
 
     @property
     def count(self) -> int:

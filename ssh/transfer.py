@@ -192,5 +192,4 @@ class Copier:
 
 def _tag(reader: Reader) -> str:
     """Says of what a file is the part: which source, how large, of when."""
-    when = int(reader.info.times[1]) if reader.info.times is not None else 0
-    return blake3(encoded(f"{reader.label}\0{reader.info.size}\0{when}")).hexdigest(length=4)
+    return blake3(encoded(f"{reader.label}\0{reader.info.size}\0{int(reader.info.changed)}")).hexdigest(length=4)

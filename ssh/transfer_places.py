@@ -74,6 +74,17 @@ class Info:
     """User and group, by number."""
     is_sparse: bool = False
 
+    @property
+    def full_mode(self) -> int:
+        """Permission bits, and what kind of file it is, as a stat has them in one number."""
+        kinds = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.LINK: stat.S_IFLNK}
+        return kinds.get(self.kind, 0) | (self.mode or 0)
+
+    @property
+    def changed(self) -> float:
+        """When it was last changed; 0 where that was not said."""
+        return self.times[1] if self.times is not None else 0.0
+
 
 class Reader(Protocol):
     """A file that is read. `label` is for messages."""

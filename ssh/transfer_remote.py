@@ -59,6 +59,11 @@ class RemoteFiles:
         """Whether the peer tells the BLAKE3 digest of its files."""
         return self.handler.has_digests
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the session has ended."""
+        return self.handler.is_lost
+
     def label(self, path: str) -> str:
         """A path there, for messages."""
         return f"{self.name}:{path}"
@@ -117,8 +122,40 @@ class RemoteFiles:
                     await self.handler.remove(self.wire(target))
                 await self.handler.rename(self.wire(path), self.wire(target), 0)
 
-    async def listing(self, path: str) -> AsyncGenerator[tuple[str, asyncssh.SFTPAttrs, str], None]:
-        """(name, attributes, line of ``ls -l``) of what is in the directory `path`, as it comes."""
+    async def make_directory(self, path: str) -> None:
+        with self.translated(path):
+            await self.handler.mkdir(self.wire(path), asyncssh.SFTPAttrs(permissions=0o777))
+
+    async def remove(self, path: str) -> None:
+        with self.translated(path):
+            await self.handler.remove(self.wire(path))
+
+    async def remove_directory(self, path: str) -> None:
+        with self.translated(path):
+            await self.handler.rmdir(self.wire(path))
+
+    async def link(self, old: str, new: str, *, symbolic: bool) -> None:
+        """Make `new` a name of the file `old`, or a link that says `old` as it stands there."""
+        with self.translated(new):
+            if symbolic:
+                await self.handler.symlink(encoded(old), self.wire(new))
+            else:
+                await self.handler.link(self.wire(old), self.wire(new))
+
+    async def set_mode(self, path: str, mode: int) -> None:
+        """Give `path` the permission bits `mode`."""
+        with self.translated(path):
+            await self.handler.setstat(self.wire(path), asyncssh.SFTPAttrs(permissions=mode))
+
+    async def space(self, path: str) -> tuple[int, int, int]:
+        """(bytes in all, bytes free, bytes free for this user) of the file system that `path` is on."""
+        with self.translated(path):
+            found = await self.handler.statvfs(self.wire(path))
+        unit = found.frsize or found.bsize or 0
+        return (found.blocks or 0) * unit, (found.bfree or 0) * unit, (found.bavail or 0) * unit
+
+    async def listing(self, path: str) -> AsyncGenerator[tuple[str, Info, str], None]:
+        """(name, what it is, its line of ``ls -l``) of what is in the directory `path`, as it comes."""
         with self.translated(path):
             handle = await self.handler.opendir(self.wire(path))
         try:
@@ -133,7 +170,11 @@ class RemoteFiles:
                 for entry in names:
                     name = _decoded(entry.filename)
                     if name not in (".", ".."):
-                        yield plain_name(name, self.label(path)), entry.attrs, _decoded(entry.longname or b"")
+                        yield (
+                            plain_name(name, self.label(path)),
+                            remote_info(entry.attrs),
+                            _decoded(entry.longname or b""),
+                        )
         finally:
             with contextlib.suppress(asyncssh.Error, OSError, ValueError):
                 await self.handler.close(handle)
@@ -277,8 +318,8 @@ class RemoteDirectory:
 
     async def entries(self) -> AsyncGenerator[tuple[str, Info], None]:
         async with contextlib.aclosing(self._files.listing(self._path)) as listing:
-            async for name, attrs, _ in listing:
-                yield name, remote_info(attrs)
+            async for name, info, _ in listing:
+                yield name, info
 
     async def enter(self, name: str, *, follow: bool) -> "RemoteDirectory":
         return RemoteDirectory(self._files, self._at(name))

@@ -44,6 +44,11 @@ class Handler(SFTPClientHandler):
     def _log_extensions(self, extensions: Any) -> None:
         self.has_digests = any(name == DIGEST_EXTENSION for name, _ in extensions)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the session has ended."""
+        return self._writer is None
+
     async def start(self) -> None:
         await super().start()
         # OpenSSH's order of a link's two paths, which every server in use has; the document has the other one.

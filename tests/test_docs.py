@@ -39,10 +39,12 @@ from alknet.call.subscription import Subscription
 from alknet.cli.app import COMMANDS, EPILOG
 from alknet.cli.escape import SHOWN
 from alknet.clock import SystemClock
+from alknet.config.forwarding import ForwardRule, NodeForwardRule, forward_rules
 from alknet.config.model import Settings
 from alknet.known_nodes import ROLES, KnownNodes
 from alknet.services.machine import MachineServices
 from alknet.services.node import NodeService
+from alknet.targets import Rule
 from alknet.tokens import make_token
 from testkit.calls import CallDoor
 from testkit.node import DEADLINE_S, NodeProcess, free_port, wait_until
@@ -304,7 +306,17 @@ def rules_in_the_code() -> set[str]:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target).startswith("RULE_"):
             assert isinstance(node.value, ast.Constant)
             found.add(str(node.value.value))
+    for node in ast.walk(ast.parse((ROOT / "alknet" / "targets.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and str(node.value).startswith("forwarding."):
+            found.add(str(node.value))
+    found |= {rule.name.replace("[0]", "[N]") for rule in _forward_rules("NAME")}
     return found - {""}
+
+
+def _forward_rules(peer: str) -> tuple[Rule, ...]:
+    """One rule of a peer's own and one of the node's, which have numbers for names."""
+    values: dict[str, Any] = {"action": "allow", "direction": "local", "target": "x:1"}
+    return forward_rules([NodeForwardRule(**values)], {peer: ((), (ForwardRule(**values),))})[peer]
 
 
 def _is_text(node: ast.expr) -> bool:

@@ -50,7 +50,7 @@ def words_of(line: str) -> list[Word]:
             following = next(letters, None)
             if following is None:
                 raise UsageError("a backslash at the end of the line")
-            if quote and following not in "\"\\*?[":
+            if quote and following not in '"\\*?[':
                 text, pattern = text + letter, pattern + letter
             letter, is_literal = following, True
         text, in_word = text + letter, True
@@ -89,10 +89,9 @@ def columns(names: Sequence[str], width: int) -> list[str]:
     return ["".join(f"{name:<{cell}}" for name in shown[row::rows]).rstrip() for row in range(rows)]
 
 
-def long_line(name: str, *, mode: int, owner: tuple[int, int] | None, size: str, changed: float, now: float) -> str:
+def long_line(name: str, mode: int, *, owner: tuple[int, int] | None, size: str, changed: float) -> str:
     """A line as ``ls -l`` has it, with owners by number."""
     uid, gid = owner or ("?", "?")
-    when = time.localtime(changed)
-    is_recent = 0 <= now - changed < _HALF_YEAR_S
-    day = time.strftime("%b %e %H:%M" if is_recent else "%b %e  %Y", when)
+    is_recent = 0 <= time.time() - changed < _HALF_YEAR_S
+    day = time.strftime("%b %e %H:%M" if is_recent else "%b %e  %Y", time.localtime(changed))
     return f"{stat.filemode(mode)} {uid!s:>8} {gid!s:>8} {size:>12} {day} {printable(name)}"

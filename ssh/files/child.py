@@ -26,7 +26,7 @@ from alknet.ssh.files.server import Server
 
 __all__ = ["OUTPUT_BYTES", "Notes", "PipeOutput", "main"]
 
-OUTPUT_BYTES: Final = 272 * 1024
+OUTPUT_BYTES: Final = 512 * 1024
 """Answers that are put together before they are written."""
 UMASK: Final = 0o022
 MAX_NOTES: Final = 20

@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from alknet.errors import InvalidInputError
@@ -29,7 +30,8 @@ _NULL_DEVICE: Final = os.makedev(1, 3)
 
 
 class Confined:
-    """The files below `root`; a relative path is meant below `start`, a path of clients. `protected` are paths of the
+    """The files below `root`; a relative path is meant below `start`, a path of clients,
+    or below the root if that is no directory. `protected` are paths of the
     machine that are out of reach; with none, whoever is served is an owner.
 
     Others than owners do not give files the rights of a user or group to whoever runs them: the node's own user may be
@@ -39,8 +41,12 @@ class Confined:
     def __init__(self, root: str, start: str = "/", protected: Iterable[str] = ()) -> None:
         protected = tuple(protected)
         self._tree = Tree(root, protected)
-        self._start = b"/" + os.fsencode(start).strip(b"/")
+        self._start = b"/"
         self._keeps_rights = not protected
+        begin = b"/" + os.fsencode(start).strip(b"/")
+        with suppress(OSError, Barred):
+            if stat.S_ISDIR(self.stat(begin).st_mode):
+                self._start = begin
 
     def close(self) -> None:
         self._tree.close()

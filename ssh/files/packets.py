@@ -34,7 +34,7 @@ MAX_READ_BYTES: Final = 255 * 1024
 """The most that one READ gets, and the most that WRITE is told to send."""
 MAX_STRING_BYTES: Final = 4096
 """Of a path, a handle or the name of an extension."""
-MAX_HANDLES: Final = 512
+MAX_HANDLES: Final = 256
 """Open files and directories of a session."""
 INPUT_BYTES: Final = 512 * 1024 + MAX_PACKET_BYTES
 

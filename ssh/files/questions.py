@@ -57,11 +57,11 @@ class Questions:
         """Say how what was allowed ended, and how many bytes were carried."""
         self._send({"done": number, "outcome": outcome, "bytes": count})
 
-    def barred(self, reason: Barred, path: bytes) -> DeniedError:
-        """Tell the node what was reached for; the error that its client is to get."""
+    def barred(self, reason: Barred, action: str, path: bytes) -> DeniedError:
+        """Tell the node what was reached for, and what for; the error that its client is to get."""
         self._number += 1
-        text = path.decode("utf-8", "surrogateescape")
-        self._send({"barred": self._number, "rule": reason.rule, "reason": reason.reason, "path": text})
+        what = {"action": action, "path": path.decode("utf-8", "surrogateescape")}
+        self._send({"barred": self._number, "rule": reason.rule, "reason": reason.reason, **what})
         try:
             self._receive_answer()
         except DeniedError as exc:

@@ -9,7 +9,7 @@ from alknet.errors import BrokenError, DeniedError, InvalidInputError
 from alknet.guard import Barred
 from alknet.ssh.files.confined import Confined
 from alknet.ssh.files.failures import FAILURES, words_of
-from alknet.ssh.files.questions import Questions
+from alknet.ssh.files.questions import READ, Questions
 
 __all__ = ["MAX_DEPTH", "PIECE_BYTES", "Exchange", "Fatal"]
 
@@ -101,27 +101,23 @@ class Exchange:
 
     # --- files --------------------------------------------------------------------------------------------------------
 
-    def may(self, action: str, path: bytes) -> int:
-        """Ask the node; returns the question's number, raises `DeniedError`."""
-        return self.questions.ask(action, self.files.absolute(path))
-
     def reach(self, path: bytes, act: Callable[[], Result]) -> Result:
         """Do something that needs no question; raises `DeniedError` and what else `act` raises."""
         try:
             return act()
         except Barred as exc:
-            raise self.questions.barred(exc, self.files.absolute(path)) from None
+            raise self.questions.barred(exc, READ, self.files.absolute(path)) from None
 
     @contextmanager
     def allowed(self, action: str, path: bytes) -> Iterator[list[int]]:
         """Ask the node, and tell it how the block that follows ended. What is put into the list counts as bytes."""
-        number = self.may(action, path)
+        number = self.questions.ask(action, self.files.absolute(path))
         carried: list[int] = []
         try:
             yield carried
         except Barred as exc:
             self.questions.done(number, exc.reason, sum(carried))
-            raise self.questions.barred(exc, self.files.absolute(path)) from None
+            raise self.questions.barred(exc, action, self.files.absolute(path)) from None
         except FAILURES as exc:
             self.questions.done(number, words_of(exc), sum(carried))
             raise

@@ -75,7 +75,8 @@ class Server:
         self.handles = Handles(self._done)
         self._has_begun = False
         self._path = b"/"
-        """The one that the request is about, for what the node is told."""
+        self._action = READ
+        """What the request is about, for what the node is told."""
         self._requests: Final[dict[int, Callable[[int, Fields], bytes]]] = {
             wire.OPEN: self._open,
             wire.CLOSE: self._close,
@@ -104,7 +105,7 @@ class Server:
         if not self._has_begun or kind == wire.INIT:
             self._begin(kind, request)
             return
-        self._path = b"/"
+        self._path, self._action = b"/", READ
         try:
             if kind == wire.READ:
                 self._read(request, Fields(packet))
@@ -118,7 +119,7 @@ class Server:
         except BrokenError:
             raise
         except Barred as exc:
-            error = self.questions.barred(exc, self.files.absolute(self._path))
+            error = self.questions.barred(exc, self._action, self.files.absolute(self._path))
             self._note(str(error))
             answer = wire.status(request, wire.PERMISSION_DENIED, str(error))
         except (*FAILURES, EOFError, OverflowError, ValueError) as exc:
@@ -142,6 +143,7 @@ class Server:
 
     def may(self, action: str, path: bytes) -> int:
         """Ask the node; returns the question's number, raises `DeniedError`."""
+        self._action = action
         try:
             return self.questions.ask(action, self.files.absolute(path))
         except DeniedError as exc:

@@ -106,14 +106,17 @@ def test_a_forward_needs_the_scope_and_then_a_rule(action: str, scope: str) -> N
     line = (True, direction, "10.0.0.7:80")
     allowed = may_forward(action, "10.0.0.7:80", line, scopes=[scope])
     assert (allowed.allowed, allowed.rule, allowed.reason[:12]) == (True, "forwarding.rules[0]", "a rule allow")
-    assert may_forward(action, "10.0.0.7:80", line, scopes=sorted(set(FORWARDS.values()) - {scope})).rule == f"scope:{scope}"
+    elsewhere = may_forward(action, "10.0.0.7:80", line, scopes=sorted(set(FORWARDS.values()) - {scope}))
+    assert elsewhere.rule == f"scope:{scope}"
     others = {"local", "remote", "udp"} - {direction}
     denied = may_forward(action, "10.0.0.7:80", *((True, other, "10.0.0.7:80") for other in sorted(others)))
     assert (denied.allowed, denied.rule) == (False, "forwarding.default")
     assert "10.0.0.7:80" in denied.reason
 
 
-@pytest.mark.parametrize("resource", ["", "db", "0x7f.1:80", "\ud800:80", "x\0:80", "x" * 100_000, "/run/../x", "db:99999"])
+@pytest.mark.parametrize(
+    "resource", ["", "db", "0x7f.1:80", "\ud800:80", "x\0:80", "x" * 100_000, "/run/../x", "db:99999"]
+)
 def test_a_target_that_is_none_is_refused(resource: str) -> None:
     everything = [(True, "local", "*:*"), (True, "local", "0.0.0.0/0:*"), (True, "unix", "/run/*")]
     denied = may_forward("forward/local", resource, *everything)

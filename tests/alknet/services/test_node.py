@@ -253,7 +253,10 @@ async def test_can_takes_half_a_surrogate_pair_for_a_resource(bench: Served) -> 
 
 
 async def test_can_says_of_each_address_whether_it_may_be_forwarded_to(bench: Served) -> None:
-    rules = (Rule(True, "local", parse_pattern("[::1]:*"), name="r"), Rule(True, "local", parse_pattern("self"), name="s"))
+    rules = (
+        Rule(True, "local", parse_pattern("[::1]:*"), name="r"),
+        Rule(True, "local", parse_pattern("self"), name="s"),
+    )
     bench.gate.policy = replace(policy_of(*PEERS, Peer("sam", {"*": "own"})), forward_rules={"sam": rules})
     question = {"peer": "sam", "action": "forward/local", "resource": "localhost:80"}
     answer = await bench.ask("node/can", question)

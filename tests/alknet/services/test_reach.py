@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from alknet.access import Context, DaemonUser, Decision, Identity, Peer, Policy, authorize
+from alknet.access import Context, DaemonUser, Decision, Identity, Peer, Policy, SshRights, authorize
 from alknet.errors import InvalidInputError, NotFoundError
 from alknet.resolver import is_own
 from alknet.services.reach import ask_forward
@@ -22,7 +22,7 @@ def asking(*lines: str, scopes: tuple[str, ...] = ("*",)) -> Any:
     for number, line in enumerate(lines):
         action, direction, target = line.split(" ", 2)
         rules.append(Rule(action == "allow", direction, parse_pattern(target), name=str(number)))  # type: ignore[arg-type]
-    peer = Peer("a", dict.fromkeys(scopes, "own"))
+    peer = Peer("a", dict.fromkeys(scopes, "own"), ssh=SshRights(as_daemon=True))
     policy = Policy({"a": peer}, "r1", b"k" * 32, DaemonUser("x", is_root=False), forward_rules={"a": tuple(rules)})
 
     async def ask(action: str, resource: str | None) -> tuple[Decision, list[dict[str, Any]]]:
@@ -100,8 +100,10 @@ async def test_the_node_itself_is_known_as_such() -> None:
 
 async def test_a_listener_is_asked_for_as_ssh_writes_it() -> None:
     ask = asking("allow remote localhost:8000-8010", "allow remote 0.0.0.0:9000")
-    _, addresses = await ask("forward/remote", "localhost:8080")
-    assert [one["allowed"] for one in addresses] == [False, False]
+    decision, addresses = await ask("forward/remote", "localhost:8080")
+    assert (decision.rule, addresses) == (DEFAULT, [])
+    _, addresses = await ask("forward/remote", "localhost:8008")
+    assert [one["address"] for one in addresses] == ["127.0.0.1", "::1"]
     assert (await ask("forward/remote", "localhost:0"))[0].rule == "0"
     for every in ("*:9000", ":9000"):
         decision, addresses = await ask("forward/remote", every)
@@ -117,4 +119,4 @@ async def test_a_name_that_does_not_exist_is_not_found(looked_up: list[str]) -> 
 
 async def test_other_actions_have_no_target(looked_up: list[str]) -> None:
     decision, addresses = await asking()("ssh/exec", "db.corp:80")
-    assert (decision.rule, addresses) == ("ssh.as_daemon", [])
+    assert (decision.rule, addresses) == ("scope:*", [])
