@@ -320,8 +320,9 @@ def _barred(identity: Identity, peer: Peer | None, now: float) -> Verdict | None
     if peer.expires_at is not None and now >= peer.expires_at:
         return "peer:expired", f"the access of peer {peer.id!r} has expired"
     if identity.expires_at is not None and now >= identity.expires_at:
-        what = "token" if identity.certificate is None else "certificate"
-        return f"{what}:expired", f"the {what} of peer {peer.id!r} has expired"
+        if identity.certificate is not None:
+            return "certificate:expired", f"the certificate of peer {peer.id!r} has expired"
+        return "token:expired", f"the token of peer {peer.id!r} has expired"
     return None
 
 

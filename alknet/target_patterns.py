@@ -45,7 +45,8 @@ def parse_pattern(text: str) -> Pattern:
 
     `ports` is ``*``, a number, ``low-high``, or several of these with commas between them. In a name ``*`` stands for
     any characters, dots included; ``*`` alone stands for global addresses too. ``localhost`` means ``127.0.0.1`` and
-    ``::1``. In a path a glob stays in its segment, but ``/**`` at the end means everything below. Raises `ValueError` that says what is wrong.
+    ``::1``. In a path a glob stays in its segment, but ``/**`` at the end means everything below. Raises `ValueError`
+    that says what is wrong.
     """
     if len(text) > MAX_PATTERN_CHARS:
         raise ValueError(f"must have at most {MAX_PATTERN_CHARS} characters")

@@ -90,7 +90,7 @@ class Target:
             raise ValueError('a target is host:port, as in "db.corp:5432" or "[2001:db8::1]:443"')
         if ":" in host and not host.startswith("["):
             raise ValueError("an IPv6 address in a target stands in brackets")
-        return cls(normalise_host(host), parse_port(port), *addresses, is_self=is_self)
+        return cls(normalise_host(host), parse_port(port), next(iter(addresses), None), is_self)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

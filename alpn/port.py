@@ -134,9 +134,9 @@ class Port:
             self._introduced.pop(source, None)
             raise
 
-    def is_own(self, address: str, port: int) -> bool:
-        """Whether this node listens there."""
-        return is_own((one.host, one.port) for one in self.addresses)(address, port)
+    def is_own(self, address: str, port: int, *, any_address: bool = False) -> bool:
+        """Whether this node listens there; with `any_address`, whether it listens on the port."""
+        return is_own(((one.host, one.port) for one in self.addresses), any_address=any_address)(address, port)
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and whatever has not said yet what it speaks; QUIC connections go on, and no

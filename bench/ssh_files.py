@@ -1,4 +1,4 @@
-"""Files over SFTP by stock sftp and scp: one large file and many small ones, got and put.
+"""Files over SFTP by stock sftp: one large file and many small ones, got and put.
 
 The files are in memory, so that no disk is measured. What a session takes that copies nothing is measured by itself
 and subtracted from the large file's time.
@@ -50,14 +50,16 @@ def copy_large(server: Server, verb: str, source: Path, target: Path) -> float:
     return took_s
 
 
-def copy_small(server: Server, source: str, target: str, copied: Path) -> float:
-    """Seconds for ``scp -r``, whose copy is then in `copied`."""
-
-    def run() -> float:
-        shutil.rmtree(copied, ignore_errors=True)
-        return run_client(["scp", "-q", "-r", *server.options(), source, target])[0]
-
-    return patiently(server, run)
+def copy_small(server: Server, verb: str, source: Path, target: Path, count: int) -> float:
+    """Seconds for a session that copies a directory of `count` files; raises `ClientFailedError` unless all of it is
+    there then. It is sftp's ``-r``, which does what scp's does: scp fails where no exit status comes, as from asyncssh.
+    """
+    took_s = sftp(server, f"{verb} -r {source} {target}\n")
+    found = sum(entry.stat().st_size == SMALL_BYTES for entry in os.scandir(target))
+    if found != count:
+        raise ClientFailedError(f"{server.name} copied {found} files of {count}")
+    shutil.rmtree(target)
+    return took_s
 
 
 def measure_files(servers: Sequence[Server], effort: Effort, results: Results) -> None:
@@ -83,18 +85,7 @@ def measure_files(servers: Sequence[Server], effort: Effort, results: Results) -
                     results[server.name, cost].append((server.cpu_s() - cpu_s) * 1e3 / megabytes)
                     if verb == "get":
                         results[server.name, SESSION].append(overhead_s * 1e3)
-            for server in servers:
-                took_s = copy_small(server, f"{server.destination}:{small}", str(copy), copy)
-                results[server.name, GET_SMALL].append(effort.small_files / took_s)
-                _check(server, copy, effort)
-            for server in servers:
-                took_s = copy_small(server, str(small), f"{server.destination}:{copy}", copy)
-                results[server.name, PUT_SMALL].append(effort.small_files / took_s)
-                _check(server, copy, effort)
-
-
-def _check(server: Server, copied: Path, effort: Effort) -> None:
-    found = sum(entry.stat().st_size == SMALL_BYTES for entry in os.scandir(copied))
-    if found != effort.small_files:
-        raise ClientFailedError(f"{server.name} copied {found} files of {effort.small_files}")
-    shutil.rmtree(copied)
+            for verb, rate in (("get", GET_SMALL), ("put", PUT_SMALL)):
+                for server in servers:
+                    took_s = copy_small(server, verb, small, copy, effort.small_files)
+                    results[server.name, rate].append(effort.small_files / took_s)

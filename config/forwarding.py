@@ -37,8 +37,8 @@ class ForwardRule(Model):
     target: Annotated[str, AfterValidator(_target)] = Field(
         max_length=MAX_PATTERN_CHARS,
         description='"db.corp:5432", "*.corp:80,443", "10.0.0.0/8:8000-8100", "[fd00::/8]:*", "localhost:3000", "self",'
-        ' "/run/*.sock", "/run/**". A name lets through ordinary global addresses alone, whatever it leads to; every other address'
-        " needs a rule with a network, and the node's own ports need self.",
+        ' "/run/*.sock", "/run/**". A name lets through ordinary global addresses alone, whatever it leads to; every'
+        " other address needs a rule with a network, and the node's own ports need self.",
     )
 
     @model_validator(mode="after")

@@ -129,7 +129,7 @@ class PeerEntry(Model):
     host_key: Key | None = Field(None, description="The SSH host key that the peer must prove when it is dialled.")
     host_ca: Key | None = Field(
         None,
-        description="The key that signs its SSH host certificate; which is for its address or its id.",
+        description="The key that signs its SSH host certificate, which is for its address or its id.",
     )
     offers: tuple[NameGlob, ...] = Field(
         (),

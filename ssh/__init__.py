@@ -6,6 +6,6 @@ stream that :mod:`alknet.alpn` carries. May import :mod:`alknet.alpn` and leaf m
 
 :mod:`alknet.plan`, :mod:`alknet.runas` and :mod:`alknet.child` say what is run, as whom and how, here and elsewhere.
 
-Start with :mod:`alknet.ssh.handler` (the door), then :mod:`alknet.ssh.connection` (login, limits),
-:mod:`alknet.ssh.session` (one channel), :mod:`alknet.ssh.client`.
+Start with :mod:`alknet.ssh.handler` (the door), then :mod:`alknet.ssh.login` (who gets in),
+:mod:`alknet.ssh.connection` (limits), :mod:`alknet.ssh.session` (one channel), :mod:`alknet.ssh.client`.
 """

@@ -6,6 +6,7 @@ it sends anything: see :mod:`alknet.ssh.trust`.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ QUESTION_TIMEOUT_S: Final = 120.0
 """What the user may take who is asked about an unknown host."""
 CLOSE_TIMEOUT_S: Final = 1.0
 """What saying goodbye may take before the connection is cut."""
+MAX_REMARKS: Final = 16
 KEEPALIVE_INTERVAL_S: Final = 30
 """A server that is silent for so long is asked whether it is there, three times; then the connection is given up."""
 
@@ -70,6 +72,8 @@ class Link:
     carrier: Connection
     room: Room = field(default_factory=Room)
     """Whether the carrier takes more, for who sends a lot."""
+    remarks: deque[str] = field(default_factory=deque)
+    """What the other side has remarked, which SSH calls debug messages; the newest last, and only the last few."""
 
 
 @asynccontextmanager
@@ -113,9 +117,11 @@ async def _logged_in(
     target: Target, dialed: Dialed, stream: Stream, notice: Callable[[str], None], agent: str | None
 ) -> AsyncIterator[Link]:
     carried = Carried(stream)
-    ssh = await _log_in(target, dialed, carried, notice, agent)
+    client = _Client(target.trust, address=(dialed.host, dialed.port))
+    client.notice = notice
+    ssh = await _log_in(target, dialed, carried, client, agent)
     try:
-        yield Link(ssh, dialed.connection, carried.room)
+        yield Link(ssh, dialed.connection, carried.room, client.remarks)
     finally:
         await _leave(ssh, stream)
 
@@ -132,11 +138,9 @@ async def _leave(ssh: asyncssh.SSHClientConnection, stream: Stream) -> None:
 
 
 async def _log_in(
-    target: Target, dialed: Dialed, carried: Carried, notice: Callable[[str], None], agent: str | None
+    target: Target, dialed: Dialed, carried: Carried, client: "_Client", agent: str | None
 ) -> asyncssh.SSHClientConnection:
     host, port = dialed.host, dialed.port
-    client = _Client(target.trust, address=(host, port))
-    client.notice = notice
     patience = CONNECT_TIMEOUT_S + (QUESTION_TIMEOUT_S if target.may_ask else 0.0)
     options: dict[str, Any] = {
         "server_host_key_algs": target.trust.algorithms(host, port),
@@ -340,12 +344,16 @@ def _key_pair(path: Path) -> asyncssh.SSHKey | tuple[asyncssh.SSHKey, asyncssh.S
 class _Client(TrustingClient):
     """Keeps what the other side says before the login, and passes on what it says later."""
 
-    banner = ""
-    notice: Callable[[str], None] = staticmethod(lambda line: None)
+    def __init__(self, trust: HostTrust, *, address: tuple[str, int]) -> None:
+        super().__init__(trust, address=address)
+        self.banner = ""
+        self.remarks: deque[str] = deque(maxlen=MAX_REMARKS)
+        self.notice: Callable[[str], None] = lambda line: None
 
     def auth_banner_received(self, msg: str, lang: str) -> None:
         self.banner = (self.banner + msg)[-4096:]
 
     def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:
+        self.remarks.append(msg)
         if always_display:
             self.notice(msg)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import asyncssh
 
-from alknet.errors import AlknetError, InvalidInputError, UnavailableError
+from alknet.errors import AlknetError, DeniedError, InvalidInputError, UnavailableError
 from alknet.logs import printable
 from alknet.ssh.client import Link
 from alknet.ssh.client_remote import listen_on_path, listen_on_port
@@ -34,6 +34,8 @@ PATIENCE_S: Final = 10.0
 """What a connection waits that arrives while there is no connection to the node."""
 ANSWER_TIMEOUT_S: Final = 30.0
 """What the node may take to say whether it listens."""
+REMARK_PREFIX: Final = "alknet: "
+DENIAL: Final = "(den_"
 BACKLOG: Final = 128
 ACCEPT_PAUSE_S: Final = 0.2
 """How long a listener rests for which this process has no descriptor left."""
@@ -125,14 +127,12 @@ class Forwards:
     async def _asked(self, carried: "_Carried", link: Link) -> ForwardError | None:
         if not carried.forward.is_remote:
             return None
+        link.remarks.clear()
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await carried.register(link)
         except asyncssh.ChannelListenError:
-            return ForwardError(
-                f"{carried.forward}: the node does not listen on {carried.forward.listen}",
-                hint="it is taken there, or no rule allows it: the node's log and audit log say which",
-            )
+            return _not_registered(carried.forward, link)
         except TimeoutError:
             raise UnavailableError(f"the node does not answer within {ANSWER_TIMEOUT_S:g} s") from None
         except (OSError, asyncssh.Error) as exc:
@@ -195,6 +195,18 @@ class Forwards:
             sock.close()
         self._sockets.clear()
         self.detach()
+
+
+def _not_registered(forward: Forward, link: Link) -> ForwardError:
+    """SSH's answer to that is a bare no; a node of ours remarks why, just before it."""
+    what = f"{forward}: the node does not listen on {forward.listen}"
+    remarks = [remark for remark in link.remarks if remark.startswith(REMARK_PREFIX)]
+    if not remarks:
+        return ForwardError(what, hint="it is taken there, or not allowed; the other side's log may say which")
+    error = ForwardError(f"{what}: {printable(remarks[-1].removeprefix(REMARK_PREFIX))}")
+    if DENIAL in remarks[-1]:
+        error.exit_code = DeniedError.exit_code
+    return error
 
 
 class _Carried:

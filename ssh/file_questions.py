@@ -82,7 +82,7 @@ class FileQuestions:
                 return
             try:
                 self._take(json.loads(data))
-            except (ValueError, KeyError, TypeError, OSError) as exc:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError) as exc:
                 log.error(event("the process that serves files is broken", reason=exc))
                 self.close()
                 self._on_broken()

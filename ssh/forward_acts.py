@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -9,9 +10,10 @@ import asyncssh
 
 from alknet.errors import AlknetError
 from alknet.gate import Act
+from alknet.nofile import is_scarce
 from alknet.ssh.pump import Pump
 
-__all__ = ["Forward", "NotForwarded", "reported"]
+__all__ = ["Forward", "NotForwarded", "check_descriptors", "reported"]
 
 
 class NotForwarded(Exception):
@@ -25,20 +27,27 @@ class NotForwarded(Exception):
 class Forward:
     """One act that goes on: a connection from here, or a listener with the connections that it brought."""
 
-    def __init__(self, act: Act, action: str, resource: str | None) -> None:
+    def __init__(self, act: Act, action: str, *resources: str | None) -> None:
         self.act = act
         self.action = action
-        self.resource = resource
+        self.resources = resources
+        """Where it goes to, or listens: all of it has to stay allowed."""
         self.pumps: set[Pump] = set()
         self.stop_listening: Callable[[], None] = lambda: None
         self.path = ""
         """Of a socket that the client had made here."""
 
     def end(self, outcome: str, **facts: str | None) -> None:
+        self.act.done(outcome, **facts)  # before what its connections would say of it
         self.stop_listening()
         for pump in tuple(self.pumps):
             pump.close()
-        self.act.done(outcome, **facts)
+
+
+def check_descriptors(sock: socket.socket) -> None:
+    """Raises `OSError` where `sock`, just made for a client, took one of the descriptors that the node keeps."""
+    if is_scarce(sock.fileno()):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @contextmanager

@@ -6,10 +6,10 @@ address that was allowed is dialled. What a reload forbids ends; what has to be 
 the channel where there is one.
 """
 
+import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,11 +18,12 @@ import asyncssh
 from alknet.access import Decision
 from alknet.errors import AlknetError
 from alknet.gate import Act
+from alknet.hosts import address_of
 from alknet.logs import event
 from alknet.resolver import dial, resolve
 from alknet.runas import RunAs, run_as
 from alknet.ssh.channel import AgentChannel, TcpChannel, UnixChannel
-from alknet.ssh.forward_acts import Forward, NotForwarded, reported
+from alknet.ssh.forward_acts import Forward, NotForwarded, check_descriptors, reported
 from alknet.ssh.listeners import Listener, bind_all, free_ports
 from alknet.ssh.pump import Pump
 from alknet.ssh.user_sockets import connect_to_unix, listen_for_agent, listen_on_unix
@@ -46,13 +47,11 @@ DENIAL_COST: Final = 0.1
 
 ListenKey = tuple[str, int] | str
 """What a client calls a listener of its own: host and port, or a path."""
-EVERY_ADDRESS: Final = ("0.0.0.0", "::")
-"""Where a client wants to listen that names no address."""
-ANY_PORT: Final = 1
-"""Stands for port 0, which no address has, where a name is resolved."""
+EVERY_ADDRESS: Final = ("", "*")
+"""What a client says that wants to listen on all of this machine's."""
 AGENT_KEY: Final = "agent:"
-OpenChannel = Callable[[Pump], Awaitable[Any]]
-"""Asks the client to take a connection, which the pump then serves."""
+OpenChannel = Callable[[Pump, Any], Awaitable[Any]]
+"""Asks the client to take a connection, which comes from an address and which the pump then serves."""
 
 
 class Forwarding:
@@ -65,6 +64,7 @@ class Forwarding:
         self._listeners: dict[ListenKey, Forward] = {}
         self._waiting = 0
         """Connections that are being made, and those whose channel the client has not accepted yet."""
+        self._agent_lock = asyncio.Lock()
         self._window_left = MAX_WIDENED_BYTES
         self._is_over = False
 
@@ -108,11 +108,16 @@ class Forwarding:
                 self._waiting -= 1
             try:
                 self._check_still(live)
+                with reported([live]):
+                    check_descriptors(sock)
             except NotForwarded:
                 sock.close()
                 raise
             self._outgoing.add(live)
-            return await self._pumped(live, sock, partial(self._outgoing_ended, live))
+            pump = self._pump(live, sock, partial(self._outgoing_ended, live))
+            with reported([live]):
+                await pump.start()
+            return pump
         except NotForwarded as exc:
             raise asyncssh.ChannelOpenError(exc.code, str(exc)) from exc
 
@@ -124,7 +129,10 @@ class Forwarding:
         with reported([live]):
             if allowed[0].is_self:
                 return live, await self._connection.handler.dial_self(allowed[0], self._connection.connection.remote)
-            return live, await dial(allowed)
+            sock = await dial([target for target in allowed if not target.is_self])
+            reached = address_of(sock.getpeername()[0])
+            live.resources = tuple(str(target) for target in allowed if address_of(target.address or "") == reached)
+            return live, sock
 
     async def _connect(self, path: str) -> tuple[Forward, socket.socket]:
         self._check_scope(LOCAL, path)
@@ -151,15 +159,14 @@ class Forwarding:
         targets = await self._resolved(REMOTE, host, port)
         allowed = [target for target in targets if self._allows(REMOTE, target)]
         resource = str((allowed or targets)[0])
-        live = Forward(self._ask(REMOTE, resource), REMOTE, resource)
+        live = Forward(self._ask(REMOTE, resource), REMOTE, *map(str, allowed))
         with reported([live]):
             ports = [port] if port else free_ports(allowed_ports(self._rules(), allowed))
             sockets = await bind_all([target.address or target.host for target in allowed], ports, self._user())
         bound = int(sockets[0].getsockname()[1])
 
-        def open_channel(address: Any) -> OpenChannel:
-            channel = TcpChannel(self._connection)
-            return lambda pump: channel.accept(lambda: pump, host, bound, address[0], address[1])
+        def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
+            return TcpChannel(self._connection).accept(lambda: pump, host, bound, address[0], address[1])
 
         self._begin((host, bound), live, sockets, open_channel)
         return bound
@@ -177,28 +184,27 @@ class Forwarding:
         with reported(lives):
             listener = await listen_on_unix(path, self._user(), decide)
 
-        def open_channel(address: Any) -> OpenChannel:
-            channel = UnixChannel(self._connection)
-            return lambda pump: channel.accept(lambda: pump, path)
+        def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
+            return UnixChannel(self._connection).accept(lambda: pump, path)
 
         self._begin(path, lives[0], [listener.socket], open_channel, also_close=listener.close)
 
     async def listen_for_agent(self) -> str:
         """Where programs of the session reach the agent at the client; made once. Raises `NotForwarded`."""
-        known = self._listeners.get(AGENT_KEY)
-        if known is not None:
-            return known.path
-        live = Forward(self._ask(AGENT, None), AGENT, None)
-        with reported([live]):
-            listener = await listen_for_agent(self._user())
-        live.path = listener.path
+        async with self._agent_lock:
+            known = self._listeners.get(AGENT_KEY)
+            if known is not None:
+                return known.path
+            live = Forward(self._ask(AGENT, None), AGENT, None)
+            with reported([live]):
+                listener = await listen_for_agent(self._user())
+            live.path = listener.path
 
-        def open_channel(address: Any) -> OpenChannel:
-            channel = AgentChannel(self._connection)
-            return lambda pump: channel.open(lambda: pump)
+            def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
+                return AgentChannel(self._connection).open(lambda: pump)
 
-        self._begin(AGENT_KEY, live, [listener.socket], open_channel, also_close=listener.close)
-        return live.path
+            self._begin(AGENT_KEY, live, [listener.socket], open_channel, also_close=listener.close)
+            return live.path
 
     def cancel(self, key: ListenKey) -> bool:
         """Stop listening because the client wants it; connections that are open stay. Whether there was one."""
@@ -217,15 +223,15 @@ class Forwarding:
         key: ListenKey,
         live: Forward,
         sockets: list[socket.socket],
-        open_channel: Callable[[Any], OpenChannel],
+        open_channel: OpenChannel,
         *,
         also_close: Callable[[], None] = lambda: None,
     ) -> None:
         def accepted(sock: socket.socket, address: Any) -> None:
-            self._waiting += 1
-            self._connection.handler.tasks.start(self._bring(live, sock, open_channel(address)), name="forward")
+            pump = self._pump(live, sock, lambda: self._incoming_ended(live))
+            self._connection.handler.tasks.start(self._bring(pump, open_channel, address), name="forward")
 
-        listener = Listener(sockets, accepted, has_room=lambda: self.count < self._limit)
+        listener = Listener(sockets, accepted, has_room=self._has_room)
 
         def stop() -> None:
             listener.close()
@@ -239,17 +245,18 @@ class Forwarding:
             raise
         self._listeners[key] = live
 
-    async def _bring(self, live: Forward, sock: socket.socket, open_channel: OpenChannel) -> None:
-        """Take a connection that somebody made here to the client."""
+    async def _bring(self, pump: Pump, open_channel: OpenChannel, address: Any) -> None:
+        """Take a connection that somebody made here to the client. It is not read before the client takes it."""
         try:
-            pump = await self._pumped(live, sock, lambda: self._incoming_ended(live))
-        finally:
-            self._waiting -= 1
-        try:
-            await open_channel(pump)
+            if not pump.is_over:
+                await open_channel(pump, address)
+                await pump.start()
         except (asyncssh.ChannelOpenError, OSError) as exc:
             log.info(event("the client did not take a forwarded connection", reason=exc))
             pump.close()
+        except BaseException:
+            pump.close()
+            raise
 
     def _incoming_ended(self, live: Forward) -> None:
         if live in self._outgoing and not live.pumps:
@@ -258,26 +265,23 @@ class Forwarding:
 
     # --- both -------------------------------------------------------------------------------------------------
 
-    async def _pumped(self, live: Forward, sock: socket.socket, on_end: Callable[[], None]) -> Pump:
+    def _pump(self, live: Forward, sock: socket.socket, on_end: Callable[[], None]) -> Pump:
         def ended(pump: Pump) -> None:
             live.pumps.discard(pump)
             on_end()
             self._connection.forwards_changed()
 
-        pump = Pump(ended, connection_is_full=lambda: self._connection.is_write_paused)
+        pump = Pump(ended, connection_is_full=lambda: self._connection.is_write_paused, sock=sock)
         live.pumps.add(pump)
-        try:
-            await pump.take(sock)
-        except BaseException:
-            sock.close()
-            pump.close()
-            raise
         self._connection.forwards_changed()
         return pump
 
     @property
     def _limit(self) -> int:
         return self._connection.handler.settings.forwards_per_connection
+
+    def _has_room(self) -> bool:
+        return self.count < self._limit and not self._connection.is_draining
 
     def _check_room(self) -> None:
         if self._is_over or self._connection.is_draining:
@@ -293,10 +297,15 @@ class Forwarding:
         if self._is_over:
             live.act.done("hung up")
             raise NotForwarded("this connection is being ended", code=asyncssh.OPEN_CONNECT_FAILED)
-        decision = self._gate.still(self._connection.identity, live.action, live.resource)
+        decision = self._still(live)
         if not decision:
             live.act.done("revoked", rule=decision.rule, denial_id=decision.denial_id, decision="deny")
             raise NotForwarded(f"refused: {decision}")
+
+    def _still(self, live: Forward) -> Decision:
+        """Whether all of it is allowed now."""
+        decisions = [self._gate.still(self._connection.identity, live.action, one) for one in live.resources]
+        return next((decision for decision in decisions if not decision), decisions[0])
 
     def _check_new(self, key: ListenKey) -> None:
         if key in self._listeners:
@@ -312,15 +321,14 @@ class Forwarding:
     async def _resolved(self, action: str, host: str, port: int) -> tuple[Target, ...]:
         """What the client named, looked up only if the rules leave open whether its addresses are allowed."""
         try:
-            if action == REMOTE and host in ("", "*"):
-                return tuple(Target(address, port) for address in EVERY_ADDRESS)
-            target = Target(normalise_host(host), port)
-            if target.address is None:
-                decision = self._gate.still(self._connection.identity, action, str(target))
-                if not decision and decision.rule != UNRESOLVED:
-                    self._ask(action, str(target))
-            found = await resolve(host, port or ANY_PORT, own=self._connection.handler.is_own)
-            return tuple(replace(one, port=port) for one in found)
+            if action == LOCAL or host not in EVERY_ADDRESS:
+                target = Target(normalise_host(host), port)
+                if target.address is None:
+                    decision = self._gate.still(self._connection.identity, action, str(target))
+                    if not decision and decision.rule != UNRESOLVED:
+                        self._ask(action, str(target))
+            own = partial(self._connection.handler.is_own, any_address=action == REMOTE)
+            return await resolve(host, port, own=own, listening=action == REMOTE)
         except (AlknetError, ValueError) as exc:
             raise NotForwarded(str(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
 
@@ -365,8 +373,7 @@ class Forwarding:
     def recheck(self) -> None:
         """End what the current policy forbids, and nothing else."""
         for live in self._lives():
-            decision = self._gate.still(self._connection.identity, live.action, live.resource)
-            if not decision:
+            if not (decision := self._still(live)):
                 self._revoke(live, decision)
 
     def _revoke(self, live: Forward, decision: Decision) -> None:

@@ -36,8 +36,8 @@ Command = Callable[[ChannelStream, Identity, Connection, str], Awaitable[int]]
 class OwnPort(Protocol):
     """The node's own listeners, as a forward to them needs them."""
 
-    def is_own(self, address: str, port: int) -> bool:
-        """Whether one of them is there."""
+    def is_own(self, address: str, port: int, *, any_address: bool = False) -> bool:
+        """Whether one of them is there; with `any_address`, whether one has the port."""
 
     def introduced(self, source: Address, caller: Address | None) -> AbstractContextManager[None]:
         """While the context lasts, a connection that arrives from `source` counts as coming from `caller`."""
@@ -125,9 +125,9 @@ class SshHandler:
             return self._connections_of(peer_id)
         return sum(c.connection.identity is not None and c.connection.identity.id == peer_id for c in self._connections)
 
-    def is_own(self, address: str, port: int) -> bool:
-        """Whether this node itself listens there."""
-        return self.own_port is not None and self.own_port.is_own(address, port)
+    def is_own(self, address: str, port: int, *, any_address: bool = False) -> bool:
+        """Whether this node itself listens there; with `any_address`, whether it listens on the port."""
+        return self.own_port is not None and self.own_port.is_own(address, port, any_address=any_address)
 
     async def dial_self(self, target: Target, caller: Address | None) -> socket.socket:
         """A connection to this node's own port, on which `caller` is who calls; raises `OSError`."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from alknet.logs import event
+from alknet.nofile import is_scarce
 from alknet.runas import RunAs
 from alknet.ssh.user_sockets import listen_on_tcp
 
@@ -94,6 +95,11 @@ class Listener:
                     self._pause(listening)
                     return
                 continue  # the caller was gone before it was accepted
+            if is_scarce(sock.fileno()):
+                sock.close()
+                log.error(event("connection rejected", limit="descriptors"))
+                self._pause(listening)
+                return
             sock.setblocking(False)
             self._on_accept(sock, address)
 

@@ -20,10 +20,20 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
     """The session of a forwarded channel. The socket is read only while both the channel and the connection have room,
     and the channel only while the socket takes what it brings.
 
-    `on_end` is called once, when the pair is over.
+    A connected `sock` belongs to the pump at once, also before it is started. `on_end` is called once, when the pair
+    is over.
     """
 
-    def __init__(self, on_end: Callable[["Pump"], None], *, connection_is_full: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        on_end: Callable[["Pump"], None],
+        *,
+        connection_is_full: Callable[[], bool],
+        sock: socket.socket | None = None,
+    ) -> None:
+        self._sock = sock
+        """Until it has been started."""
+        self._is_starting = False
         self._on_end = on_end
         self._connection_is_full = connection_is_full
         self._channel: Any = None
@@ -31,19 +41,57 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         self._channel_is_full = False
         self._reading = False
         self._early = bytearray()
+        self._for_socket = bytearray()
+        """What each side brought before the other one was there."""
         self._socket_ended = self._channel_ended = False
+        self._channel_was_lost = False
         self._is_over = False
         self._linger: asyncio.TimerHandle | None = None
 
     async def take(self, sock: socket.socket) -> None:
-        """Have the connected `sock`; what it brings before the channel is open, waits."""
-        loop = asyncio.get_running_loop()
-        await loop.create_connection(lambda: _SocketEnd(self), sock=sock)
-        if self._channel is None and self._socket is not None:
+        """Have the connected `sock` and begin with it; see `start`."""
+        self._sock = sock
+        if self._is_over:
+            self.close()
+        await self.start()
+
+    async def start(self) -> None:
+        """Begin with the socket, before the channel is open or afterwards: what comes early, waits. Raises `OSError`,
+        and is over then; does nothing where it is over already."""
+        if self._sock is None:
+            return
+        sock, self._is_starting = self._sock, True
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: _SocketEnd(self), sock=sock)
+        except BaseException:
+            self._is_starting = False
+            self.close()
+            raise
+        self._sock, self._is_starting = None, False
+        if self._socket is None or self._is_over:
+            return
+        if self._for_socket:
+            self._socket.write(bytes(self._for_socket))
+            self._for_socket.clear()
+        if self._channel_ended:
+            self._end_socket_output()
+        if self._channel is not None:
+            self._channel.resume_reading()
+            self._read_if_there_is_room()
+        elif self._channel_was_lost:
+            self._finish()
+        if not self._reading:
             self._socket.pause_reading()
+
+    @property
+    def is_over(self) -> bool:
+        return self._is_over
 
     def close(self) -> None:
         """End both sides now; what is under way is lost. Idempotent."""
+        if self._sock is not None and not self._is_starting:
+            self._sock.close()
+            self._sock = None
         if self._socket is not None:
             self._socket.abort()
         if self._channel is not None:
@@ -54,38 +102,39 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
 
     def connection_made(self, chan: Any) -> None:
         self._channel = chan
-        if self._is_over or self._socket is None:
+        if self._is_over:
             chan.close()  # the socket did not last until the client had its answer
-            return
-        if self._early:
-            chan.write(bytes(self._early))
-            self._early.clear()
-        if self._socket_ended:
-            chan.write_eof()
-        self._read_if_there_is_room()
+        elif self._socket is None:
+            chan.pause_reading()
+        else:
+            if self._early:
+                chan.write(bytes(self._early))
+                self._early.clear()
+            if self._socket_ended:
+                chan.write_eof()
+            self._read_if_there_is_room()
 
     def data_received(self, data: bytes, datatype: int | None) -> None:
         if self._socket is not None:
             self._socket.write(data)
+        elif self._sock is not None:
+            self._for_socket += data  # the client has closed the channel already; the window bounds it
 
     def eof_received(self) -> bool:
         self._channel_ended = True
-        if self._socket is not None and not self._socket.is_closing():
-            if self._socket_ended:
-                self._socket.close()
-            elif self._socket.can_write_eof():
-                self._socket.write_eof()
+        if self._sock is None:
+            self._end_socket_output()
         return True  # the other direction stays open
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._channel = None
-        if self._socket is None:
-            self._over()
-        elif exc is None:
-            self._socket.close()  # what is written still goes out, if it is taken in time
-            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.close)
-        else:
+        self._channel_was_lost = True
+        if exc is not None:
             self.close()
+        elif self._socket is not None:
+            self._finish()
+        elif self._sock is None:
+            self._over()
 
     def pause_writing(self) -> None:
         self._channel_is_full = True
@@ -106,6 +155,9 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
 
     def socket_made(self, transport: asyncio.Transport) -> None:
         self._socket = transport
+        if self._is_over:
+            transport.abort()
+            return
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -113,6 +165,8 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
     def socket_data(self, data: bytes) -> None:
         if self._channel is None:
             self._early += data  # one read: uvloop begins to read before it can be told not to
+            if self._socket is not None:
+                self._socket.pause_reading()
         elif not self._channel.is_closing():
             self._channel.write(data)
 
@@ -142,6 +196,20 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
 
     # ----------------------------------------------------------------------------------------------------------
 
+    def _end_socket_output(self) -> None:
+        if self._socket is not None and not self._socket.is_closing():
+            if self._socket_ended:
+                self._socket.close()
+            elif self._socket.can_write_eof():
+                self._socket.write_eof()
+
+    def _finish(self) -> None:
+        """The channel is gone: what is written to the socket still goes out, if it is taken in time."""
+        assert self._socket is not None
+        self._socket.close()
+        if not self._is_over:
+            self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.close)
+
     def _read_if_there_is_room(self) -> None:
         if self._reading or self._channel is None or self._channel_is_full or self._connection_is_full():
             return
@@ -169,7 +237,7 @@ class _SocketEnd(asyncio.Protocol):
         self._pump = pump
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._pump.socket_made(cast(asyncio.Transport, transport))
+        self._pump.socket_made(cast("asyncio.Transport", transport))
 
     def data_received(self, data: bytes) -> None:
         self._pump.socket_data(data)

@@ -116,7 +116,8 @@ class Copier:
             resume=options.resume,
             readable=options.verify or options.resume,
         )
-        count = progress.current[part.label] = [0, reader.info.size]
+        label = target.label(name)
+        count = progress.current[label] = [0, reader.info.size]
 
         def moved(amount: int) -> None:
             count[0] += amount
@@ -142,7 +143,7 @@ class Copier:
                 await part.discard()
             raise
         finally:
-            progress.current.pop(part.label, None)
+            progress.current.pop(label, None)
             await part.aclose()
 
     async def _is_same(

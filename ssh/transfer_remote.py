@@ -81,8 +81,6 @@ class RemoteFiles:
             raise DeniedError(f"{label}: {_words(exc)}", denial_id=denial and denial[0]) from exc
         except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection) as exc:
             raise BrokenError(f"{label}: the connection was lost", hint="--resume goes on with what is there") from exc
-        except asyncssh.SFTPBadMessage as exc:
-            raise RemoteError(f"{label}: the other side broke the protocol: {_words(exc)}") from exc
         except asyncssh.SFTPError as exc:
             if _NO_SPACE.search(exc.reason):
                 raise NoSpaceError(f"{label}: {_words(exc)}", hint="make room, then go on with --resume") from exc

@@ -119,7 +119,13 @@ class _Helper:
             raise
         finally:
             theirs.close()
-        self._child = Child(process, user, lambda status: self._child.reap())
+        try:
+            self._child = Child(process, user, lambda status: self._child.reap())
+        except BaseException:  # no descriptor is left to watch it with
+            self._control.close()
+            process.kill()
+            process.wait()
+            raise
 
     async def ask(self, request: dict[str, Any], decide: Decide) -> tuple[socket.socket, dict[str, Any]]:
         """The socket that was asked for, and what the helper says of it."""
@@ -153,7 +159,7 @@ class _Helper:
             await readable.wait()
         finally:
             loop.remove_reader(self._control)
-        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1)
+        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
         sock = None
         if descriptors:
             sock = socket.socket(fileno=descriptors[0])

@@ -295,7 +295,8 @@ def test_every_piece_of_python_can_be_compiled(name: str) -> None:
 def rules_in_the_code() -> set[str]:
     """Every rule name: the verdicts of `access` and `actions` are pairs of texts, those of `gate` are constants."""
     found = set()
-    sources = [(ROOT / "alknet" / name).read_text(encoding="utf-8") for name in ("access.py", "actions.py")]
+    names = ("alknet/access.py", "alknet/actions.py", "ssh/certificates.py")
+    sources = [(ROOT / name).read_text(encoding="utf-8") for name in names]
     for node in (node for source in sources for node in ast.walk(ast.parse(source))):
         if isinstance(node, ast.Tuple) and len(node.elts) == 2 and all(map(_is_text, node.elts)):
             first = node.elts[0]
@@ -435,7 +436,7 @@ def test_every_alknet_command_on_a_page_exists(name: str) -> None:
     lines = [line for _, info, body in FENCE.findall(text) if info.startswith("sh") for line in body.splitlines()]
     lines = [line for line in lines if not line.startswith(("from ", "import "))]
     for line in [*lines, *re.findall(r"`(alknet [^`]+)`", prose(ROOT / name))]:
-        for words in re.findall(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z][a-z-]*(?: [a-z]+)?)\b", line.split(" # ")[0]):
+        for words in re.findall(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z][a-z-]*(?: [a-z]+(?:-[a-z]+)?)?)\b", line.split(" # ")[0]):
             called = re.sub(r" --home \S+", "", words)
             group = " ".join(called.split()[:2])
             assert group in known, line
@@ -521,6 +522,7 @@ def fresh_machine(directory: Path, port: int, start: str) -> Iterator[tuple[dict
         "docs/tutorial/first-node.md",
         "docs/tutorial/first-operation.md",
         "docs/howto/stock-ssh.md",
+        "docs/howto/ssh-certificates.md",
         "docs/reference/http.md",
         "docs/howto/safe-hands.md",
         "docs/howto/typed-client.md",

@@ -11,7 +11,6 @@ MAX_TEST_LINES = 700  # a test file is read case by case, not from top to bottom
 
 COVERED_ELSEWHERE = {
     # source: (the test that covers it, why that is the better place)
-    "alknet/identity.py": ("tests/alknet/test_access.py", "values without behaviour: the decisions on them are tested"),
     "alknet/audit_reader.py": ("tests/alknet/test_audit.py", "what a log promises is seen by reading it"),
     "alknet/status.py": ("tests/interop/test_cli.py", "it says what a whole node is doing"),
     "alknet/__main__.py": ("tests/interop/test_daemon.py", "nodes and commands are started through it"),
@@ -21,6 +20,7 @@ COVERED_ELSEWHERE = {
     "alknet/cli/output.py": ("tests/interop/test_cli.py", "a table is seen from outside"),
     "alknet/cli/audit.py": ("tests/interop/test_cli.py", "a command is what a process prints and exits with"),
     "alknet/client.py": ("tests/interop/test_calls.py", "it needs a node to call"),
+    "alknet/cli/ca.py": ("tests/interop/test_ssh_certificates.py", "what it signs, others have to read"),
     "alknet/cli/call.py": ("tests/interop/test_call_cli.py", "a command is what a process prints and exits with"),
     "alknet/cli/client.py": ("tests/interop/test_cli.py", "it needs a running node to ask"),
     "alknet/cli/mcp.py": ("tests/interop/test_mcp_bridge.py", "a command is what a process says and answers"),

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from alknet.ssh.client_forwards import Forwards
     from alknet.ssh.forward_specs import Forward
 
-__all__ = ["forward", "forward_options", "until_stopped", "why_lost"]
+__all__ = ["Keeper", "forward", "forward_options", "until_stopped", "why_lost"]
 
 T = TypeVar("T")
 MOST_S: Final = 30.0
 """The longest step between two tries."""
+WATCH_S: Final = 15.0
+"""A node that is not heard for so long is given up, where the carrier can tell."""
 STEADY_S: Final = 30.0
 """A connection that lasted so long was a good one: what follows it begins with the shortest wait again."""
 
@@ -78,12 +80,12 @@ def forward(
     if not forwards:
         raise UsageError("there is nothing to forward", hint="give at least one of -L, -R and -D")
     target = find_target(invocation, peer, accept_new=accepter(yes=accept_new))
-    keeper = _Keeper(target, forwards, carriers=carriers, report=reporter(verbose), once=once)
+    keeper = Keeper(target, forwards, carriers=carriers, report=reporter(verbose), once=once)
     run_async(lambda: until_stopped(keeper.run))
     return 0
 
 
-class _Keeper:
+class Keeper:
     """Connects, and connects again."""
 
     def __init__(
@@ -136,6 +138,7 @@ class _Keeper:
         from alknet.ssh.client import connect
 
         async with connect(self._target, carriers=self._carriers, report=self._report, notice=say) as link:
+            link.carrier.watch(WATCH_S)
             try:
                 errors = await forwards.attach(link)
                 if errors and not self._was_up:

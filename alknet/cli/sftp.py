@@ -54,7 +54,7 @@ def sftp(
     target = find_target(invocation, name, accept_new=accepter(yes=accept_new))
     is_typed = batch is None and sys.stdin.isatty()
     with contextlib.ExitStack() as stack:
-        lines = _typed_lines() if is_typed else _read_lines(batch, stack)
+        lines = _TypedLines() if is_typed else _read_lines(batch, stack)
         thread = stack.enter_context(_LoopThread())
         connection = contextlib.AsyncExitStack()
         stack.callback(lambda: thread.run(connection.aclose()))
@@ -129,13 +129,18 @@ def _run(thread: "_LoopThread", shell: "Shell", lines: Iterator[str], *, is_type
     return 0
 
 
-def _typed_lines() -> Iterator[str]:
-    while True:
+class _TypedLines:
+    """What is typed at the prompt; no generator, which Ctrl-C would end."""
+
+    def __iter__(self) -> "_TypedLines":
+        return self
+
+    def __next__(self) -> str:
         try:
-            yield input(PROMPT)
+            return input(PROMPT)
         except EOFError:
             click.echo()
-            return
+            raise StopIteration from None
 
 
 def _read_lines(batch: str | None, stack: contextlib.ExitStack) -> Iterator[str]:

@@ -114,12 +114,16 @@ class Tree:
         self._is_owner = self._guard.is_open
         self._kernel: dict[int, bool] = {}
         self.root = os.open(root, _UP)
-        info = os.fstat(self.root)
-        self._root = (info.st_dev, info.st_ino)
-        if shows_kernel(info.st_dev):
-            raise Barred(RULE_KERNEL, "what the kernel shows of itself and its processes is not served")
-        os.close(open_in_root(self.root, b"."))
-        self._check_way(self.root, self._guard, to_top=True)
+        try:
+            info = os.fstat(self.root)
+            self._root = (info.st_dev, info.st_ino)
+            if shows_kernel(info.st_dev):
+                raise Barred(RULE_KERNEL, "what the kernel shows of itself and its processes is not served")
+            os.close(open_in_root(self.root, b"."))
+            self._check_way(self.root, self._guard, to_top=True)
+        except BaseException:
+            os.close(self.root)
+            raise
 
     def close(self) -> None:
         os.close(self.root)

@@ -300,6 +300,27 @@ def test_the_ports_of_a_listener_on_any_port(lines: tuple[str, ...], ports: list
         assert all(judge(rules(*lines), "remote", Target("localhost", one.start, t.address))[0] for t in both)
 
 
+LINES = st.builds(
+    lambda action, host, low, count: f"{action} remote {host}:{low}-{low + count}",
+    st.sampled_from(["allow", "deny"]),
+    st.sampled_from(["localhost", "127.0.0.1", "[::1]", "*", "0.0.0.0/0", "[::/0]"]),
+    st.integers(1, 30),
+    st.integers(0, 10),
+)
+
+
+@given(st.lists(LINES, max_size=6))
+def test_the_ports_are_those_that_are_allowed_one_by_one(lines: list[str]) -> None:
+    both = (Target("localhost", 0, "127.0.0.1"), Target("localhost", 0, "::1"))
+    found = {port for one in allowed_ports(rules(*lines), both) for port in one}
+    each = {
+        port
+        for port in range(1, 45)
+        if all(judge(rules(*lines), "remote", Target("localhost", port, t.address))[0] for t in both)
+    }
+    assert found == each
+
+
 def test_any_port_is_allowed_where_one_is() -> None:
     assert verdict(("allow remote localhost:8000-8010",), "remote", "localhost:0@::1") == "0"
     assert verdict(("allow remote localhost:8000-8010",), "remote", "localhost:0") == f"no {UNRESOLVED}"
@@ -320,6 +341,12 @@ def test_any_port_is_allowed_where_one_is() -> None:
         ("allow unix /*/x.sock", True, True),
         ("allow unix /*", False, False),
         ("allow unix /run/x", False, False),
+        ("allow unix /**", True, True),
+        ("allow local /run/**", True, False),
+        ("allow unix /r?n/**", True, True),
+        ("allow unix /run/x.sock/**", False, False),
+        ("allow unix /**/x.sock", True, True),
+        ("deny unix /**", False, False),
         ("deny unix /run/x.sock", False, False),
         ("allow local *:*", False, False),
     ],

@@ -246,6 +246,51 @@ def test_a_key_of_two_peers_is_refused_and_names_both(files: Files) -> None:
     )
 
 
+def test_a_principal_of_two_peers_is_refused_and_names_both(files: Files) -> None:
+    files.peer("alice", 'principals = ["ops", "a"]\n').peer("bob", 'principals = [\n"b",\n"ops"]\n')
+    (found,) = files.problems()
+    assert found == (
+        "peers.d/bob.toml:3: principals: 'ops' belongs to two peers, 'alice' and 'bob'; a certificate proves one"
+        " identity"
+    )
+
+
+def test_an_authority_stands_in_one_table(files: Files) -> None:
+    table = f'[[ssh.user_ca]]\nkey = "{KEYS[0]}"\nprincipals = ["*"]\n'
+    assert files.main(table).load().ssh.user_ca[0].principals == ("*",)
+    (found,) = files.main(table * 2).problems()
+    assert found == (
+        f"alknet.toml:5: ssh.user_ca: {KEYS[0].fingerprint} stands in it twice; put all its principals into one table"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[[ssh.user_ca]]\nkey = "{key}"\n', "alknet.toml:1: ssh.user_ca[0].principals: is missing"),
+        ('[[ssh.user_ca]]\nkey = "{key}"\nprincipals = []\n', "ssh.user_ca[0].principals: found []: "),
+        ('[[ssh.user_ca]]\nkey = "{key}"\nprincipals = ["a b"]\n', "must be one principal, where * and ? are globs"),
+        (
+            '[[ssh.user_ca]]\nkey = "{key}"\nprincipals = ["*"]\nrevoked_serials = [-1]\n',
+            "revoked_serials[0]: found -1",
+        ),
+        (
+            '[ssh]\nrevoked_keys = ["SHA256:short"]\n',
+            "ssh.revoked_keys[0]: found 'SHA256:short': must be a fingerprint",
+        ),
+        ('[ssh]\nhost_cert = "relative"\n', "must be the absolute path of a file"),
+    ],
+)
+def test_what_is_wrong_with_authorities_is_said(files: Files, text: str, problem: str) -> None:
+    (found,) = files.main(text.replace("{key}", str(KEYS[0]))).problems()
+    assert problem in found
+
+
+def test_a_revoked_key_may_be_a_line_or_its_fingerprint(files: Files) -> None:
+    settings = files.main(f'[ssh]\nrevoked_keys = ["{KEYS[0]}", "{KEYS[1].fingerprint}"]\n').load()
+    assert settings.ssh.revoked_keys == (KEYS[0].fingerprint, KEYS[1].fingerprint)
+
+
 @pytest.mark.parametrize(
     ("alice", "bob", "problem"),
     [

@@ -2,11 +2,23 @@
 
 import os
 import pwd
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from alknet.access import Access, Context, DaemonUser, Policy, SshRights, Token, authorize, token_digest
+from alknet.access import (
+    Access,
+    Certificate,
+    Context,
+    DaemonUser,
+    Identity,
+    Policy,
+    SshRights,
+    Token,
+    authorize,
+    token_digest,
+)
 from alknet.config import policy as policy_module
 from alknet.config.load import revision
 from alknet.config.model import Settings
@@ -50,6 +62,23 @@ def test_a_key_of_the_settings_finds_its_peer() -> None:
 def test_a_node_key_lets_nobody_in() -> None:
     """It is what the peer proves when it is called; what it may do when it calls stands in `keys`."""
     assert policy(peers=[{"id": "a", "node_key": str(KEY), "scopes": ["*"]}]).lookup_key(KEY.fingerprint) is None
+
+
+def test_the_authorities_and_principals_of_the_settings_find_their_peer() -> None:
+    snapshot = policy(
+        ssh={
+            "user_ca": [{"key": str(KEY), "principals": ["a*"], "revoked_serials": [3]}],
+            "revoked_keys": ["SHA256:" + "x" * 43],
+        },
+        peers=[{"id": "a", "principals": ["a1"], "scopes": ["*"]}],
+    )
+    shown = Certificate("SHA256:k", KEY.fingerprint, "id", 4, ("a1",))
+    found = snapshot.lookup_principal(shown)
+    assert isinstance(found, Identity)
+    assert (found.id, found.scopes, found.via) == ("a", {"*"}, "cert:SHA256:k")
+    assert snapshot.renew(found) == found
+    for refused in (replace(shown, serial=3), replace(shown, key="SHA256:" + "x" * 43)):
+        assert snapshot.lookup_principal(refused)[0] == "certificate:revoked"  # type: ignore[index]
 
 
 def test_the_resources_of_an_entry_decide() -> None:

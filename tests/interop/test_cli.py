@@ -204,7 +204,14 @@ def test_can_names_the_rule_with_and_without_a_running_node(node: NodeProcess) -
     assert (live["allowed"], live["rule"], live["denial_id"]) == (True, "scope:*", None)
     denied = node.alknet("--json", "can", "owner", "no/such", check=False)
     assert denied.returncode == 3
+    rule = '{ action = "allow", direction = "local", target = "[::1]:80" }'
+    node.write_peer("bob", f'scopes = ["forward:local"]\nforward = [{rule}]')
+    node.alknet("config", "reload")
+    forward = node.json("can", "bob", "forward/local", "localhost:80")
+    assert (forward["rule"], [one["allowed"] for one in forward["addresses"]]) == ("peer bob forward[0]", [False, True])
     node.stop()
+    text = node.alknet("can", "bob", "forward/local", "localhost:80").stdout
+    assert "127.0.0.1: no  [forwarding.default]\n::1: yes  [peer bob forward[0]]\n" in text
     assert node.json("can", "owner", "ssh/exec", "id") == live
     offline = node.alknet("can", "owner", "node/status", check=False)
     assert offline.returncode == 5

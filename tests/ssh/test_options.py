@@ -44,7 +44,9 @@ def test_a_host_key_is_loaded_and_a_bad_one_is_named(tmp_path: Path) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
     key.write_private_key(path)
     path.chmod(0o600)
-    assert load_host_key(path).public_data == key.public_data
+    loaded = load_host_key(path)
+    assert isinstance(loaded, asyncssh.SSHKey)
+    assert loaded.public_data == key.public_data
     subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", str(path)], check=True)
     with pytest.raises(ConfigError, match="Passphrase must be specified"):
         load_host_key(path)
@@ -52,3 +54,30 @@ def test_a_host_key_is_loaded_and_a_bad_one_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a usable SSH host key") as caught:
         load_host_key(path)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_host_certificate_is_offered_with_the_key_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    path, shown = tmp_path / "key", tmp_path / "key-cert.pub"
+    ca, key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    key.write_private_key(path)
+    path.chmod(0o600)
+    bad = {
+        "is not a usable SSH host certificate": None,
+        "it is of a user": ca.generate_user_certificate(key, "x", principals=["h"]),
+        "it names no host": ca.generate_host_certificate(key, "x"),
+        "belongs to another key": ca.generate_host_certificate(ca, "x", principals=["h"]),
+    }
+    for why, certificate in bad.items():
+        if certificate is None:
+            shown.write_text("nonsense")
+        else:
+            certificate.write_certificate(shown)
+        with pytest.raises(ConfigError, match=why):
+            load_host_key(path, shown)
+    good = ca.generate_host_certificate(key, "x", principals=["h"], valid_before=1)
+    good.write_certificate(shown)
+    options = server_options(load_host_key(path, shown))
+    offered = options.server_host_keys
+    assert set(offered) == {b"ssh-ed25519-cert-v01@openssh.com", b"ssh-ed25519"}
+    with pytest.raises(ConfigError, match="is not a usable SSH host certificate"):
+        load_host_key(path, tmp_path / "missing")

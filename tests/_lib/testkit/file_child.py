@@ -1,6 +1,6 @@
 """The process that serves files, and a node for it that answers as a test says.
 
-`FileChild` is the whole process over pipes; `Answers` stands in for the node where the parts of it are used directly.
+`FileChild` is the whole process over pipes, `Requests` what answers in it; `Answers` stands in for the node.
 """
 
 import json
@@ -16,18 +16,25 @@ from typing import Any
 
 from alknet.errors import DeniedError
 from alknet.guard import Barred
+from alknet.ssh.files.confined import Confined
+from alknet.ssh.files.extensions import EXTENSIONS
+from alknet.ssh.files.server import Server
 
-__all__ = ["Answers", "FileChild", "fields_of", "field", "packet"]
+__all__ = ["Answers", "FileChild", "Requests", "field", "fields_of", "packet"]
 
 END_S = 20.0
 Decide = Callable[[str, str], bool]
 """Whether an action (read, write) on a path is allowed."""
 
 
+def _everything(action: str, path: str) -> bool:
+    return True
+
+
 class Answers:
     """What :class:`alknet.ssh.files.questions.Questions` is to the parts of the process; it notes what it is asked."""
 
-    def __init__(self, decide: Decide = lambda action, path: True) -> None:
+    def __init__(self, decide: Decide = _everything) -> None:
         self.decide = decide
         self.asked: list[tuple[str, str]] = []
         self.ended: dict[int, tuple[str, int]] = {}
@@ -53,6 +60,67 @@ class Answers:
         return DeniedError(f"{reason.reason} (den_2)")
 
 
+class Requests:
+    """The requests of a client, answered in this process."""
+
+    def __init__(self, root: Path | str, *, protected: tuple[str, ...] = (), decide: Decide = _everything) -> None:
+        self.answers = Answers(decide)
+        self.notes: list[str] = []
+        self._sent = bytearray()
+        self._room = bytearray(1 << 19)
+        self.files = Confined(str(root), protected=protected)
+        questions: Any = self.answers
+        self.server = Server(self.files, questions, self, extensions=EXTENSIONS, note=self.notes.append)
+        self.server.answer(memoryview(packet(1, struct.pack(">I", 3)))[4:])
+        self.take()
+
+    def send(self, data: bytes) -> None:
+        self._sent += data
+
+    def space(self, size: int) -> memoryview:
+        return memoryview(self._room)[:size]
+
+    def added(self, count: int) -> None:
+        self._sent += self._room[:count]
+
+    def take(self) -> list[bytes]:
+        """The packets that were answered since the last time, without their lengths."""
+        found, data = [], bytes(self._sent)
+        self._sent.clear()
+        while data:
+            (length,) = struct.unpack_from(">I", data)
+            found.append(data[4 : 4 + length])
+            assert len(found[-1]) == length
+            data = data[4 + length :]
+        return found
+
+    def __call__(self, kind: int, body: bytes, number: int = 1) -> tuple[int, bytes]:
+        """Type of the answer, and what follows the request's number."""
+        self.server.answer(memoryview(packet(kind, struct.pack(">I", number) + body))[4:])
+        (answer,) = self.take()
+        assert struct.unpack(">I", answer[1:5]) == (number,)
+        return answer[0], answer[5:]
+
+    def status(self, kind: int, body: bytes) -> tuple[int, str]:
+        """The code and the words of an answer that has to be a status."""
+        answered, data = self(kind, body)
+        assert answered == 101
+        return struct.unpack_from(">I", data)[0], fields_of(data[4:])[0].decode()
+
+    def extended(self, name: str, body: bytes) -> tuple[int, bytes]:
+        return self(200, field(name) + body)
+
+    def open(self, path: str, flags: int = 1, attributes: bytes = bytes(4)) -> bytes:
+        """The handle, with its length in front as requests have it."""
+        kind, data = self(3, field(path) + struct.pack(">I", flags) + attributes)
+        assert kind == 102
+        return data
+
+    def close(self) -> None:
+        self.server.close()
+        self.files.close()
+
+
 class FileChild:
     """The process, serving `root`. Use as a context manager, at whose end it has ended by itself."""
 
@@ -63,9 +131,8 @@ class FileChild:
         command: str | None = None,
         protected: tuple[str, ...] = (),
         start: str = "/",
-        decide: Decide = lambda action, path: True,
+        decide: Decide = _everything,
         ids: tuple[str, ...] = ("-",),
-        limits: Callable[[], None] | None = None,
     ) -> None:
         self.answers = Answers(decide)
         self._node, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,7 +144,6 @@ class FileChild:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
-                preexec_fn=limits,
                 env={},
                 cwd="/",
             )
@@ -92,6 +158,7 @@ class FileChild:
             "protected": list(protected),
             "hint": "set sftp_root",
         }
+        self._has_ended = False
         self._thread = threading.Thread(target=self._answer)
         self._thread.start()
 
@@ -143,6 +210,7 @@ class FileChild:
 
     def end(self) -> tuple[int, str]:
         """Close the client's side; the exit code and what was said on stderr."""
+        self._has_ended = True
         try:
             _, errors = self.process.communicate(timeout=END_S)
         finally:
@@ -154,11 +222,8 @@ class FileChild:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None or self._thread.is_alive():
-            self.process.stdin and not self.process.stdin.closed and self.end()
-        for stream in (self.stdin, self.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
+        if not self._has_ended:
+            self.end()
 
 
 def packet(kind: int, body: bytes) -> bytes:
