@@ -173,6 +173,9 @@ class Gate:
         if isinstance(caller, Identity):
             renewed = self.policy.renew(caller)
             if renewed is None and caller.id in self.policy.peers:
+                why = None if caller.certificate is None else self.policy.lookup_principal(caller.certificate)
+                if isinstance(why, tuple):
+                    return deny(caller, action, resource, self.policy, *why)
                 reason = f"the credential no longer belongs to peer {caller.id!r}"
                 return deny(caller, action, resource, self.policy, RULE_CREDENTIAL, reason)
             caller = renewed or caller

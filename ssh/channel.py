@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from alknet.ssh.pump import Pump
     from alknet.ssh.session import Session
 
-__all__ = ["AgentChannel", "SessionChannel", "TcpChannel", "UnixChannel"]
+__all__ = ["AgentChannel", "BoundedChannel", "SessionChannel", "TcpChannel", "UnixChannel"]
 
 WINDOW_BYTES: Final = 2 * 1024 * 1024
 """What a client may send on a channel before its data is consumed."""
@@ -22,7 +22,7 @@ FIRST_WINDOW_BYTES: Final = 256 * 1024
 PACKET_BYTES: Final = 32 * 1024
 
 
-class _Bounded(FastChannel):
+class BoundedChannel(FastChannel):
     """What all channels have in common."""
 
     _conn: "SshConnection"
@@ -54,6 +54,11 @@ class _Bounded(FastChannel):
         if not self._conn.is_write_paused:
             super()._flush_send_buf()
 
+    def room_is_back(self) -> None:
+        """Send what has waited for room on the connection: the client may have no reason to widen the window again."""
+        if self._send_buf or self._send_state in ("eof_pending", "close_pending"):
+            self._flush_send_buf()
+
     def _process_close(self, pkttype: int, pktid: int, packet: Any) -> None:
         """A channel that the client closes is over, although the session may have paused input: asyncssh would wait
         until that is read."""
@@ -68,7 +73,7 @@ class _Bounded(FastChannel):
     _packet_handlers = SSHChannel._packet_handlers | {MSG_CHANNEL_CLOSE: _process_close}
 
 
-class _Forwarded(_Bounded):
+class _Forwarded(BoundedChannel):
     """What all forwarded connections have in common."""
 
     _session: "Pump | None"
@@ -98,7 +103,7 @@ class _Forwarded(_Bounded):
                 self._session.data_received(data, datatype)
 
 
-class SessionChannel(_Bounded, asyncssh.SSHServerChannel[bytes]):  # type: ignore[misc]
+class SessionChannel(BoundedChannel, asyncssh.SSHServerChannel[bytes]):  # type: ignore[misc]
     """A session channel that carries bytes and has no line editor."""
 
     def __init__(self, connection: "SshConnection", session: "Session") -> None:

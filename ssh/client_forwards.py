@@ -96,13 +96,17 @@ class Forwards:
 
     async def _accept(self, sock: socket.socket, carried: "_Carried") -> None:
         loop = asyncio.get_running_loop()
+        has_said = False
         while True:
             try:
                 arrived, origin = await loop.sock_accept(sock)
             except OSError as exc:
-                self.say(f"{carried.forward}: {why(exc)}")
+                if not has_said:
+                    self.say(f"{carried.forward}: {why(exc)}")
+                has_said = True
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
+            has_said = False
             self._tasks.start(carried.arrived_here(arrived, origin), name="connection")
 
     # --- the connection to the node ---------------------------------------------------------------------------
@@ -250,8 +254,8 @@ class _Carried:
         try:
             await self._carry(pump, sock, origin)
         except asyncio.CancelledError:
-            sock.close()
             pump.close()
+            sock.close()
             raise
         finally:
             self._waiting -= 1

@@ -14,7 +14,7 @@ from asyncssh.packet import UInt32
 
 from alknet.alpn.streams import Connection
 from alknet.logs import event
-from alknet.ssh.channel import SessionChannel
+from alknet.ssh.channel import BoundedChannel, SessionChannel
 from alknet.ssh.forward_acts import NotForwarded
 from alknet.ssh.forwarding import Forwarding
 from alknet.ssh.login import SURFACE, Login
@@ -79,6 +79,11 @@ class SshConnection(Login):
         keeps what it is given, up to the client's window, however long the client takes."""
         return self._is_full or (self._auth_complete and not self._kex_complete)
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing can be sent any more."""
+        return self._transport is None
+
     def pause_writing(self) -> None:
         """The client does not read: stop what feeds its sessions (asyncssh would go on)."""
         self._is_full = True
@@ -97,6 +102,9 @@ class SshConnection(Login):
         self._room_changed()
 
     def _room_changed(self) -> None:
+        for channel in tuple(self._channels.values()):
+            if isinstance(channel, BoundedChannel) and not self.is_write_paused:
+                channel.room_is_back()
         for session in tuple(self.sessions):
             if self.is_write_paused:
                 session.connection_paused()

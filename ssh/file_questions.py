@@ -53,12 +53,16 @@ class FileQuestions:
         self._control.send(json.dumps(order).encode())
 
     def recheck(self) -> Decision | None:
-        """The denial of what is going on and no longer allowed, if anything is."""
-        for _, action, path in self._open.values():
+        """End the acts that go on and are no longer allowed; returns the first's denial, for which the process, which
+        may have its files open, has to end."""
+        first: Decision | None = None
+        for number, (act, action, path) in tuple(self._open.items()):
             decision = self._gate.still(self._caller(), action, path)
             if not decision:
-                return decision
-        return None
+                del self._open[number]
+                act.done("revoked", rule=decision.rule, denial_id=decision.denial_id, decision="deny")
+                first = first or decision
+        return first
 
     def close(self, outcome: str = "hung up") -> None:
         """The process has ended, or has to; idempotent."""

@@ -10,24 +10,22 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncssh
 
 from alknet.access import Decision
-from alknet.errors import AlknetError
-from alknet.gate import Act
 from alknet.hosts import address_of
 from alknet.logs import event
-from alknet.resolver import dial, resolve
-from alknet.runas import RunAs, run_as
+from alknet.resolver import dial
 from alknet.ssh.channel import AgentChannel, TcpChannel, UnixChannel
 from alknet.ssh.forward_acts import Forward, NotForwarded, check_descriptors, reported
-from alknet.ssh.listeners import Listener, bind_all, free_ports
+from alknet.ssh.forward_rights import AGENT, LOCAL, REMOTE, ForwardRights
+from alknet.ssh.listeners import Listener, bind_all
 from alknet.ssh.pump import Pump
 from alknet.ssh.user_sockets import connect_to_unix, listen_for_agent, listen_on_unix
-from alknet.targets import UNRESOLVED, Rule, Target, allowed_ports, normalise_host
 
 if TYPE_CHECKING:
     from alknet.ssh.connection import SshConnection
@@ -36,19 +34,12 @@ __all__ = ["Forwarding", "NotForwarded"]
 
 log = logging.getLogger("alknet.ssh")
 
-LOCAL: Final = "forward/local"
-REMOTE: Final = "forward/remote"
-AGENT: Final = "ssh/agent"
 LIMIT: Final = "limits.forwards_per_connection"
 MAX_WIDENED_BYTES: Final = 32 * 1024 * 1024
 """What the windows of all forwarded connections together may have beyond the first one of each."""
-DENIAL_COST: Final = 0.1
-"""Of a refused session: a browser behind -D asks for much that no rule allows."""
 
 ListenKey = tuple[str, int] | str
 """What a client calls a listener of its own: host and port, or a path."""
-EVERY_ADDRESS: Final = ("", "*")
-"""What a client says that wants to listen on all of this machine's."""
 AGENT_KEY: Final = "agent:"
 OpenChannel = Callable[[Pump, Any], Awaitable[Any]]
 """Asks the client to take a connection, which comes from an address and which the pump then serves."""
@@ -59,7 +50,7 @@ class Forwarding:
 
     def __init__(self, connection: "SshConnection") -> None:
         self._connection = connection
-        self._gate = connection.handler.gate
+        self._rights = ForwardRights(connection)
         self._outgoing: set[Forward] = set()
         self._listeners: dict[ListenKey, Forward] = {}
         self._waiting = 0
@@ -122,10 +113,10 @@ class Forwarding:
             raise asyncssh.ChannelOpenError(exc.code, str(exc)) from exc
 
     async def _dial(self, host: str, port: int) -> tuple[Forward, socket.socket]:
-        targets = await self._resolved(LOCAL, host, port)
-        allowed = [target for target in targets if self._allows(LOCAL, target)]
+        targets = await self._rights.resolved(LOCAL, host, port)
+        allowed = [target for target in targets if self._rights.allows(LOCAL, target)]
         resource = str((allowed or targets)[0])
-        live = Forward(self._ask(LOCAL, resource), LOCAL, resource)
+        live = Forward(self._rights.ask(LOCAL, resource), LOCAL, resource)
         with reported([live]):
             if allowed[0].is_self:
                 return live, await self._connection.handler.dial_self(allowed[0], self._connection.connection.remote)
@@ -135,19 +126,19 @@ class Forwarding:
             return live, sock
 
     async def _connect(self, path: str) -> tuple[Forward, socket.socket]:
-        self._check_scope(LOCAL, path)
+        self._rights.check_scope(LOCAL, path)
         lives: list[Forward] = []
 
         def decide(real: str) -> None:
-            lives.append(Forward(self._ask(LOCAL, real), LOCAL, real))
+            lives.append(Forward(self._rights.ask(LOCAL, real), LOCAL, real))
 
         with reported(lives):
-            sock = await connect_to_unix(path, self._user(), decide)
+            sock = await connect_to_unix(path, self._rights.user(), decide)
         return lives[0], sock
 
     def _outgoing_ended(self, live: Forward) -> None:
         self._outgoing.discard(live)
-        live.act.done("closed")
+        live.act.done("hung up" if self._connection.is_lost else "closed")
 
     # --- to the client ----------------------------------------------------------------------------------------
 
@@ -156,14 +147,15 @@ class Forwarding:
         if port:
             self._check_new((host, port))
         self._check_room()
-        targets = await self._resolved(REMOTE, host, port)
-        allowed = [target for target in targets if self._allows(REMOTE, target)]
+        targets = await self._rights.resolved(REMOTE, host, port)
+        allowed = [target for target in targets if self._rights.allows(REMOTE, target)]
         resource = str((allowed or targets)[0])
-        live = Forward(self._ask(REMOTE, resource), REMOTE, *map(str, allowed))
+        live = Forward(self._rights.ask(REMOTE, resource), REMOTE, *map(str, allowed))
         with reported([live]):
-            ports = [port] if port else free_ports(allowed_ports(self._rules(), allowed))
-            sockets = await bind_all([target.address or target.host for target in allowed], ports, self._user())
+            ports = [port] if port else self._rights.free_ports(allowed)
+            sockets = await bind_all([target.address or target.host for target in allowed], ports, self._rights.user())
         bound = int(sockets[0].getsockname()[1])
+        live.resources = tuple(str(replace(target, port=bound)) for target in allowed)
 
         def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
             return TcpChannel(self._connection).accept(lambda: pump, host, bound, address[0], address[1])
@@ -175,14 +167,14 @@ class Forwarding:
         """Listen for the client on a socket at `path`. Raises `NotForwarded`."""
         self._check_new(path)
         self._check_room()
-        self._check_scope(REMOTE, path)
+        self._rights.check_scope(REMOTE, path)
         lives: list[Forward] = []
 
         def decide(real: str) -> None:
-            lives.append(Forward(self._ask(REMOTE, real), REMOTE, real))
+            lives.append(Forward(self._rights.ask(REMOTE, real), REMOTE, real))
 
         with reported(lives):
-            listener = await listen_on_unix(path, self._user(), decide)
+            listener = await listen_on_unix(path, self._rights.user(), decide)
 
         def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
             return UnixChannel(self._connection).accept(lambda: pump, path)
@@ -195,9 +187,9 @@ class Forwarding:
             known = self._listeners.get(AGENT_KEY)
             if known is not None:
                 return known.path
-            live = Forward(self._ask(AGENT, None), AGENT, None)
+            live = Forward(self._rights.ask(AGENT, None), AGENT, None)
             with reported([live]):
-                listener = await listen_for_agent(self._user())
+                listener = await listen_for_agent(self._rights.user())
             live.path = listener.path
 
             def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
@@ -297,65 +289,14 @@ class Forwarding:
         if self._is_over:
             live.act.done("hung up")
             raise NotForwarded("this connection is being ended", code=asyncssh.OPEN_CONNECT_FAILED)
-        decision = self._still(live)
+        decision = self._rights.still(live)
         if not decision:
             live.act.done("revoked", rule=decision.rule, denial_id=decision.denial_id, decision="deny")
             raise NotForwarded(f"refused: {decision}")
 
-    def _still(self, live: Forward) -> Decision:
-        """Whether all of it is allowed now."""
-        decisions = [self._gate.still(self._connection.identity, live.action, one) for one in live.resources]
-        return next((decision for decision in decisions if not decision), decisions[0])
-
     def _check_new(self, key: ListenKey) -> None:
         if key in self._listeners:
             raise NotForwarded("this connection has that forward already")
-
-    def _rules(self) -> tuple[Rule, ...]:
-        return self._gate.policy.forward_rules.get(self._connection.identity.id, ())
-
-    def _user(self) -> RunAs:
-        peer = self._gate.policy.peers.get(self._connection.identity.id)
-        return run_as(None if peer is None else peer.ssh.user)
-
-    async def _resolved(self, action: str, host: str, port: int) -> tuple[Target, ...]:
-        """What the client named, looked up only if the rules leave open whether its addresses are allowed."""
-        try:
-            if action == LOCAL or host not in EVERY_ADDRESS:
-                target = Target(normalise_host(host), port)
-                if target.address is None:
-                    decision = self._gate.still(self._connection.identity, action, str(target))
-                    if not decision and decision.rule != UNRESOLVED:
-                        self._ask(action, str(target))
-            own = partial(self._connection.handler.is_own, any_address=action == REMOTE)
-            return await resolve(host, port, own=own, listening=action == REMOTE)
-        except (AlknetError, ValueError) as exc:
-            raise NotForwarded(str(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
-
-    def _check_scope(self, action: str, resource: str) -> None:
-        if not self._gate.still(self._connection.identity, action):
-            self._ask(action, resource)
-
-    def _allows(self, action: str, target: Target) -> bool:
-        return bool(self._gate.peek(self._connection.identity, action, str(target)))
-
-    def _ask(self, action: str, resource: str | None) -> Act:
-        connection = self._connection
-        act = self._gate.ask(connection.identity, action, resource, **connection.facts())
-        if not act.decision:
-            log.info(
-                event(
-                    "forward refused",
-                    peer=connection.identity.id,
-                    connection=connection.connection.id,
-                    action=action,
-                    rule=act.decision.rule,
-                    denial_id=act.decision.denial_id,
-                )
-            )
-            connection.session_denied(DENIAL_COST)
-            raise NotForwarded(f"refused: {act.decision}")
-        return act
 
     # --- changes ----------------------------------------------------------------------------------------------
 
@@ -373,7 +314,7 @@ class Forwarding:
     def recheck(self) -> None:
         """End what the current policy forbids, and nothing else."""
         for live in self._lives():
-            if not (decision := self._still(live)):
+            if not (decision := self._rights.still(live)):
                 self._revoke(live, decision)
 
     def _revoke(self, live: Forward, decision: Decision) -> None:

@@ -7,6 +7,8 @@ minor version is pinned; a round trip under every cipher with changes of keys is
 import os
 import socket
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import asyncssh
@@ -22,6 +24,10 @@ MIN_PACKET_BYTES: Final = 1024
 MAX_PACKETS_PER_TURN: Final = 64
 """Packets that one connection gets handled before the others have their turn."""
 
+_FRAME_BYTES: Final = 4 + 16
+"""Of a packet under AES-GCM: its length in front, and the tag behind (RFC 5647)."""
+_DATA_HEAD_BYTES: Final = 1 + 1 + 4 + 4
+"""Of a packet with a channel's data: padding's length, type, channel, length (RFC 4253 section 6, RFC 4254 5.2)."""
 MIN_PADDING_BYTES: Final = 4
 """RFC 4253 section 6."""
 
@@ -34,6 +40,7 @@ class FastConnection(asyncssh.SSHServerConnection):
         self._inpbuf: Any = _Input()
         self._handled = 0
         self._waits_its_turn = False
+        self._heard = 0.0
 
     def data_received(self, data: bytes, datatype: Any = None) -> None:
         if not self._auth_complete:
@@ -42,17 +49,60 @@ class FastConnection(asyncssh.SSHServerConnection):
             self._handled = 0
         super().data_received(data, datatype)
 
+    def _reset_keepalive_timer(self) -> None:
+        """The client was heard. asyncssh makes a new timer for each read, which takes longer than to decrypt a small
+        packet; here the one there is goes on for what is left when it is due."""
+        if self._auth_complete:
+            self._heard = self._loop.time()
+            if self._keepalive_timer is None:
+                self._set_keepalive_timer()
+
+    def _keepalive_timer_callback(self) -> None:
+        left = self._heard + self._keepalive_interval - self._loop.time()
+        if left > 0:
+            self._keepalive_timer = self._loop.call_later(left, self._keepalive_timer_callback)
+        else:
+            super()._keepalive_timer_callback()
+
     def _recv_pkthdr(self) -> bool:
         """Begin with the next packet, unless this connection has had its turn: asyncssh handles all that one read
         brought, and 256 KiB of tiny packets kept everybody else waiting for a second."""
         if self._handled < MAX_PACKETS_PER_TURN:
             self._handled += 1
+            encryption = self._recv_encryption
+            if self._auth_complete and type(encryption) is GCMEncryption and type(encryption._cipher) is _AesGcm:
+                return self._take_packet(encryption._cipher)
             return super()._recv_pkthdr()
         if not self._waits_its_turn and self._transport is not None:
             self._waits_its_turn = True
             self._transport.pause_reading()
             self._loop.call_soon(self._next_turn)
         return False
+
+    def _take_packet(self, cipher: "_AesGcm") -> bool:
+        """Take a packet apart in one go if all of it is there and it has a channel's data: decrypted from where it
+        arrived, with one copy after that instead of five. Anything else goes asyncssh's way."""
+        buffer = self._inpbuf
+        size = buffer.packet_bytes()
+        if not _DATA_HEAD_BYTES <= size - _FRAME_BYTES <= self._max_recv_pktlen or size > len(buffer):
+            return super()._recv_pkthdr()
+        plain = cipher.open(buffer.peek(size))
+        if plain is None:
+            raise asyncssh.MACError("MAC verification failed")
+        channel = self._channels.get(int.from_bytes(plain[2:6], "big"))
+        end = _DATA_HEAD_BYTES + int.from_bytes(plain[6:_DATA_HEAD_BYTES], "big")
+        if (
+            plain[1] != MSG_CHANNEL_DATA
+            or not isinstance(channel, FastChannel)
+            or end + plain[0] != len(plain)
+            or not channel.has_room(end - _DATA_HEAD_BYTES)
+        ):
+            cipher.opened = plain
+            return super()._recv_pkthdr()
+        buffer.skip(size)
+        channel._accept_data(plain[_DATA_HEAD_BYTES:end])
+        self._finish_recv_packet(MSG_CHANNEL_DATA, self._recv_seq)
+        return True
 
     def _next_turn(self) -> None:
         self._waits_its_turn, self._handled = False, 0
@@ -68,7 +118,7 @@ class FastConnection(asyncssh.SSHServerConnection):
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+    def send_packet(self, pkttype: int, *args: Any, handler: Any = None) -> None:
         """Leave out the empty IGNORE that asyncssh puts before every packet: it protects CBC ciphers, which are
         not offered, and doubles the work of all others.
 
@@ -77,23 +127,48 @@ class FastConnection(asyncssh.SSHServerConnection):
         """
         if pkttype == MSG_IGNORE:
             return
-        encryption = self._send_encryption
-        if (
-            encryption is None
-            or not (self._auth_complete and self._kex_complete)
-            or self._rekey_bytes_sent >= self._rekey_bytes
-            or time.monotonic() >= self._rekey_time
-        ):
+        if self._sends_as_usual():
+            self._send(b"".join(self._sealed(pkttype, args)))
+        else:
             super().send_packet(pkttype, *args, handler=handler)
+
+    def send_data(self, channel: "FastChannel", data: memoryview) -> None:
+        """Send all of `data` in packets, which are handed to the carrier at once: one system call instead of one for
+        each 32 KiB, and no copy of what is encrypted."""
+        assert channel._send_chan is not None
+        number, most = channel._send_chan.to_bytes(4, "big"), channel._send_pktsize
+        pieces = [data[start : start + most] for start in range(0, len(data), most)]
+        if not self._sends_as_usual() or self._transport is None:
+            for piece in pieces:
+                self.send_packet(MSG_CHANNEL_DATA, number, len(piece).to_bytes(4, "big"), piece, handler=channel)
             return
+        sealed: list[bytes] = []
+        for piece in pieces:
+            sealed += self._sealed(MSG_CHANNEL_DATA, (number, len(piece).to_bytes(4, "big"), piece))
+        with suppress(ConnectionError):
+            self._transport.writelines(sealed)
+
+    def _sends_as_usual(self) -> bool:
+        """Whether the connection is logged in, keeps its keys and need not change them yet."""
+        return (
+            self._send_encryption is not None
+            and self._auth_complete
+            and self._kex_complete
+            and self._rekey_bytes_sent < self._rekey_bytes
+            and time.monotonic() < self._rekey_time
+        )
+
+    def _sealed(self, pkttype: int, args: Sequence[bytes | memoryview]) -> tuple[bytes, bytes]:
+        """The next packet, encrypted, in the two parts in which the cipher leaves it."""
+        assert self._send_encryption is not None
         padding = -(self._send_enchdrlen + 1 + sum(map(len, args))) % self._send_blocksize
         if padding < MIN_PADDING_BYTES:
             padding += self._send_blocksize
         packet = b"".join((bytes((padding, pkttype)), *args, os.urandom(padding)))
-        sealed, mac = encryption.encrypt_packet(self._send_seq, len(packet).to_bytes(4, "big"), packet)
-        self._send(sealed + mac)
+        parts = self._send_encryption.encrypt_packet(self._send_seq, len(packet).to_bytes(4, "big"), packet)
         self._send_seq = (self._send_seq + 1) & 0xFFFFFFFF
         self._rekey_bytes_sent += len(packet)
+        return parts
 
     def send_newkeys(self, k: bytes, h: bytes) -> None:
         super().send_newkeys(k, h)
@@ -105,6 +180,8 @@ class FastConnection(asyncssh.SSHServerConnection):
 class FastChannel(SSHChannel[bytes]):
     """A channel whose data goes into packets without being copied first; beside a kind of channel of asyncssh's."""
 
+    _conn: FastConnection | None
+
     def write(self, data: bytes, datatype: int | None = None) -> None:
         """Cut packets straight from `data` as far as the client's window reaches; asyncssh copies it four times first.
 
@@ -113,15 +190,18 @@ class FastChannel(SSHChannel[bytes]):
         rest: Any = data
         if datatype is None and not self._send_buf and self._send_state == "open" and self._send_chan is not None:
             rest = memoryview(data)
-            while rest and self._send_window:
-                size = min(len(rest), self._send_window, self._send_pktsize)
+            size = min(len(rest), self._send_window)
+            if size:
                 self._send_window -= size
-                head = self._send_chan.to_bytes(4, "big") + size.to_bytes(4, "big")
                 assert self._conn is not None
-                self._conn.send_packet(MSG_CHANNEL_DATA, head, rest[:size], handler=self)
+                self._conn.send_data(self, rest[:size])
                 rest = rest[size:]
         if rest:
             super().write(rest, datatype)
+
+    def has_room(self, size: int) -> bool:
+        """Whether the client may send that much data now."""
+        return self._recv_state == "open" and size <= self._recv_window
 
     def log_received_packet(self, *_: Any) -> None:
         """asyncssh puts a line together for every packet before it asks whether anybody wants to read it."""
@@ -134,6 +214,8 @@ class _AesGcm(GCMCipher):
     def __init__(self, other: GCMCipher) -> None:
         self._iv = other._iv
         self._aead = AESGCM(other._key)
+        self.opened: bytes | None = None
+        """A packet that `open` has decrypted and asyncssh is about to ask for."""
 
     def encrypt_and_sign(self, header: bytes, data: bytes) -> tuple[bytes, bytes]:
         """The header, and what follows it: ciphertext and tag."""
@@ -141,7 +223,19 @@ class _AesGcm(GCMCipher):
         self._update_iv()
         return header, sealed
 
+    def open(self, packet: memoryview) -> bytes | None:
+        """What is in a whole packet; None when it was changed on the way."""
+        try:
+            return self._aead.decrypt(self._iv, packet[4:], packet[:4])
+        except InvalidTag:
+            return None
+        finally:
+            self._update_iv()
+
     def verify_and_decrypt(self, header: bytes, data: bytes, mac: bytes) -> bytes | None:
+        opened, self.opened = self.opened, None
+        if opened is not None:
+            return opened
         try:
             return self._aead.decrypt(self._iv, data + mac, header)
         except InvalidTag:
@@ -169,10 +263,23 @@ class _Input:
     def find(self, what: bytes, start: int, end: int) -> int:
         return self._data[self._start :].find(what, start, end)
 
+    def packet_bytes(self) -> int:
+        """How long the packet at the front is, whose length is legible; 0 if not even that is there."""
+        length = self._data[self._start : self._start + 4]
+        return int.from_bytes(length, "big") + _FRAME_BYTES if len(length) == 4 else 0
+
+    def peek(self, count: int) -> memoryview:
+        """The first bytes, left where they are."""
+        return memoryview(self._data)[self._start : self._start + count]
+
+    def skip(self, count: int) -> None:
+        """Move on."""
+        self._start += count
+        if self._start >= len(self._data):
+            self._data, self._start = b"", 0  # nobody else may hold it
+
     def __getitem__(self, part: slice) -> "bytes | _Input":
         if part.stop is not None:
             return self._data[self._start + (part.start or 0) : self._start + part.stop]
-        self._start += part.start
-        if self._start >= len(self._data):
-            self._data, self._start = b"", 0  # nobody else may hold it
+        self.skip(part.start)
         return self

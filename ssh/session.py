@@ -82,7 +82,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def _may_have_terminal(self) -> bool:
         """Where the peer's certificate withholds one, what is asked for next runs without it, as with OpenSSH."""
         identity = self._connection.identity
-        if self._gate.still(identity, "ssh/pty"):
+        if identity.certificate is None or self._gate.still(identity, "ssh/pty"):
             return True
         act = self._gate.ask(identity, "ssh/pty", **self._connection.facts())
         self._say(f"alknet: no terminal: {act.decision}")

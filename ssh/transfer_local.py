@@ -206,7 +206,7 @@ class LocalFiles:
     async def info(self, path: str, *, follow: bool = True) -> Info | None:
         try:
             return local_info(os.stat(path or ".", follow_symlinks=follow))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
             raise _error(self.label(path), exc) from exc
@@ -231,7 +231,7 @@ class LocalDirectory:
     async def info(self, name: str, *, follow: bool = True) -> Info | None:
         try:
             return local_info(os.stat(name, dir_fd=self._fd, follow_symlinks=follow))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
             raise _error(self.label(name), exc) from exc

@@ -51,8 +51,10 @@ class Handler(SFTPClientHandler):
 
     async def start(self) -> None:
         await super().start()
-        # OpenSSH's order of a link's two paths, which every server in use has; the document has the other one.
-        self._nonstandard_symlink = True
+        # A link's two paths stand in OpenSSH's order. Only asyncssh's own server keeps to the document, which has the
+        # other one.
+        version = str(self._reader.get_extra_info("server_version", "")) if self._reader is not None else ""
+        self._nonstandard_symlink = "AsyncSSH" not in version
 
     async def digest(self, handle: bytes, offset: int, length: int) -> bytes:
         """The BLAKE3 digest of a stretch of an open file."""

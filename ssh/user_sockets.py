@@ -1,6 +1,7 @@
 """Sockets that belong to the user whom a session runs as, made by a helper process that is that user.
 
-A path is decided by where it really leads: it is resolved once, asked about, and what was resolved is used.
+A path is decided by where it really leads: it is resolved once, asked about, and what was resolved is used. One that
+leads nowhere is decided as it was named: who may not use it does not learn whether it exists.
 """
 
 import asyncio
@@ -9,7 +10,8 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from alknet.become import helper_argv
@@ -22,6 +24,7 @@ __all__ = ["NamedListener", "connect_to_unix", "listen_for_agent", "listen_on_tc
 HELPER_TIMEOUT_S: Final = 10.0
 """For a helper to start and to make its socket; a full backlog keeps a connection waiting."""
 BUSY_RETRY_S: Final = 0.02
+MAX_PATH_CHARS: Final = 4096
 
 Decide = Callable[[str], None]
 """Gets where a path really leads, and raises if it is not allowed."""
@@ -43,6 +46,12 @@ class NamedListener:
 
 async def connect_to_unix(path: str, user: RunAs, decide: Decide) -> socket.socket:
     """A connection, not blocking, to the socket at `path`; raises what `decide` raises, and `OSError`."""
+    with _decided(path, decide) as decide_once:
+        _check(path)
+        return await _connect(path, user, decide_once)
+
+
+async def _connect(path: str, user: RunAs, decide: Decide) -> socket.socket:
     if user.change:
         helper = _Helper(user)
         try:
@@ -66,7 +75,9 @@ async def connect_to_unix(path: str, user: RunAs, decide: Decide) -> socket.sock
 
 async def listen_on_unix(path: str, user: RunAs, decide: Decide) -> NamedListener:
     """A new socket at `path` that only `user` may connect to; raises what `decide` raises, and `OSError`."""
-    return await _named({"do": "listen", "path": path}, user, decide)
+    with _decided(path, decide) as decide_once:
+        _check(path)
+        return await _named({"do": "listen", "path": path}, user, decide_once)
 
 
 async def listen_for_agent(user: RunAs) -> NamedListener:
@@ -85,6 +96,31 @@ async def listen_on_tcp(host: str, port: int, user: RunAs) -> socket.socket:
         return (await helper.ask({"do": "tcp", "host": host, "port": port}, lambda real: None))[0]
     finally:
         helper.close()
+
+
+def _check(path: str) -> None:
+    """Raises the `OSError` of a path that no system call takes."""
+    if "\0" in path or len(path) > MAX_PATH_CHARS:
+        code = errno.EINVAL if "\0" in path else errno.ENAMETOOLONG
+        raise OSError(code, os.strerror(code))
+
+
+@contextmanager
+def _decided(path: str, decide: Decide) -> Iterator[Decide]:
+    """Have something decided in any case: where `path` leads, or `path` itself."""
+    is_decided = False
+
+    def decide_once(real: str) -> None:
+        nonlocal is_decided
+        is_decided = True
+        decide(real)
+
+    try:
+        yield decide_once
+    except OSError:
+        if not is_decided:
+            decide(path)
+        raise
 
 
 async def _named(request: dict[str, Any], user: RunAs, decide: Decide) -> NamedListener:

@@ -162,6 +162,8 @@ PURE = (
     "alknet.hosts",
     "alknet.identity",
     "alknet.plan",
+    "alknet.ssh.client_socks",
+    "alknet.ssh.forward_specs",
     "alknet.target_patterns",
     "alknet.targets",
 )

@@ -303,7 +303,8 @@ def rules_in_the_code() -> set[str]:
             head = first.values[0] if isinstance(first, ast.JoinedStr) else first
             assert isinstance(head, ast.Constant)
             found.add(str(head.value) + ("NAME" if isinstance(first, ast.JoinedStr) else ""))
-    for node in ast.walk(ast.parse((ROOT / "alknet" / "gate.py").read_text(encoding="utf-8"))):
+    constants = [(ROOT / "alknet" / name).read_text(encoding="utf-8") for name in ("gate.py", "guard.py")]
+    for node in (node for source in constants for node in ast.walk(ast.parse(source))):
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target).startswith("RULE_"):
             assert isinstance(node.value, ast.Constant)
             found.add(str(node.value.value))
@@ -435,8 +436,9 @@ def test_every_alknet_command_on_a_page_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     lines = [line for _, info, body in FENCE.findall(text) if info.startswith("sh") for line in body.splitlines()]
     lines = [line for line in lines if not line.startswith(("from ", "import "))]
+    command = re.compile(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z][a-z-]*(?: [a-z]+(?:-[a-z]+)?)?)\b")
     for line in [*lines, *re.findall(r"`(alknet [^`]+)`", prose(ROOT / name))]:
-        for words in re.findall(r"(?:^|[ /])(alknet(?: --home \S+)? [a-z][a-z-]*(?: [a-z]+(?:-[a-z]+)?)?)\b", line.split(" # ")[0]):
+        for words in command.findall(line.split(" # ")[0]):
             called = re.sub(r" --home \S+", "", words)
             group = " ".join(called.split()[:2])
             assert group in known, line

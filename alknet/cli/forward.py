@@ -13,6 +13,7 @@ from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, carrier_options, find_target, reporter, run_async
 from alknet.errors import BrokenError, UnavailableError, UsageError
 from alknet.logs import printable
+from alknet.nofile import raise_limit
 
 if TYPE_CHECKING:
     from alknet.ssh.client import Link, Target
@@ -80,6 +81,7 @@ def forward(
     if not forwards:
         raise UsageError("there is nothing to forward", hint="give at least one of -L, -R and -D")
     target = find_target(invocation, peer, accept_new=accepter(yes=accept_new))
+    raise_limit()
     keeper = Keeper(target, forwards, carriers=carriers, report=reporter(verbose), once=once)
     run_async(lambda: until_stopped(keeper.run))
     return 0

@@ -18,6 +18,7 @@ from alknet.cli.forward import until_stopped, why_lost
 from alknet.cli.ssh import SshOptions, is_terminal
 from alknet.descriptors import Sink, Source, open_sink, open_source
 from alknet.logs import printable
+from alknet.nofile import raise_limit
 from alknet.ssh.client import ClientSession, Link, SessionOptions, Target, connect
 from alknet.ssh.client_forwards import Forwards
 from alknet.ssh.terminal import local_modes
@@ -55,6 +56,8 @@ async def _forwarding(link: Link, options: SshOptions) -> AsyncIterator[Forwards
     """Set the forwards up; raises `ForwardError` where that cannot be and there is no use in the rest."""
     must = options.no_session if options.exit_on_failure is None else options.exit_on_failure
     forwards = Forwards(options.forwards, _say)
+    if options.forwards:
+        raise_limit()
     try:
         for error in [*await forwards.listen(), *await forwards.attach(link)]:
             if must:

@@ -145,7 +145,7 @@ class Confined:
 
     def make_directory(self, path: bytes, mode: int | None = None) -> None:
         """A directory where nothing is."""
-        with self._tree.reach(self._full(path), follow=True) as place:
+        with self._tree.reach(self._bare(path), follow=False) as place:
             place.check_change()
             os.mkdir(place.named(), DIRECTORY_MODE if mode is None else mode, dir_fd=place.directory)
             try:

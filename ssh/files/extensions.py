@@ -118,7 +118,7 @@ def _copy_data(server: Server, request: int, fields: Fields) -> bytes:
     left = min(length, there) if length else there
     if os.path.samestat(os.fstat(source.fd), os.fstat(target.fd)) and begin < at + left and at < begin + left:
         raise InvalidInputError("a file is not copied over itself")
-    if max(begin, at) + left >= 1 << 63:
+    if left and max(begin, at) + left >= 1 << 63:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
     while left:
         data = os.pread(source.fd, min(left, PIECE_BYTES), begin)

@@ -118,7 +118,7 @@ class Exchange:
         except Barred as exc:
             self.questions.done(number, exc.reason, sum(carried))
             raise self.questions.barred(exc, action, self.files.absolute(path)) from None
-        except FAILURES as exc:
+        except (*FAILURES, BrokenError) as exc:
             self.questions.done(number, words_of(exc), sum(carried))
             raise
         self.questions.done(number, count=sum(carried))

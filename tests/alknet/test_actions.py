@@ -72,6 +72,9 @@ def test_the_actions_under_test_are_all_there_are_and_nobody_adds_one() -> None:
         "ssh/pty": None,
         **SCOPE_OF,
         **FORWARDS,
+        "ssh/agent": "ssh:agent",
+        "sftp/read": "sftp:read",
+        "sftp/write": "sftp:write",
     }
     assert isinstance(ACTIONS, MappingProxyType)
     with pytest.raises(TypeError):

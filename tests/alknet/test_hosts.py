@@ -120,6 +120,7 @@ def test_what_counts_as_global_is_so_for_the_standard_library_too(ip: ipaddress.
         ("64:ff9b::10.1.2.3", "10.1.2.3"),
         ("64:ff9b:1::10.1.2.3", "10.1.2.3"),
         ("64:ff9b:1:a01:2:300::", "10.1.2.3"),  # RFC 6052, a prefix of 48 bits
+        ("64:ff9b:1:a01:ff02:300::", "10.1.2.3"),  # where bits 64 to 71 do not count
         ("64:ff9b:1:ff0a:1:203::", "10.1.2.3"),  # 56
         ("64:ff9b:1:ffff:a:102:300:0", "10.1.2.3"),  # 64
         ("2002:a01:203::1", "10.1.2.3"),

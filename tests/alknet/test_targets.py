@@ -194,7 +194,9 @@ def test_what_is_denied_stays_denied_in_every_form(inner: ipaddress.IPv4Address,
     assert inner in embedded_addresses(ip)
     lines = (f"allow local [{form_of(ip)}]:*", f"deny local {inner}:*")
     assert verdict(lines, "local", f"x:80@{ip}") == "no 1"
-    assert verdict((lines[0], "deny local 0.0.0.0/0:1-79"), "local", f"x:80@{ip}") == "0"
+    others = ("deny local 0.0.0.0/0:1-79", "deny udp 0.0.0.0/0:*")
+    assert verdict((lines[0], *others), "local", f"x:80@{ip}") == "0"
+    assert verdict((lines[0], f"allow local {inner}:80", lines[1]), "local", f"x:80@{ip}") == "0"
 
 
 # --- order and denials ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pexpect
 import pytest
 
 from testkit.carriers import alknet, processes, session
-from testkit.node import NodeProcess, own_seconds, wait_until
+from testkit.node import NodeProcess, free_port, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
 
@@ -69,6 +69,16 @@ def test_the_escape_character_helps_and_can_be_typed(node: NodeProcess) -> None:
         child.expect_exact("~two\r\n")
         child.send("a~.\r")
         child.expect_exact("a~.\r\n")
+        child.sendcontrol("d")
+        assert ended_with(child) == 6
+
+
+def test_the_escape_character_lists_forwards(node: NodeProcess) -> None:
+    port = free_port()
+    with terminal(session(node, "quic", "-t", "-D", str(port), "echo in; cat; exit 6")) as child:
+        child.expect_exact("in\r\n")
+        child.send("~#")
+        child.expect_exact(f"-D localhost:{port} to where SOCKS asks: 0 connections\r\n")
         child.sendcontrol("d")
         assert ended_with(child) == 6
 

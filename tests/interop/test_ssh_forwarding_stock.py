@@ -19,7 +19,7 @@ import pytest
 
 from testkit.as_user import Launcher
 from testkit.carriers import running
-from testkit.echo import Address, connected, echoing, exchange
+from testkit.echo import Address, connected, echoing, exchange, is_cut_off
 from testkit.node import NodeProcess, free_port, make_key, wait_until
 from testkit.stock_clients import PROXY, TCP, StockClients
 from testkit.stock_sshd import Sshd, sshd_in
@@ -264,6 +264,17 @@ def test_a_target_that_refuses_is_told_from_one_that_is_forbidden(bob: StockClie
     assert (result.returncode, "connect failed: Connection refused" in result.stderr) == (255, True)
 
 
+def test_a_forbidden_path_is_refused_whether_it_is_there_or_not(bob: StockClients, place: Path) -> None:
+    options = ["-L", f"{place / 'there'}:/etc/passwd", "-L", f"{place / 'not'}:/nowhere/passwd"]
+    with bob.forwarding(TCP, *options) as forwarded:
+        assert forwarded.client is not None
+        assert forwarded.client.stderr is not None
+        for name in ("there", "not"):
+            assert is_cut_off(str(place / name))
+            said = forwarded.client.stderr.readline().decode()
+            assert "administratively prohibited: refused: no rule allows connections to /" in said, name
+
+
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "*:0", "localhost:1", "/etc/alknet-test"])
 def test_a_refused_listener_is_explained_to_a_client_that_is_talkative(
     bob: StockClients, echo: tuple[str, int], listen: str
@@ -297,13 +308,11 @@ def test_an_ordinary_users_node_forwards_as_itself(
         assert [exchange(address, BLOB) == BLOB for address in addresses] == [True] * 3
     user_node.write_peer("bob", _forwarder(place, f"{HERE}:{echo[1]}", ssh=""))
     user_node.alknet("config", "reload")
-    with (
-        StockClients(user_node, place, "bob") as clients,
-        clients.forwarding(TCP, "-L", f"{near}:{far}", "-L", f"{HERE}:{port}:{back}"),
-    ):
-        assert exchange(str(near), b"x") == b""
-        assert exchange((HERE, port), b"x") == b"x"
-    assert _last(user_node, "forward/local")["rule"] != "ssh.as_daemon"
+    with StockClients(user_node, place, "bob") as clients:
+        with clients.forwarding(TCP, "-L", f"{place / 'own-again'}:{far}"):
+            assert is_cut_off(str(place / "own-again"))
+        assert _last(user_node, "forward/local")["decision"] == "deny"
+        assert clients.run(*clients.ssh, "-W", back, TCP, input="x").stdout == "x"
 
 
 # --- changes --------------------------------------------------------------------------------------------------------
@@ -342,7 +351,7 @@ def test_a_reload_closes_exactly_the_forwards_that_it_forbids(
             assert held[number].recv(1) == b"2", number
         assert _is_free(ports[4])
         assert exchange((HERE, ports[3]), BLOB) == BLOB
-        assert exchange((HERE, ports[1]), b"x") == b""
+        assert is_cut_off((HERE, ports[1]))
         revoked = [line for line in shared.audit() if line.get("peer") == "carol" and line.get("outcome") == "revoked"]
         assert sorted(line["action"] for line in revoked) == ["forward/local", "forward/remote"]
         assert all(line["denial_id"].startswith("den_") for line in revoked)

@@ -50,7 +50,20 @@ def test_one_without_an_end_has_none_and_a_hosts_is_of_a_host() -> None:
 @pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
 def test_what_ssh_keygen_signs_is_read(kind: str, tmp_path: Path) -> None:
     for name in ("ca", "id"):
-        subprocess.run(["ssh-keygen", "-q", "-t", kind, "-N", "", "-f", tmp_path / name], check=True)
+        subprocess.run(
+            [
+                "ssh-keygen",
+                "-q",
+                "-t",
+                kind,
+                *(["-b", "2048"] if kind == "rsa" else []),
+                "-N",
+                "",
+                "-f",
+                tmp_path / name,
+            ],
+            check=True,
+        )
     command = ["ssh-keygen", "-q", "-s", tmp_path / "ca", "-I", "k", "-n", "a,b", "-z", "3", "-O", "no-pty"]
     subprocess.run([*command, "-V", "20300101Z:20310101Z", tmp_path / "id.pub"], check=True)
     parsed = parse_certificate(asyncssh.read_certificate(tmp_path / "id-cert.pub").public_data)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Address", "connected", "echoing", "exchange"]
+__all__ = ["Address", "connected", "echoing", "exchange", "is_cut_off"]
 
 Address = tuple[str, int] | str
 """Of a TCP service, or the path of a unix socket."""
@@ -70,6 +70,15 @@ def exchange(address: Address, data: bytes) -> bytes:
         finally:
             sender.join()
         return bytes(came)
+
+
+def is_cut_off(address: Address) -> bool:
+    """Whether a connection is taken, and ended without an answer."""
+    with connected(address) as sock:
+        try:
+            return sock.recv(1) == b""
+        except ConnectionResetError:
+            return True
 
 
 def _send(sock: socket.socket, data: bytes) -> None:

@@ -1,6 +1,7 @@
 """The process that serves files, and a node for it that answers as a test says.
 
-`FileChild` is the whole process over pipes, `Requests` what answers in it; `Answers` stands in for the node.
+`FileChild` is the whole process over pipes, `Requests` what answers in it; `Answers` stands in for the node. Run as a
+program with a root, this file is a server for ``sftp -D``.
 """
 
 import json
@@ -11,16 +12,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alknet.errors import DeniedError
+from alknet.errors import BrokenError, DeniedError
 from alknet.guard import Barred
 from alknet.ssh.files.confined import Confined
 from alknet.ssh.files.extensions import EXTENSIONS
+from alknet.ssh.files.scp import serve_scp
 from alknet.ssh.files.server import Server
 
-__all__ = ["Answers", "FileChild", "Requests", "field", "fields_of", "packet"]
+__all__ = ["Answers", "FileChild", "Requests", "ScpRun", "field", "fields_of", "packet"]
 
 END_S = 20.0
 Decide = Callable[[str, str], bool]
@@ -121,6 +124,50 @@ class Requests:
         self.files.close()
 
 
+class ScpRun:
+    """One run of the far side of scp for a client that says `sent`; `said` is what it gets."""
+
+    def __init__(
+        self, root: Path, command: str, sent: bytes, *, protected: tuple[str, ...] = (), decide: Decide = _everything
+    ) -> None:
+        self.answers = Answers(decide)
+        self.notes: list[str] = []
+        self.failures: int | None = None
+        """None if the client had gone before the end."""
+        files = Confined(str(root), protected=protected)
+        stdin, client_out = os.pipe()
+        client_in, stdout = os.pipe()
+        said = bytearray()
+        threads = [
+            threading.Thread(target=_write_all, args=(client_out, sent)),
+            threading.Thread(target=_read_all, args=(client_in, said)),
+        ]
+        for thread in threads:
+            thread.start()
+        questions: Any = self.answers
+        try:
+            with suppress(BrokenError):
+                self.failures = serve_scp(command, files, questions, self.notes.append, stdin=stdin, stdout=stdout)
+        finally:
+            for fd in (stdin, stdout):
+                os.close(fd)
+            files.close()
+            for thread in threads:
+                thread.join()
+        self.said = bytes(said)
+        assert len(self.answers.ended) + self.answers.denials >= len(self.answers.asked), "what was asked has ended"
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    with suppress(BrokenPipeError), open(fd, "wb") as pipe:
+        pipe.write(data)
+
+
+def _read_all(fd: int, into: bytearray) -> None:
+    with open(fd, "rb") as pipe:
+        into.extend(pipe.read())
+
+
 class FileChild:
     """The process, serving `root`. Use as a context manager, at whose end it has ended by itself."""
 
@@ -133,23 +180,22 @@ class FileChild:
         start: str = "/",
         decide: Decide = _everything,
         ids: tuple[str, ...] = ("-",),
+        inherits: bool = False,
     ) -> None:
+        """`inherits`: it has the standard streams of this process, and is not to be talked to here."""
         self.answers = Answers(decide)
         self._node, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             argv = [sys.executable, "-I", "-m", "alknet.ssh.files.child", str(theirs.fileno()), *ids]
             self.process = subprocess.Popen(
                 argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdin=None if inherits else subprocess.PIPE,
+                stdout=None if inherits else subprocess.PIPE,
+                stderr=None if inherits else subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
                 env={},
                 cwd="/",
             )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.order: Mapping[str, Any] = {
             "mode": "sftp" if command is None else "scp",
             "command": command,
@@ -189,8 +235,9 @@ class FileChild:
             return b""
 
     def send(self, data: bytes) -> None:
-        self.stdin.write(data)
-        self.stdin.flush()
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
 
     def request(self, kind: int, body: bytes, number: int = 1) -> tuple[int, bytes]:
         """Send a request of SFTP; type and body of the answer."""
@@ -199,8 +246,9 @@ class FileChild:
 
     def answer(self) -> tuple[int, bytes]:
         """The next packet: its type, and what follows the request's number."""
-        (length,) = struct.unpack(">I", self.stdout.read(4))
-        data = self.stdout.read(length)
+        assert self.process.stdout is not None
+        (length,) = struct.unpack(">I", self.process.stdout.read(4))
+        data = self.process.stdout.read(length)
         return data[0], data[5:]
 
     def begin(self) -> bytes:
@@ -216,7 +264,7 @@ class FileChild:
         finally:
             self.process.kill()
             self._thread.join()
-        return self.process.returncode, errors.decode()
+        return self.process.returncode, (errors or b"").decode()
 
     def __enter__(self) -> "FileChild":
         return self
@@ -245,3 +293,7 @@ def fields_of(data: bytes) -> list[bytes]:
         found.append(data[4 : 4 + length])
         data = data[4 + length :]
     return found
+
+
+if __name__ == "__main__":
+    FileChild(sys.argv[1], inherits=True).process.wait()

@@ -1,10 +1,10 @@
 """An SSH door in this process and an asyncssh client to it, over the in-memory carrier: no socket, no process."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 
@@ -18,6 +18,8 @@ from alknet.config.policy import daemon_user
 from alknet.gate import Gate
 from alknet.keys import fingerprint
 from alknet.ssh.handler import ALPN, Command, SshHandler, SshSettings, Subsystem
+from alknet.target_patterns import parse_pattern
+from alknet.targets import Direction, Rule
 
 __all__ = ["Door", "policy_with"]
 
@@ -25,8 +27,18 @@ CLIENT_KEY = asyncssh.generate_private_key("ssh-ed25519")
 HOST_KEY = asyncssh.generate_private_key("ssh-ed25519")
 
 
-def policy_with(*scopes: str, revision: str = "r1", peer_id: str = "bob", **rights: Any) -> Policy:
-    """A policy with one peer that holds `CLIENT_KEY` and runs things as this process's own user."""
+def policy_with(
+    *scopes: str,
+    revision: str = "r1",
+    peer_id: str = "bob",
+    forward: Iterable[str] = (),
+    record_targets: bool = False,
+    **rights: Any,
+) -> Policy:
+    """A policy with one peer that holds `CLIENT_KEY` and runs things as this process's own user.
+
+    Each of `forward` is a rule, such as "local 10.0.0.0/8:80", or "not remote localhost:*" for one that denies.
+    """
     daemon = daemon_user()
     rights = {"user": daemon.name, "as_daemon": True} | rights
     peer = Peer(
@@ -35,7 +47,13 @@ def policy_with(*scopes: str, revision: str = "r1", peer_id: str = "bob", **righ
         keys=(fingerprint(CLIENT_KEY.public_data),),
         ssh=SshRights(**rights),
     )
-    return Policy({peer_id: peer}, revision, b"k" * 32, daemon)
+    rules = {peer_id: tuple(_rule(number, line) for number, line in enumerate(forward))}
+    return Policy({peer_id: peer}, revision, b"k" * 32, daemon, forward_rules=rules, record_targets=record_targets)
+
+
+def _rule(number: int, line: str) -> Rule:
+    direction, target = line.removeprefix("not ").split()
+    return Rule(line[:4] != "not ", cast("Direction", direction), parse_pattern(target), f"rules[{number}]")
 
 
 @dataclass
@@ -103,6 +121,11 @@ class Door:
         async with asyncio.timeout(5):
             while self.router.connections:
                 await asyncio.sleep(0)
+
+    def unfinished(self) -> set[str]:
+        """The actions in the audit log that have begun and not ended."""
+        ended = {r["request_id"] for r in self.audit.records if r["phase"] == "outcome"}
+        return {r["action"] for r in self.audit.records if r["request_id"] not in ended}
 
     def outcomes(self, action: str) -> list[str]:
         """The outcomes in the audit log for `action`."""

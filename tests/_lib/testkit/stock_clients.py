@@ -18,7 +18,7 @@ __all__ = ["PROXY", "TCP", "Forwarded", "StockClients"]
 
 TCP, PROXY = "tcp", "proxy"
 """Names of hosts in the clients' configuration: the node, and the way to it."""
-TIMEOUT_S = 60.0
+TIMEOUT_S = 300.0
 
 
 class Forwarded:
@@ -100,6 +100,15 @@ class StockClients:
     def on(self, host: str, *words: str, check: bool = True, **keywords: Any) -> "subprocess.CompletedProcess[str]":
         """Run ``ssh HOST WORD…``."""
         return self.run(*self.ssh, host, *words, check=check, **keywords)
+
+    def sftp(self, host: str, *lines: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Have sftp carry out `lines`; the first that fails ends it."""
+        batch = "".join(f"{line}\n" for line in lines)
+        return self.run("sftp", "-q", "-F", str(self.config), "-b", "-", host, input=batch, check=check)
+
+    def scp(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run ``scp WORD…``."""
+        return self.run("scp", "-q", "-F", str(self.config), *words, check=check)
 
     def master(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
         """Tell the master something: ``ssh -O …``."""

@@ -127,13 +127,12 @@ async def test_it_does_not_try_on_where_that_is_of_no_use(sshd: Sshd, tmp_path: 
             asked(port)  # and does not listen any more
 
 
-async def test_once_is_once(sshd: Sshd, tmp_path: Path) -> None:
+async def test_once_is_once(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
     async with asyncio.timeout(DEADLINE_S):
         task = keeper(sshd.target, f"-L{free_port()}:db:1", once=True).run()
         async with asyncio.TaskGroup() as group:
             running = group.create_task(_raises(task, UnavailableError))
-            while not sshd.connections():
-                await asyncio.sleep(0.005)
+            await said(capsys, "forwarding over", [])
             sshd.kill()
             assert "lost" in await running
         with pytest.raises(UnavailableError, match="cannot be reached"):
