@@ -39,11 +39,13 @@ CredentialRule = Callable[["Identity", "Peer", str | None], Verdict | None]
 @dataclass(frozen=True, slots=True)
 class Action:
     """What an action needs: a scope (None: being a known and enabled peer is enough), and what its rules say; those of
-    `credential` look at what proved the caller."""
+    `credential` look at what proved the caller. Whether one of them `minds_resource` tells which decisions are alike.
+    """
 
     scope: str | None
     rules: tuple[Rule, ...] = ()
     credential: tuple[CredentialRule, ...] = ()
+    minds_resource: bool = True
 
 
 @cache
@@ -201,8 +203,8 @@ ACTIONS: Final[Mapping[str, Action]] = MappingProxyType(
         "forward/remote": Action("forward:remote", (_listens_as, _forward("remote")), (permits("port-forwarding"),)),
         "forward/udp": Action("forward:udp", (_forward("udp"),), (permits("port-forwarding"),)),
         "ssh/agent": Action("ssh:agent", (_runs_as,), credential=(permits("agent-forwarding"),)),
-        "sftp/read": Action("sftp:read", (_no_forced_command, _files_as)),
-        "sftp/write": Action("sftp:write", (_no_forced_command, _files_as)),
+        "sftp/read": Action("sftp:read", (_no_forced_command, _files_as), minds_resource=False),
+        "sftp/write": Action("sftp:write", (_no_forced_command, _files_as), minds_resource=False),
         "exec/run": Action("exec:run", (_run_switch, _runs_as, _commands)),
     }
 )

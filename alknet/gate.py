@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from alknet.access import Access, Authority, Context, Decision, Identity, Policy, authorize, deny
-from alknet.actions import Verdict
+from alknet.actions import ACTIONS, Verdict
 from alknet.audit import NOTHING, AuditSink, Facts
 from alknet.clock import Clock
 from alknet.errors import AuditError
@@ -25,6 +25,8 @@ MAX_REMEMBERED: Final = 5_000
 """Decisions that are kept of each kind; see `Gate.peek`."""
 MAX_TOLD: Final = 500
 """The same of those that are kept with what the caller made up: a name at a peer, whom it calls for."""
+MAX_TOLD_CHARS: Final = 512
+"""Of a resource for which a decision is kept."""
 TARGETED: Final = ("forward/", "socks/")
 """Actions whose resource is where somebody goes to; it is recorded only where the policy says so."""
 NEVER_ASKED: Final = (None, None, math.inf)
@@ -42,8 +44,10 @@ class Gate:
 
     def __init__(self, policy: Policy, audit: AuditSink, clock: Clock, *, audit_required: bool = False) -> None:
         self._policy = policy
-        self._allowed: dict[tuple[Identity, str, Access], tuple[Decision, float]] = {}
+        self._allowed: dict[tuple[object, ...], tuple[Decision, float]] = {}
         """Each with the time at which it ends."""
+        self._told_allowed: dict[tuple[object, ...], tuple[Decision, float]] = {}
+        """The same for each resource, which the caller names."""
         self._usual: dict[tuple[object, ...], tuple[Decision, Facts, float]] = {}
         """The same with what the audit log has of it, for those who ask again and again over one connection."""
         self._told: dict[tuple[object, ...], tuple[Decision, Facts, float]] = {}
@@ -63,6 +67,7 @@ class Gate:
     def policy(self, policy: Policy) -> None:
         self._policy = policy
         self._allowed.clear()
+        self._told_allowed.clear()
         self._usual.clear()
         self._told.clear()
 
@@ -137,20 +142,36 @@ class Gate:
     ) -> Decision:
         """The decision alone, for questions (`alknet can`) and for lists of what a caller may do.
 
-        The same caller calling the same operation is the usual case, and under one policy the answer is the same as
-        long as no time is part of it: it is remembered until the policy changes.
+        The same caller doing the same again is the usual case, and under one policy the answer is the same as long as
+        no time is part of it: it is remembered until the policy changes.
         """
-        if not isinstance(caller, Identity) or access is None or (resource is not None and _minds_resource(access)):
+        question, kept, most = self._question(caller, action, resource, access)
+        if question is None:
             return authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
-        question = (caller, action, access)
-        known = self._allowed.get(question)
+        known = kept.get(question)
         if known is not None and (known[1] == math.inf or self.clock.wall() < known[1]):
             return known[0]
         decision = authorize(caller, action, resource, Context(self._policy, self.clock.wall()), access=access)
         until = self._good_until(caller, decision)
-        if until is not None:  # a yes, which says nothing of the resource
-            _remember(self._allowed, question, (decision, until), MAX_REMEMBERED)
+        if until is not None:  # a yes; what it says of the resource is said of this one
+            _remember(kept, question, (decision, until), most)
         return decision
+
+    def _question(
+        self, caller: Identity | Authority | None, action: str, resource: str | None, access: Access | None
+    ) -> tuple[tuple[object, ...] | None, dict[tuple[object, ...], tuple[Decision, float]], int]:
+        """What a decision depends on besides policy and time, where it is remembered, and with how many others; None
+        for what is not remembered."""
+        if isinstance(caller, Identity):
+            if access is not None:
+                if resource is None or not _minds_resource(access):
+                    return (caller, action, access), self._allowed, MAX_REMEMBERED
+            elif (known := ACTIONS.get(action)) is not None:
+                if resource is None or not known.minds_resource:
+                    return (caller, action), self._allowed, MAX_REMEMBERED
+                if len(resource) <= MAX_TOLD_CHARS:
+                    return (caller, action, resource), self._told_allowed, MAX_TOLD
+        return None, self._allowed, 0
 
     def _good_until(self, caller: Identity | Authority | None, decision: Decision) -> float | None:
         """When a yes ends under this policy, in seconds since 1970; None for what is not to be remembered."""

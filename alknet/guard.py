@@ -7,7 +7,7 @@ of itself and its processes is no file of anybody.
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -26,6 +26,7 @@ SETTLED_NS: Final = 1_000_000_000
 
 Inode = tuple[int, int]
 """Device and number: what a directory is, whatever it is called."""
+Look = Callable[[str], os.stat_result]
 Signature = tuple[tuple[int, ...] | None, ...]
 """What would be different if a protected path had changed: see `Guard.fresh`."""
 
@@ -47,6 +48,7 @@ class Guard:
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
         self._paths = tuple(paths)
+        self._watched = tuple(_watched(self._paths))
         self._signature = self._signed()
         self._directories: dict[Inode, str] = {}
         self._entries: set[tuple[Inode, str]] = set()
@@ -113,26 +115,26 @@ class Guard:
                 with suppress(OSError):
                     found.add(_inode(entry.stat(follow_symlinks=False)))
         files = frozenset(found)
-        if _is_settled(changed):
+        if time.time_ns() - changed > SETTLED_NS:
             self._files[path] = changed, files
         return files
 
     def _signed(self) -> Signature | None:
         """None when something was changed so recently that its times may not tell of the next change."""
         signs: list[tuple[int, ...] | None] = []
-        for path in self._paths:
-            for spelling in (path, *(os.path.dirname(spelling) for spelling in _spellings(path))):
-                for look in (os.lstat, os.stat):
-                    try:
-                        info = look(spelling)
-                    except OSError:
-                        signs.append(None)
-                        continue
-                    # Of the directory above only what it is: it may be a home, in which much changes.
-                    times = (info.st_mtime_ns, info.st_ctime_ns) if spelling is path else ()
-                    if not all(map(_is_settled, times)):
-                        return None
-                    signs.append((*_inode(info), *times))
+        now = time.time_ns()
+        for look, path, is_protected in self._watched:
+            try:
+                info = look(path)
+            except OSError:
+                signs.append(None)
+                continue
+            if not is_protected:  # of the directory above only what it is: it may be a home, in which much changes
+                signs.append(_inode(info))
+            elif now - max(info.st_mtime_ns, info.st_ctime_ns) > SETTLED_NS:
+                signs.append((*_inode(info), info.st_mtime_ns, info.st_ctime_ns))
+            else:
+                return None
         return tuple(signs)
 
 
@@ -157,6 +159,15 @@ def _spellings(path: str) -> set[str]:
     return {os.path.abspath(path), os.path.realpath(path)}
 
 
+def _watched(paths: Iterable[str]) -> Iterable[tuple[Look, str, bool]]:
+    """What to look at, how, and whether it is the protected path itself."""
+    for path in paths:
+        yield os.lstat, path, True
+        yield os.stat, path, True
+        for above in {os.path.dirname(spelling) for spelling in _spellings(path)}:
+            yield os.stat, above, False
+
+
 def _route(path: str) -> Iterable[tuple[Inode, str]]:
     """Every name that is looked up on the way to `path`, and the directory in which it is; as far as there is one."""
     place, links = "/", 0
@@ -176,10 +187,6 @@ def _route(path: str) -> Iterable[tuple[Inode, str]]:
             links += 1
             place = "/" if target.startswith("/") else place
             rest[:0] = [part for part in target.split("/") if part not in ("", ".")]
-
-
-def _is_settled(changed_ns: int) -> bool:
-    return time.time_ns() - changed_ns > SETTLED_NS
 
 
 def _protected() -> Barred:

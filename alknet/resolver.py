@@ -93,6 +93,8 @@ async def dial(targets: Sequence[Target], *, timeout_s: float = 10.0) -> socket.
     waiting = [target for target in targets if target.address is not None]
     if not waiting:
         raise OSError(errno.EADDRNOTAVAIL, "there is no address to connect to")
+    if len(waiting) == 1:  # the usual case needs no tasks, which take longer than the connection
+        return await _dial_one(waiting[0], timeout_s)
     connected: list[socket.socket] = []
     failed: dict[int, int] = {}
     news = asyncio.Event()
@@ -129,6 +131,17 @@ async def dial(targets: Sequence[Target], *, timeout_s: float = 10.0) -> socket.
     if winner is None:
         raise OSError(failed[0], os.strerror(failed[0]))  # of the subclass that belongs to the number
     return winner
+
+
+async def _dial_one(target: Target, timeout_s: float) -> socket.socket:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _connect(target)
+    except TimeoutError:
+        number = errno.ETIMEDOUT
+    except OSError as exc:
+        number = exc.errno or errno.ECONNABORTED
+    raise OSError(number, os.strerror(number))
 
 
 async def _connect(target: Target) -> socket.socket:

@@ -8,22 +8,39 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from alknet.access import Decision, Identity
 from alknet.gate import Act, Gate
 from alknet.logs import event
+from alknet.plan import Plan
+from alknet.runas import RunAs, directory_of
 
-__all__ = ["FileQuestions"]
+__all__ = ["FileQuestions", "orders"]
 
 log = logging.getLogger("alknet.ssh")
 
+OWNER: Final = "owner"
 ACTIONS: Final = {"read": "sftp/read", "write": "sftp/write"}
 MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_OPEN: Final = 1024
 """Acts of one session that have not ended; a client has fewer files open."""
 MESSAGES_PER_TURN: Final = 16
+
+
+def orders(plan: Plan, user: RunAs, caller: Identity, protected: Sequence[str]) -> dict[str, Any]:
+    """What the process is to serve. `protected` is out of reach for all but ``owner`` with all its scopes: there lie
+    keys that would turn a narrower credential of owner's into owner itself."""
+    sees_all = caller.id == OWNER and "*" in caller.scopes
+    root = directory_of(plan.files or "", user)
+    return {
+        "mode": "sftp" if plan.script is None else "scp",
+        "command": plan.script,
+        "root": root,
+        "start": user.home if root == "/" else "/",
+        "protected": [] if sees_all else list(protected),
+    }
 
 
 class FileQuestions:

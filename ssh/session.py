@@ -22,9 +22,9 @@ from alknet.errors import AlknetError
 from alknet.gate import Act
 from alknet.logs import event
 from alknet.plan import Kind, Plan, Request, make_plan
-from alknet.runas import ClientEnvironment, RunAs, directory_of, environment, run_as
+from alknet.runas import ClientEnvironment, RunAs, environment, run_as
 from alknet.ssh.channel import SessionChannel
-from alknet.ssh.file_questions import FileQuestions
+from alknet.ssh.file_questions import FileQuestions, orders
 from alknet.ssh.forward_acts import NotForwarded
 from alknet.ssh.inner import Inner
 from alknet.ssh.program import Program
@@ -42,7 +42,6 @@ EXIT_NOT_EXECUTABLE: Final = 126
 EXIT_NOT_FOUND: Final = 127
 BREAK_OFF_GRACE_S: Final = 1.0
 """What a channel that is broken off gets to send its last line."""
-OWNER: Final = "owner"
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
@@ -209,17 +208,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
             )
             argv = helper_argv("alknet.ssh.files.child", user, theirs.fileno())
             self._run(argv, user, {}, pass_fd=theirs.fileno(), becomes_user=True)
-        sees_all = connection.identity.id == OWNER and "*" in connection.identity.scopes
-        root = directory_of(plan.files or "", user)
-        self._files.begin(
-            {
-                "mode": "sftp" if plan.script is None else "scp",
-                "command": plan.script,
-                "root": root,
-                "start": user.home if root == "/" else "/",
-                "protected": [] if sees_all else list(connection.handler.protected),
-            }
-        )
+        self._files.begin(orders(plan, user, connection.identity, connection.handler.protected))
 
     def _run(self, argv: list[str], user: RunAs, env: Mapping[str, str], **how: Any) -> None:
         self._program = Program(

@@ -11,6 +11,11 @@ MAX_TEST_LINES = 700  # a test file is read case by case, not from top to bottom
 
 COVERED_ELSEWHERE = {
     # source: (the test that covers it, why that is the better place)
+    "ssh/forward_acts.py": (
+        "tests/ssh/test_forwarding.py",
+        "an act is seen by its beginning and its end in the audit log",
+    ),
+    "ssh/forward_rights.py": ("tests/ssh/test_forwarding.py", "what may be forwarded is seen by what is"),
     "alknet/audit_reader.py": ("tests/alknet/test_audit.py", "what a log promises is seen by reading it"),
     "alknet/status.py": ("tests/interop/test_cli.py", "it says what a whole node is doing"),
     "alknet/__main__.py": ("tests/interop/test_daemon.py", "nodes and commands are started through it"),
@@ -34,6 +39,7 @@ COVERED_ELSEWHERE = {
     "alknet/cli/ping.py": ("tests/interop/test_carriers.py", "it needs a node to reach"),
     "alknet/cli/proxy.py": ("tests/interop/test_proxy.py", "it is a program between two others"),
     "alknet/cli/running.py": ("tests/interop/test_cli.py", "it needs a running node to ask"),
+    "alknet/cli/sftp.py": ("tests/interop/test_alknet_cp.py", "a prompt is seen from outside"),
     "alknet/cli/ssh.py": ("tests/interop/test_cli.py", "it needs a node and a terminal"),
     "alknet/cli/ssh_session.py": ("tests/interop/test_client_terminal.py", "it needs a node and a terminal"),
     "alknet/cli/tokens.py": ("tests/interop/test_tokens.py", "a command is what a process prints and exits with"),
@@ -42,6 +48,10 @@ COVERED_ELSEWHERE = {
     "config/base.py": ("tests/config/test_gateway.py", "every model is one of these"),
     "alpn/quic_events.py": ("tests/alpn/test_quic.py", "it says what an engine tells"),
     "ssh/channel.py": ("tests/ssh/test_session.py", "a channel does nothing without its session"),
+    "ssh/files/failures.py": ("tests/ssh/files/test_server.py", "a failure is seen in the answer that tells it"),
+    "ssh/files/handles.py": ("tests/ssh/files/test_server.py", "a handle is what a request gives and another uses"),
+    "ssh/files/scp_exchange.py": ("tests/ssh/files/test_scp.py", "one side of a protocol is seen from the other"),
+    "ssh/files/syscalls.py": ("tests/ssh/files/test_places.py", "what the calls are for is what they must hold"),
 }
 
 WITHOUT_SOURCE = {

@@ -11,7 +11,7 @@ import click
 from alknet.backoff import Backoff
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, carrier_options, find_target, reporter, run_async
-from alknet.errors import BrokenError, UnavailableError, UsageError
+from alknet.errors import AlknetError, UnavailableError, UsageError
 from alknet.logs import printable
 from alknet.nofile import raise_limit
 
@@ -108,6 +108,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Until it is cancelled, or there is no use in trying on; raises why not."""
+        from alknet.call.trust import NodeKeyError
         from alknet.ssh.client_forwards import Forwards
         from alknet.ssh.trust import HostKeyError
 
@@ -121,10 +122,9 @@ class Keeper:
                 began = loop.time()
                 try:
                     await self._serve(forwards)
-                except HostKeyError:
-                    raise
-                except (UnavailableError, BrokenError) as exc:
-                    if self._once:
+                except AlknetError as exc:
+                    is_wrong = isinstance(exc, HostKeyError | NodeKeyError)
+                    if self._once or is_wrong or exc.exit_code != UnavailableError.exit_code:
                         raise
                     lost = str(exc)
                 if loop.time() - began >= STEADY_S:

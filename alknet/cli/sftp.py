@@ -103,6 +103,8 @@ class _LoopThread:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(CANCEL_TIMEOUT_S)
+        if not self._thread.is_alive():
+            self._loop.close()
 
 
 def _run(thread: "_LoopThread", shell: "Shell", lines: Iterator[str], *, is_typed: bool, echo: bool) -> int:
@@ -111,9 +113,9 @@ def _run(thread: "_LoopThread", shell: "Shell", lines: Iterator[str], *, is_type
             line = next(lines, None)
             if line is None:
                 break
-            may_fail, line = line.startswith("-"), line.removeprefix("-")
-            if echo and not line.startswith("@"):
+            if echo and not line.startswith(("@", "-@")):
                 click.echo(f"{PROMPT}{printable(line)}")
+            may_fail, line = line.startswith("-"), line.removeprefix("-")
             try:
                 thread.run(shell.run(line.removeprefix("@")))
             except AlknetError as exc:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from alknet.access import Access, Authority, DaemonUser, Identity, Peer, Policy, Token
+from alknet.access import Access, Authority, DaemonUser, Identity, Peer, Policy, SshRights, Token
 from alknet.audit import NOTHING, MemoryAudit
 from alknet.clock import ManualClock
-from alknet.gate import RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
+from alknet.gate import MAX_TOLD_CHARS, RULE_AUDIT, RULE_CHANGED, RULE_CREDENTIAL, Gate
 from alknet.guard import RULE_PROTECTED
 from alknet.target_patterns import parse_pattern
 from alknet.targets import Rule
@@ -398,6 +398,51 @@ def test_a_resource_that_decides_is_asked_about_each_time(gate: Gate) -> None:
         gate.ask(WHO, "fs/read", resource, surface="tls", access=access)
     assert not gate._allowed
     assert not gate._told
+
+
+FORWARDER = dataclasses.replace(ALICE, scopes={"forward:local": "own", "sftp:read": "own"})
+CALLER = dataclasses.replace(WHO, scopes=frozenset({"*"}))
+
+
+def forwarding(*ports: str, **settings: Any) -> Policy:
+    rules = tuple(Rule(True, "local", parse_pattern(f"127.0.0.1:{port}"), name=f"rule {port}") for port in ports)
+    return dataclasses.replace(policy(FORWARDER), forward_rules={"alice": rules}, **settings)
+
+
+def test_where_the_resource_decides_each_is_remembered_by_itself(gate: Gate) -> None:
+    gate.policy = forwarding("80", "81")
+    first = gate.still(CALLER, "forward/local", "127.0.0.1:80")
+    assert gate.still(CALLER, "forward/local", "127.0.0.1:80") is first
+    assert (first.rule, gate.still(CALLER, "forward/local", "127.0.0.1:81").rule) == ("rule 80", "rule 81")
+    assert gate.still(CALLER, "forward/local")  # whether it may forward at all
+    assert not gate.still(CALLER, "forward/local", "127.0.0.1:82")
+    gate.policy = forwarding("81")
+    assert not gate.still(CALLER, "forward/local", "127.0.0.1:80")
+    assert gate.still(CALLER, "forward/local", "127.0.0.1:81")
+
+
+def test_files_are_decided_alike_whatever_they_are_called(gate: Gate, audit: MemoryAudit) -> None:
+    alice = dataclasses.replace(FORWARDER, ssh=SshRights(user="alice", sftp_root="/srv"))
+    gate.policy = policy(alice)
+    first = gate.still(CALLER, "sftp/read", "/a")
+    assert first
+    assert gate.still(CALLER, "sftp/read", "/b") is first
+    assert not gate.still(CALLER, "sftp/write", "/a")
+    gate.ask(CALLER, "sftp/read", "/c", surface="ssh")
+    assert audit.records[-1]["resource"] == "/c"
+    gate.policy = policy(dataclasses.replace(alice, ssh=SshRights(user="alice")))
+    assert gate.still(CALLER, "sftp/read", "/a").rule == "ssh.sftp_root"
+
+
+def test_what_is_remembered_of_resources_is_bounded(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alknet.gate.MAX_TOLD", 3)
+    gate.policy = forwarding("*")
+    for port in range(1, 9):
+        assert gate.still(CALLER, "forward/local", f"127.0.0.1:{port}")
+        assert len(gate._told_allowed) <= 3
+    known = dict(gate._told_allowed)
+    assert not gate.still(CALLER, "forward/local", "x" * (MAX_TOLD_CHARS + 1))
+    assert gate._told_allowed == known
 
 
 # --- where somebody forwards to ---------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(shared: NodeProcess, f
 def test_trees_both_ways_keep_modes_and_times_and_are_left_out_when_they_are_there(
     shared: NodeProcess, far: Path, tmp_path: Path
 ) -> None:
-    tree = make_tree(tmp_path / "tree", 200)
+    tree = make_tree(tmp_path / "tree", 60)
     sent = copy(shared, "--json", "-rp", "--verify", str(tree), "bob@.:t")
     assert (sent.returncode, sent.stderr) == (0, "")
     sources = look_at(tree)

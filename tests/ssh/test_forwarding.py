@@ -4,32 +4,37 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 import psutil
 import pytest
-from asyncssh.packet import String, UInt32
+from asyncssh.packet import String
 
-from alknet.access import Policy
 from alknet.resolver import dial
 from alknet.ssh.forwarding import LIMIT
 from alknet.ssh.handler import SshSettings
-from testkit.polling import eventually
-from testkit.ssh_pair import Door, policy_with
+from testkit.polling import eventually, settled
+from testkit.ssh_forwards import (
+    ALL,
+    HERE,
+    Server,
+    allowing,
+    ask_globally,
+    helpers,
+    leave,
+    reverse,
+    serving,
+    tell,
+    visit,
+    nobody_there,
+)
+from testkit.ssh_pair import Door
 
 HERE = "127.0.0.1"
 LIMITED = 4
 Server = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
-
-
-def allowing(*forward: str, scopes: tuple[str, ...] = ("forward:*", "ssh:*"), **more: Any) -> Policy:
-    return policy_with(*scopes, forward=forward, **more)
-
-
-ALL = ("local 127.0.0.1:*", "local [::1]:*", "remote localhost:*")
 
 
 @pytest.fixture
@@ -40,51 +45,6 @@ async def door() -> AsyncIterator[Door]:
     await door.wait_empty()
     assert door.unfinished() == set(), "every act has an outcome"
     await door.aclose()
-
-
-@asynccontextmanager
-async def serving(handle: Server, host: str = HERE, path: str = "") -> AsyncIterator[int]:
-    """A service on a free port, or at `path`."""
-    async with asyncio.TaskGroup() as group:
-
-        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            group.create_task(handle(reader, writer))
-
-        if path:
-            server: asyncio.Server = await asyncio.start_unix_server(accepted, path)
-        else:
-            server = await asyncio.start_server(accepted, host, 0)
-        async with server:
-            yield 0 if path else server.sockets[0].getsockname()[1]
-
-
-async def reverse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer with what came, backwards, once all of it has."""
-    data = await reader.read()
-    writer.write(data[::-1])
-    writer.close()
-
-
-def nobody_there() -> int:
-    """A port on which nothing listens."""
-    with socket.socket() as sock:
-        sock.bind((HERE, 0))
-        return int(sock.getsockname()[1])
-
-
-async def tell(reader: Any, writer: Any, data: bytes) -> bytes:
-    """Say `data` and no more, and hear the answer to its end."""
-    writer.write(data)
-    writer.write_eof()
-    async with asyncio.timeout(10):
-        answer: bytes = await reader.read()
-    writer.close()
-    return answer
-
-
-async def visit(port: int, data: bytes = b"abc", host: str = HERE) -> bytes:
-    """The same with who listens on a port here."""
-    return await tell(*await asyncio.open_connection(host, port), data)
 
 
 # --- from here ------------------------------------------------------------------------------------------------
@@ -114,76 +74,6 @@ async def test_each_direction_ends_by_itself(door: Door) -> None:
     assert (intent["peer"], intent["surface"], intent["remote"], intent["resource"]) == (
         "bob", "ssh", "192.0.2.1", None,
     )  # fmt: skip
-
-
-async def test_a_name_is_resolved_and_its_address_dialled(door: Door) -> None:
-    async with serving(reverse) as port, door.connect() as client:
-        assert await tell(*await client.open_connection("LOCALHOST.", port, encoding=None), b"abc") == b"cba"
-
-
-@pytest.mark.parametrize(
-    ("policy", "rule"),
-    [
-        (allowing("not local 127.0.0.1:*", *ALL), "rules[0]"),
-        (allowing("local 10.0.0.0/8:*"), "forwarding.default"),
-        (allowing(*ALL, scopes=("forward:remote",)), "scope:forward:local"),
-    ],
-)
-async def test_a_refusal_says_why_and_does_not_dial(policy: Policy, rule: str) -> None:
-    door = Door(policy=policy)
-    called: list[int] = []
-    async with serving(lambda *_: asyncio.sleep(0, called.append(1))) as port, door.connect() as client:
-        with pytest.raises(asyncssh.ChannelOpenError) as caught:
-            await client.open_connection(HERE, port)
-    (denial,) = [r for r in door.audit.records if r["action"] == "forward/local"]
-    assert (denial["decision"], denial["rule"], denial["resource"]) == ("deny", rule, None)
-    assert caught.value.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED
-    assert f"[{rule}] ({denial['denial_id']})" in caught.value.reason
-    assert not called
-    await door.aclose()
-
-
-async def test_targets_are_in_the_log_where_the_operator_wants_them() -> None:
-    door = Door(policy=allowing(*ALL, record_targets=True))
-    async with serving(reverse) as port, door.connect() as client:
-        assert await tell(*await client.open_connection("localhost", port, encoding=None), b"abc") == b"cba"
-        with pytest.raises(asyncssh.ChannelOpenError):
-            await client.open_connection("10.0.0.7", 80)
-    told = {r["resource"] for r in door.audit.records if r["action"] == "forward/local"}
-    assert told == {f"localhost:{port}@127.0.0.1", "10.0.0.7:80"}
-    await door.aclose()
-
-
-async def test_nothing_is_logged_of_a_target_else(door: Door, caplog: pytest.LogCaptureFixture) -> None:
-    port = nobody_there()
-    with caplog.at_level("DEBUG", "alknet"):
-        async with door.connect() as client:
-            for host in (HERE, "no.such.name.invalid", "10.99.88.77"):
-                with pytest.raises(asyncssh.ChannelOpenError):
-                    await client.open_connection(host, port)
-            await door.wait_empty() if not door.router.connections else None
-    said = caplog.text + repr(door.audit.records)
-    assert "forward refused" in said
-    assert not any(word in said for word in (str(port), "no.such.name", "10.99.88.77"))
-
-
-async def test_what_cannot_be_reached_is_said_with_its_reason(door: Door) -> None:
-    async with door.connect() as client:
-        for host, port, words in (
-            (HERE, nobody_there(), "Connection refused"),
-            ("localhost", nobody_there(), "Connection refused"),
-            (HERE, 0, "port"),
-            (HERE, 70000, "port"),
-            ("no such name", 80, "name"),
-            ("x" * 10_000, 80, ""),
-            ("a\0b", 80, ""),
-            ("", 80, ""),
-        ):
-            with pytest.raises(asyncssh.ChannelOpenError) as caught:
-                await client.open_connection(host, port)
-            assert words in caught.value.reason
-        assert (await client.run("exit 5")).exit_status == 5
-    assert door.outcomes("forward/local")[:2] == ["failed: ECONNREFUSED"] * 2
 
 
 async def test_a_target_that_breaks_off_takes_nobody_along(door: Door) -> None:
@@ -226,11 +116,6 @@ async def _in_vain(opening: Coroutine[Any, Any, Any]) -> None:
         await opening
 
 
-async def _leave(client: asyncssh.SSHClientConnection) -> None:
-    client.abort()
-    await client.wait_closed()
-
-
 async def test_a_client_that_leaves_while_a_name_is_looked_up_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -246,7 +131,7 @@ async def test_a_client_that_leaves_while_a_name_is_looked_up_leaves_nothing(
         group.create_task(_in_vain(client.open_connection("db.example", 80)))
         await looked.wait()
         before = psutil.Process().num_fds()
-        await _leave(client)
+        await leave(client)
         await door.wait_empty()
         answer.set()
     await eventually(lambda: not door.unfinished(), "every act has an outcome")
@@ -270,7 +155,7 @@ async def test_a_client_that_leaves_while_a_target_is_dialled_leaves_nothing(
             group.create_task(_in_vain(client.open_connection(*listening.getsockname())))
             await dialled.wait()
             assert door.unfinished() >= {"forward/local"}
-            await _leave(client)
+            await leave(client)
             await door.wait_empty()
         answered.set()
         await eventually(lambda: door.outcomes("forward/local") == ["hung up"], "it is given up")
@@ -297,7 +182,7 @@ async def test_a_client_that_leaves_takes_all_its_forwards_along(door: Door) -> 
             listener = await client.create_server(asyncssh.SSHTCPSession, HERE, 0)
             reader, writer = await asyncio.open_connection(HERE, listener.get_port())
             await eventually(lambda: ssh.forwarding.count == 3, "all are open")
-            await _leave(client)
+            await leave(client)
         await eventually(lambda: len(ended) == 1, "the target heard of the end")
         async with asyncio.timeout(5):
             with pytest.raises(ConnectionError):
@@ -358,21 +243,6 @@ async def test_no_more_forwards_than_the_limit_and_more_again_afterwards(door: D
         assert await tell(*await client.open_connection(HERE, port, encoding=None), b"def") == b"fed"
 
 
-async def test_whoever_keeps_asking_in_vain_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alknet.ssh.connection.MAX_DENIALS", 2)
-    door = Door(policy=allowing())
-    async with door.connect() as client:
-        for _ in range(40):
-            with pytest.raises(asyncssh.ChannelOpenError):
-                await client.open_connection("10.0.0.7", 80)
-            if client.is_closed():
-                break
-        async with asyncio.timeout(5):
-            await client.wait_closed()
-    assert 20 <= len([r for r in door.audit.records if r["action"] == "forward/local"]) <= 22
-    await door.aclose()
-
-
 # --- to the client --------------------------------------------------------------------------------------------
 
 
@@ -421,7 +291,7 @@ async def test_cancelling_ends_the_listener_and_keeps_its_connections(door: Door
         reader, writer = await asyncio.open_connection(HERE, listener.get_port())
         (ssh,) = door.handler._connections
         await eventually(lambda: ssh.forwarding.count == 2, "it is open")
-        assert await _global(client, b"cancel-tcpip-forward", HERE, listener.get_port())
+        assert await ask_globally(client, b"cancel-tcpip-forward", HERE, listener.get_port())
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(HERE, listener.get_port())
         assert door.outcomes("forward/remote") == []
@@ -429,53 +299,16 @@ async def test_cancelling_ends_the_listener_and_keeps_its_connections(door: Door
         await eventually(lambda: door.outcomes("forward/remote") == ["cancelled"], "the last one has left")
 
 
-async def _global(client: asyncssh.SSHClientConnection, request: bytes, host: str, port: int) -> bool:
-    kind, _ = await client._make_global_request(request, String(host), UInt32(port))
-    return bool(kind == asyncssh.constants.MSG_REQUEST_SUCCESS)
-
-
 async def test_cancelling_what_is_not_there_fails_and_harms_nobody(door: Door) -> None:
     async with door.connect() as client:
         listener = await client.start_server(lambda *_: reverse, HERE, 0, encoding=None)
         for host, port in ((HERE, 1), ("localhost", listener.get_port()), ("", 0), ("x" * 5000, 70000)):
-            assert not await _global(client, b"cancel-tcpip-forward", host, port)
+            assert not await ask_globally(client, b"cancel-tcpip-forward", host, port)
         kind, _ = await client._make_global_request(b"cancel-streamlocal-forward@openssh.com", String("/no/such"))
         assert kind == asyncssh.constants.MSG_REQUEST_FAILURE
         assert await visit(listener.get_port()) == b"cba"
-        assert await _global(client, b"cancel-tcpip-forward", HERE, listener.get_port())
-        assert not await _global(client, b"cancel-tcpip-forward", HERE, listener.get_port())
-
-
-async def test_listeners_are_refused_with_words_for_who_listens(door: Door) -> None:
-    heard: list[str] = []
-
-    class Listening(asyncssh.SSHClient):
-        def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:
-            heard.append(msg)
-
-    async with door.connect(client_factory=Listening) as client:
-        for host, port in (("", 0), ("*", 80), ("10.0.0.7", 0), ("x" * 5000, 80), ("a\0b", 80), (HERE, 70000)):
-            assert not await _global(client, b"tcpip-forward", host, port)
-            assert heard.pop().startswith("alknet: ")
-        assert (await client.run("exit 5")).exit_status == 5
-    denials = [r for r in door.audit.records if r["decision"] == "deny"]
-    assert {(r["action"], r["rule"], r["resource"]) for r in denials} == {
-        ("forward/remote", "forwarding.default", None)
-    }
-
-
-async def test_no_listener_takes_a_port_of_the_node(door: Door) -> None:
-    class Node:
-        def is_own(self, address: str, port: int, *, any_address: bool = False) -> bool:
-            return port == taken and (any_address or address == "192.0.2.1")
-
-    taken = nobody_there()
-    door.handler.own_port = Node()  # type: ignore[assignment]
-    async with door.connect() as client:
-        with pytest.raises(asyncssh.ChannelListenError):
-            await client.create_server(asyncssh.SSHTCPSession, HERE, taken)
-    (denial,) = [r for r in door.audit.records if r["action"] == "forward/remote"]
-    assert denial["rule"] == "forwarding.own_port"
+        assert await ask_globally(client, b"cancel-tcpip-forward", HERE, listener.get_port())
+        assert not await ask_globally(client, b"cancel-tcpip-forward", HERE, listener.get_port())
 
 
 async def test_a_connection_that_the_client_refuses_is_closed(door: Door) -> None:
@@ -506,18 +339,25 @@ async def test_a_client_that_never_answers_fills_its_own_room_and_nothing_else(d
     async with door.connect(NeverAnswers) as client:
         listener = await client.create_server(asyncssh.SSHTCPSession, HERE, 0)
         visitors = [socket.create_connection((HERE, listener.get_port())) for _ in range(LIMITED + 2)]
-        sent = []
         for visitor in visitors:
             visitor.setblocking(False)
-            sent.append(_stuff(visitor))
         (ssh,) = door.handler._connections
         await eventually(lambda: getattr(client, "asked", 0) == LIMITED - 1, "all the room is taken")
         assert ssh.forwarding.count == LIMITED
-        assert all(_stuff(visitor) == 0 for visitor in visitors), "nobody is read before the client takes them"
+        sent = 0
+
+        def stuff() -> int:
+            nonlocal sent
+            sent += sum(map(_stuff, visitors))
+            return sent
+
+        await settled(stuff)
+        unread = [len(pump._early) for live in ssh.forwarding._lives() for pump in live.pumps]
+        assert unread == [0] * (LIMITED - 1), "nobody is read before the client takes them"
         assert (await client.run("exit 5")).exit_status == 5
         with pytest.raises(asyncssh.ChannelOpenError, match="limits"):
             await client.open_connection(HERE, 1)
-        await _leave(client)
+        await leave(client)
     await eventually(lambda: all(_is_closed(visitor) for visitor in visitors), "they are let go")
     for visitor in visitors:
         visitor.close()
@@ -568,7 +408,7 @@ async def test_a_reload_ends_what_it_forbids_and_nothing_else() -> None:
         free = nobody_there()
         listener = await client.start_server(lambda *_: reverse, HERE, 0, encoding=None)
         forbidden = await client.start_server(lambda *_: reverse, HERE, free, encoding=None)
-        inside, _ = await asyncio.open_connection(HERE, free)
+        inside, writer = await asyncio.open_connection(HERE, free)
         (ssh,) = door.handler._connections
         await eventually(lambda: ssh.forwarding.count == 5, "all are open")
         rules = (f"not local {HERE}:{lost}", f"not remote {HERE}:{free}", *ALL)
@@ -577,6 +417,7 @@ async def test_a_reload_ends_what_it_forbids_and_nothing_else() -> None:
             assert await reader.read() == b""
             with pytest.raises((ConnectionError, EOFError)):
                 await inside.readexactly(1)
+        writer.close()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(HERE, forbidden.get_port())
         assert await tell(*good, b"abc") == await visit(listener.get_port()) == b"cba"
@@ -584,48 +425,6 @@ async def test_a_reload_ends_what_it_forbids_and_nothing_else() -> None:
         (revoked,) = [r for r in door.audit.records if r.get("outcome") == "revoked" and r["action"] == action]
         assert (revoked["decision"], revoked["rule"]) == ("deny", rule)
         assert revoked["denial_id"].startswith("den_")
-    await door.aclose()
-
-
-async def test_it_is_the_address_in_use_that_has_to_stay_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a name with two, of which the first does not answer."""
-    async with serving(reverse, "127.0.0.3") as port:
-
-        async def lookup(*_: Any, **__: Any) -> list[Any]:
-            hosts = ("127.0.0.2", "127.0.0.3")
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
-
-        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-        door = Door(policy=allowing("local 127.0.0.0/8:*"))
-        async with door.connect() as client:
-            reader, _ = await client.open_connection("db.example", port, encoding=None)
-            door.replace_policy(allowing("not local 127.0.0.2:*", "local 127.0.0.0/8:*", revision="r2"))
-            await client.run("true")
-            assert door.outcomes("forward/local") == []
-            door.replace_policy(allowing("not local 127.0.0.3:*", "local 127.0.0.0/8:*", revision="r3"))
-            async with asyncio.timeout(5):
-                assert await reader.read() == b""
-        assert door.outcomes("forward/local") == ["revoked"]
-        await door.aclose()
-
-
-async def test_what_was_allowed_is_asked_again_once_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    door = Door(policy=allowing(*ALL))
-
-    async def slowly(targets: Any) -> socket.socket:
-        sock = await dial(targets)
-        door.replace_policy(allowing("not local 127.0.0.1:*", revision="r2"))
-        return sock
-
-    monkeypatch.setattr("alknet.ssh.forwarding.dial", slowly)
-    with socket.create_server((HERE, 0)) as listening:
-        async with door.connect() as client:
-            with pytest.raises(asyncssh.ChannelOpenError, match=r"rules\[0\]"):
-                await client.open_connection(*listening.getsockname())
-        with listening.accept()[0] as target:
-            target.settimeout(5)
-            assert target.recv(1) == b""
-    assert door.outcomes("forward/local") == ["revoked"]
     await door.aclose()
 
 
@@ -657,6 +456,7 @@ async def test_sockets_both_ways(tmp_path: Path) -> None:
         await eventually(lambda: not os.path.exists(mine), "its name is gone")
         await client.start_unix_server(lambda: reverse, mine, encoding=None)
     await eventually(lambda: not os.path.exists(mine), "its name is gone with the connection")
+    await eventually(lambda: not helpers(), "the helpers have ended")
     assert door.unfinished() == set()
     await door.aclose()
 
@@ -680,6 +480,7 @@ async def test_a_path_is_decided_by_where_it_leads(tmp_path: Path) -> None:
         assert not list(forbidden.glob("new"))
         opened = await client.open_unix_connection(str(forbidden / "in" / "s"), encoding=None)
         assert await tell(*opened, b"abc") == b"cba"
+    await eventually(lambda: not helpers(), "the helpers have ended")
     await door.aclose()
 
 
@@ -693,8 +494,10 @@ async def test_a_path_that_is_none_harms_nobody(tmp_path: Path) -> None:
             with pytest.raises(asyncssh.ChannelListenError):
                 await client.start_unix_server(lambda: reverse, path)
         assert (await client.run("exit 5")).exit_status == 5
+    await door.wait_empty()
     assert door.unfinished() == set()
     assert (tmp_path / "file").is_file()
+    await eventually(lambda: not helpers(), "the helpers have ended")
     await door.aclose()
 
 
@@ -712,6 +515,7 @@ async def test_an_agent_is_offered_once_and_reaches_the_client(tmp_path: Path) -
             assert os.stat(os.path.dirname(path)).st_mode & 0o777 == 0o700
             assert await tell(*await asyncio.open_unix_connection(path), b"abc") == b"cba"
         await eventually(lambda: not os.path.exists(os.path.dirname(path)), "nothing is left of it")
+    await eventually(lambda: not helpers(), "the helper has ended")
     assert door.outcomes("ssh/agent") == ["hung up"]
     await door.aclose()
 

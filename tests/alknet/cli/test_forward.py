@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from alknet.alpn.errors import StreamBroken
+from alknet.call.errors import CallError
+from alknet.call.trust import NodeKeyError
 from alknet.cli.app import run
 from alknet.cli.forward import Keeper, until_stopped
 from alknet.errors import AlknetError, DeniedError, UnavailableError
@@ -125,6 +128,38 @@ async def test_it_does_not_try_on_where_that_is_of_no_use(sshd: Sshd, tmp_path: 
             await keeper(target, f"-L{port}:db:1").run()
         with pytest.raises(ConnectionRefusedError):
             asked(port)  # and does not listen any more
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (CallError("UNAVAILABLE", "peer 'w1' is not connected"), False),  # what a hub says of a worker
+        (StreamBroken("reset"), False),
+        (CallError("NOT_FOUND", "no such peer"), True),
+        (CallError("FORBIDDEN", "no right to it"), True),
+        (NodeKeyError("the hub has another key"), True),
+    ],
+)
+async def test_who_is_not_there_for_now_is_tried_again(
+    sshd: Sshd, capsys: pytest.CaptureFixture[str], error: AlknetError, is_final: bool
+) -> None:
+    reach, errors = sshd.target.reach, [error]
+    assert reach is not None
+
+    def failing(**keywords: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return reach(**keywords)
+
+    target = replace(sshd.target, reach=failing)
+    if is_final:
+        with pytest.raises(type(error)):
+            await keeper(target, f"-L{free_port()}:db:1").run()
+        return
+    lines: list[str] = []
+    async with keeping(keeper(target, f"-L{free_port()}:db:1")):
+        await said(capsys, "forwarding over", lines)
+    assert lines[0].startswith(f"alknet: {error}; trying again in ")
 
 
 async def test_once_is_once(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:

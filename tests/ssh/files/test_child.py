@@ -124,8 +124,7 @@ async def asyncssh_client(child: FileChild) -> AsyncIterator[asyncssh.SFTPClient
             handler._nonstandard_symlink = True  # the order of OpenSSH, which asyncssh knows by the name of a server
             client = asyncssh.SFTPClient(handler, "utf-8", "strict")
             yield client
-            client.exit()
-            await client.wait_closed()
+            client.exit()  # the task group waits until it has ended
     finally:
         outgoing.close()
         incoming.close()
