@@ -68,7 +68,7 @@ async def dial(
     `report` gets a line for each attempt that fails and for the one that is taken. Raises `AlpnRefused` when nodes
     answer and none serves `alpn`, `UnavailableError` when none answers; each says what every attempt came to.
     """
-    if "quic" in carriers:
+    if carriers[0] == "quic":
         import alknet.alpn.quic_dial  # noqa: F401 - a fifth of a second that must not count as QUIC's head start
     attempts, failures = await _resolve(addresses, carriers)
     for line in failures:

@@ -1,6 +1,6 @@
 """SSH over QUIC beside what aioquic alone does, and beside TLS and plain TCP, in one run on one machine.
 
-``python bench/quic.py [--quick] [--only PART …]`` prints three tables: transfers, handshakes, idle connections. The
+``python bench/quic.py [--quick] [--only PART …]`` prints a table of each part. The
 goal is that SSH over QUIC moves at least 80 % of what aioquic moves with nothing around it (`bare_aioquic.py`). The
 node is ``alknet serve`` in a process of its own, and every client of `quic_client.py` too. Rounds go A, B, C, A, B, C,
 …; a ratio is the median of the rounds' ratios, each of two figures that were taken one after the other. Nothing here
@@ -27,59 +27,19 @@ from typing import Any
 
 import psutil
 from quic_client import Order
+from quic_files import measure_files, measure_forwards
+from quic_site import DEADLINE_S, Effort, Site, cpu_s
 from servers import CIPHER
 
-from testkit.node import NodeProcess
-
 MIB = 1024 * 1024
-DEADLINE_S = 300.0
 SETTLE_S = 3.0
 """Between the last idle connection's opening and looking at the memory."""
-ROOM = 20_000
-"""What the node's limits are raised to: every client here comes from one address and is one peer."""
-PARTS = ("transfers", "times", "idle")
+PARTS = ("transfers", "files", "forwards", "times", "idle")
 BARE = "bare"
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is done. `slow_bytes` is what a transfer over QUIC has, `fast_bytes` one over TLS or TCP."""
-
-    rounds: int
-    slow_bytes: int
-    fast_bytes: int
-    handshakes: int
-    idle: int
-    watch_s: float
 
 
 FULL = Effort(rounds=7, slow_bytes=64 * MIB, fast_bytes=256 * MIB, handshakes=200, idle=1000, watch_s=60.0)
 QUICK = Effort(rounds=2, slow_bytes=64 * MIB, fast_bytes=256 * MIB, handshakes=40, idle=200, watch_s=20.0)
-
-
-class Site:
-    """A node, and the certificate and the keys that belong to it."""
-
-    def __init__(self, stack: ExitStack, directory: Path) -> None:
-        directory.mkdir()
-        self.node = node = NodeProcess(directory)
-        for name, usual in (
-            ("connections", 4096),
-            ("connections_per_address", 100),
-            ("half_open", 1000),
-            ("connections_per_peer", 256),
-        ):
-            node.edit_config(f"\n{name} = {usual}\n", f"\n{name} = {ROOM}\n")
-        node.edit_config('login_grace = "30s"', 'login_grace = "1h"')
-        user = f'user = "{getpass.getuser()}"\nshell = "/bin/sh"'
-        node.write_peer("bench", f'scopes = ["ssh:exec"]\n[ssh]\n{user}')
-        stack.enter_context(node)
-        self.process = psutil.Process(node.pid)
-
-    def order(self, act: str, bare_port: int, **rest: Any) -> Order:
-        host_key = (self.node.home / "keys" / "ssh_host_ed25519_key.pub").read_text().split()[:2]
-        key = str(self.node.keys / "bench")
-        return Order(act, self.node.port, bare_port, "bench", key, " ".join(host_key), **rest)
 
 
 class Bare:
@@ -107,12 +67,6 @@ def run_order(order: Order) -> dict[str, Any]:
         raise RuntimeError(f"{order}: {result.stderr}")
     answer: dict[str, Any] = json.loads(result.stdout)
     return answer
-
-
-def cpu_s(process: psutil.Process) -> float:
-    """Processor time of the process itself; a node's commands are its children and do not count."""
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 # --- transfers --------------------------------------------------------------------------------------------------
@@ -287,7 +241,13 @@ def table(title: str, rows: dict[str, str], columns: dict[str, Callable[[str], s
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-MEASURES = {"transfers": measure_transfers, "times": measure_times, "idle": measure_idle}
+MEASURES = {
+    "transfers": measure_transfers,
+    "files": measure_files,
+    "forwards": measure_forwards,
+    "times": measure_times,
+    "idle": measure_idle,
+}
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "_lib"))
 
 from testkit.node import NodeProcess, free_port, make_key, wait_until
 
-__all__ = ["CIPHER", "KEX", "NAMES", "ClientFailedError", "Server", "patiently", "run_client", "start_servers"]
+__all__ = ["CIPHER", "KEX", "NAMES", "PEER", "ClientFailedError", "Server", "patiently", "run_client", "start_servers"]
 
 CIPHER = "aes128-gcm@openssh.com"
 KEX = "curve25519-sha256"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from servers import ClientFailedError, Server, patiently, run_client
-from ssh_figures import Effort, Metric, Results
+from ssh_figures import MIB, Effort, Metric, Results
 
-__all__ = ["METRICS", "measure_files"]
+__all__ = ["MEMORY", "METRICS", "fill", "measure_files"]
 
 MEMORY: Final = Path("/dev/shm")
 SMALL_BYTES: Final = 4096
@@ -27,6 +27,13 @@ GET_SMALL: Final = Metric("small files got", "1/s")
 PUT_SMALL: Final = Metric("small files put", "1/s")
 SESSION: Final = Metric("one SFTP session", "ms", less_is_better=True)
 METRICS: Final = (GET, PUT, GET_CPU, PUT_CPU, GET_SMALL, PUT_SMALL, SESSION)
+
+
+def fill(path: Path, size: int) -> None:
+    """Make a file that nothing can compress or share."""
+    with path.open("wb") as file:
+        while (left := size - file.tell()) > 0:
+            file.write(os.urandom(min(left, MIB)))
 
 
 def sftp(server: Server, commands: str) -> float:
@@ -67,9 +74,7 @@ def measure_files(servers: Sequence[Server], effort: Effort, results: Results) -
     with tempfile.TemporaryDirectory(prefix="alknet-bench-", dir=MEMORY if MEMORY.is_dir() else None) as name:
         directory = Path(name)
         large, small = directory / "large", directory / "small"
-        with large.open("wb") as file:
-            for _ in range(effort.transfer_bytes // (1 << 20)):
-                file.write(os.urandom(1 << 20))
+        fill(large, effort.transfer_bytes)
         small.mkdir()
         for number in range(effort.small_files):
             (small / f"{number:04}").write_bytes(bytes(SMALL_BYTES))

@@ -1,10 +1,15 @@
-"""An SSH client connection on a stream that somebody has opened, and whether that has room."""
+"""An SSH client connection on a stream that somebody has opened, with the packets of :mod:`alknet.ssh.packets`, and
+whether the stream has room."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import asyncssh
+
 from alknet.alpn.streams import Stream
+from alknet.ssh.channel import PACKET_BYTES, WINDOW_BYTES
+from alknet.ssh.packets import FastChannel, FastPackets
 
 __all__ = ["Carried", "Room"]
 
@@ -21,17 +26,60 @@ class Room:
         self.on_change()
 
 
-class Carried:
-    """What asyncssh calls a tunnel: hands it the stream as its transport."""
+class Carried(FastPackets, asyncssh.SSHClientConnection):
+    """A client connection. Made by :meth:`start`; `room` is that of its carrier."""
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self.room = Room()
+    room: Room
 
-    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
-        """Called by asyncssh, with what makes its connection object."""
-        ssh = factory()
-        return await self._stream.attach(_Watched(ssh, self.room)), ssh
+    @classmethod
+    async def start(cls, stream: Stream, owner: asyncssh.SSHClient, *, timeout_s: float, **options: Any) -> "Carried":
+        """Log in over `stream`, with `options` of asyncssh's ``connect``, which makes another kind of connection.
+
+        `owner` is asked what a client is asked. Raises what asyncssh raises, and `TimeoutError` after `timeout_s`.
+        """
+        loop = asyncio.get_running_loop()
+        prepared = await asyncssh.SSHClientConnectionOptions.construct(client_factory=lambda: owner, **options)
+        prepared.waiter = loop.create_future()
+        ssh = cls(loop, prepared, wait="auth")
+        ssh.room = Room()
+        ssh.set_extra_info(host=options["host"], port=options["port"])
+        async with asyncio.timeout(timeout_s):
+            await stream.attach(_Watched(ssh, ssh.room))
+            try:
+                await prepared.waiter
+            except BaseException:
+                ssh.abort()
+                await ssh.wait_closed()
+                raise
+        return ssh
+
+    def create_tcp_channel(
+        self,
+        encoding: str | None = None,
+        errors: str = "strict",
+        window: int = WINDOW_BYTES,
+        max_pktsize: int = PACKET_BYTES,
+    ) -> "asyncssh.SSHTCPChannel[Any]":
+        self._update_recv_pktlen(max_pktsize)
+        return _TcpChannel(self, self._loop, encoding, errors, window, max_pktsize)
+
+    def create_unix_channel(
+        self,
+        encoding: str | None = None,
+        errors: str = "strict",
+        window: int = WINDOW_BYTES,
+        max_pktsize: int = PACKET_BYTES,
+    ) -> "asyncssh.SSHUNIXChannel[Any]":
+        self._update_recv_pktlen(max_pktsize)
+        return _UnixChannel(self, self._loop, encoding, errors, window, max_pktsize)
+
+
+class _TcpChannel(FastChannel, asyncssh.SSHTCPChannel[bytes]):
+    """A forwarded connection."""
+
+
+class _UnixChannel(FastChannel, asyncssh.SSHUNIXChannel[bytes]):
+    """A forwarded connection of a Unix socket."""
 
 
 class _Watched(asyncio.Protocol):

@@ -116,12 +116,11 @@ async def connect(
 async def _logged_in(
     target: Target, dialed: Dialed, stream: Stream, notice: Callable[[str], None], agent: str | None
 ) -> AsyncIterator[Link]:
-    carried = Carried(stream)
     client = _Client(target.trust, address=(dialed.host, dialed.port))
     client.notice = notice
-    ssh = await _log_in(target, dialed, carried, client, agent)
+    ssh = await _log_in(target, dialed, stream, client, agent)
     try:
-        yield Link(ssh, dialed.connection, carried.room, client.remarks)
+        yield Link(ssh, dialed.connection, ssh.room, client.remarks)
     finally:
         await _leave(ssh, stream)
 
@@ -137,14 +136,13 @@ async def _leave(ssh: asyncssh.SSHClientConnection, stream: Stream) -> None:
         ssh.abort()
 
 
-async def _log_in(
-    target: Target, dialed: Dialed, carried: Carried, client: "_Client", agent: str | None
-) -> asyncssh.SSHClientConnection:
+async def _log_in(target: Target, dialed: Dialed, stream: Stream, client: "_Client", agent: str | None) -> Carried:
     host, port = dialed.host, dialed.port
     patience = CONNECT_TIMEOUT_S + (QUESTION_TIMEOUT_S if target.may_ask else 0.0)
     options: dict[str, Any] = {
         "server_host_key_algs": target.trust.algorithms(host, port),
-        "tunnel": carried,
+        "host": host,
+        "port": port,
         "username": target.user,
         "known_hosts": ([], [], []),  # the client decides
         "client_keys": [_key_pair(target.identity)] if target.identity is not None else (),
@@ -160,11 +158,10 @@ async def _log_in(
         "encoding": None,
         "compression_algs": ["none"],
         "encryption_algs": ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes256-ctr"],
-        "connect_timeout": patience,
         "login_timeout": patience,
     }
     try:
-        ssh, _ = await asyncssh.create_connection(lambda: client, host, port, **options)
+        return await Carried.start(stream, client, timeout_s=patience, **options)
     except asyncssh.PermissionDenied as exc:
         said = client.banner.strip().removeprefix("alknet: ")
         raise DeniedError(
@@ -178,7 +175,6 @@ async def _log_in(
         raise UnavailableError(f"{target.name} was reached, and then lost: {exc or 'no answer'}") from exc
     except asyncssh.DisconnectError as exc:
         raise UnavailableError(f"{target.name} ended the connection: {exc.reason}") from exc
-    return ssh
 
 
 async def round_trip(ssh: asyncssh.SSHClientConnection) -> float:

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import asyncssh
 from asyncssh.channel import SSHChannel
+from asyncssh.connection import SSHConnection
 from asyncssh.constants import MSG_CHANNEL_DATA, MSG_IGNORE
 from asyncssh.crypto.cipher import AESGCM, GCMCipher, InvalidTag  # type: ignore[attr-defined]
 from asyncssh.encryption import GCMEncryption
 
-__all__ = ["MIN_PACKET_BYTES", "FastChannel", "FastConnection"]
+__all__ = ["MIN_PACKET_BYTES", "FastChannel", "FastConnection", "FastPackets"]
 
 MIN_PACKET_BYTES: Final = 1024
 """A client that takes only smaller packets would have its output cut into thousands at a time."""
@@ -32,8 +33,8 @@ MIN_PADDING_BYTES: Final = 4
 """RFC 4253 section 6."""
 
 
-class FastConnection(asyncssh.SSHServerConnection):
-    """A server connection that puts its packets together, and takes them apart, with few copies."""
+class FastPackets(SSHConnection):
+    """A connection that puts its packets together, and takes them apart, with few copies; beside one of asyncssh's."""
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
@@ -177,10 +178,14 @@ class FastConnection(asyncssh.SSHServerConnection):
                 encryption._cipher = _AesGcm(encryption._cipher)
 
 
+class FastConnection(FastPackets, asyncssh.SSHServerConnection):
+    """The server's side."""
+
+
 class FastChannel(SSHChannel[bytes]):
     """A channel whose data goes into packets without being copied first; beside a kind of channel of asyncssh's."""
 
-    _conn: FastConnection | None
+    _conn: FastPackets | None
 
     def write(self, data: bytes, datatype: int | None = None) -> None:
         """Cut packets straight from `data` as far as the client's window reaches; asyncssh copies it four times first.

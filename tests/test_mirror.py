@@ -15,7 +15,6 @@ COVERED_ELSEWHERE = {
         "tests/ssh/test_forwarding.py",
         "an act is seen by its beginning and its end in the audit log",
     ),
-    "ssh/forward_rights.py": ("tests/ssh/test_forwarding.py", "what may be forwarded is seen by what is"),
     "alknet/audit_reader.py": ("tests/alknet/test_audit.py", "what a log promises is seen by reading it"),
     "alknet/status.py": ("tests/interop/test_cli.py", "it says what a whole node is doing"),
     "alknet/__main__.py": ("tests/interop/test_daemon.py", "nodes and commands are started through it"),

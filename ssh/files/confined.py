@@ -167,7 +167,7 @@ class Confined:
             os.unlink(place.check_name(), dir_fd=place.directory)
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
-        """In one step. Without `replace` nothing may be at `new`."""
+        """In one step, wherever the file system can. Without `replace` nothing may be at `new`."""
         with (
             self._tree.reach(self._bare(old), follow=False) as source,
             self._tree.reach(self._bare(new), follow=False) as target,
@@ -180,11 +180,12 @@ class Confined:
             try:
                 rename_new(source.directory, names[0], target.directory, names[1])
             except OSError as exc:
-                if exc.errno != errno.EINVAL or stat.S_ISDIR(source.stat().st_mode):
+                if exc.errno not in (errno.EINVAL, errno.ENOSYS):
                     raise
-                # A file system that cannot do it in one step.
-                os.link(*names, src_dir_fd=source.directory, dst_dir_fd=target.directory, follow_symlinks=False)
-                os.unlink(names[0], dir_fd=source.directory)
+                with suppress(FileNotFoundError):  # a file system that cannot do it in one step
+                    target.stat()
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+                os.rename(*names, src_dir_fd=source.directory, dst_dir_fd=target.directory)
 
     def link(self, old: bytes, new: bytes) -> None:
         """A second name for a file."""

@@ -57,7 +57,7 @@ def _statvfs(server: Server, request: int, fields: Fields) -> bytes:
 
 
 def _fstatvfs(server: Server, request: int, fields: Fields) -> bytes:
-    return _file_system(request, os.fstatvfs(server.handles.file(fields.string()).fd))
+    return _file_system(request, os.fstatvfs(server.handles.either(fields.string()).fd))
 
 
 def _file_system(request: int, found: os.statvfs_result) -> bytes:

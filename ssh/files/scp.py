@@ -113,7 +113,7 @@ class _Sink:
         self._take(path, is_directory=True, depth=depth + 1)
         wanted = Attributes(mode=mode if self._keeps else None, times=times)
         if wanted.mode is not None or wanted.times is not None:
-            with self._exchange.complaining(path), self._exchange.allowed(WRITE, path):
+            with self._exchange.regretting(path), self._exchange.allowed(WRITE, path):
                 self._files.change(path, wanted)
 
     def _take_file(self, path: bytes, mode: int, size: int, times: Times | None) -> None:

@@ -134,3 +134,12 @@ class Exchange:
             if isinstance(exc, DeniedError):
                 self._note(str(exc))
             self.complain(f"{path.decode('utf-8', 'replace')}: {words_of(exc)}")
+
+    @contextmanager
+    def regretting(self, path: bytes) -> Iterator[None]:
+        """The same where the client does not wait for an answer: it is told on the side."""
+        try:
+            yield
+        except FAILURES as exc:
+            self.failures += 1
+            self._note(f"{path.decode('utf-8', 'replace')}: {words_of(exc)}")

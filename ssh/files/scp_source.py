@@ -85,8 +85,9 @@ class Source:
             try:
                 if not self._begins(b"D", path, info, 0):
                     return
-                for name in _names_in(fd):
-                    self._send(path.rstrip(b"/") + b"/" + name, depth=depth + 1)
+                with self._exchange.complaining(path):
+                    for name in _names_in(fd):
+                        self._send(path.rstrip(b"/") + b"/" + name, depth=depth + 1)
             finally:
                 os.close(fd)
             self._exchange.send(b"E\n")

@@ -46,6 +46,8 @@ def open_in_root(root: int, path: bytes) -> int:
         if fd >= 0:
             return fd
         number = ctypes.get_errno()
+        if number == errno.ENOSYS:
+            raise OSError(number, "the kernel cannot keep a lookup in a directory: openat2 came with Linux 5.6")
         if number not in (errno.EAGAIN, errno.EINTR):
             raise OSError(number, os.strerror(number))
     raise OSError(errno.EAGAIN, "too much is being renamed")

@@ -45,9 +45,10 @@ def test_a_guard_looks_again_and_knows_what_was_made_meanwhile(tmp_path: Path) -
 
 
 def test_a_guard_is_kept_as_long_as_nothing_changes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guards, "SETTLED_NS", 100_000_000)
+    monkeypatch.setattr(guards, "SETTLED_NS", 10**18)
     guard = Guard([str(home), str(home.parent / "missing")])
     assert guard.fresh() is not guard, "the directory has just been made: its times tell nothing yet"
+    monkeypatch.setattr(guards, "SETTLED_NS", 100_000_000)
     settle(home)
     guard = guard.fresh()
     assert guard.fresh() is guard

@@ -1,79 +1,36 @@
 """``alknet cp`` and ``alknet sftp`` against a node: killed and resumed, denied, full, by rights and between peers."""
 
-import json
 import os
 import pwd
-import shutil
-import signal
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
 
-from testkit.as_user import Launched, Launcher
-from testkit.carriers import alknet
-from testkit.copies import digest, file_servers, look_at, make_tree
-from testkit.node import NodeProcess, wait_until
-from testkit.users import TEST_USER
+from testkit.alknet_copies import CopyBench
+from testkit.as_user import Launcher
+from testkit.copies import digest, look_at, make_tree
 
 pytestmark = pytest.mark.interop
 
 MIB = 1024 * 1024
-BIG = 64 * MIB
-SEEN = 4 * MIB
-"""A copy that has got so far is killed."""
+GIB = 1024 * MIB
 
 
 @pytest.fixture(scope="module")
-def root(test_user: pwd.struct_passwd) -> Iterator[Path]:
-    """What peers see as ``/``."""
-    with tempfile.TemporaryDirectory(prefix="alknet-") as directory:
-        os.chmod(directory, 0o755)
-        served = Path(directory, "root")
-        served.mkdir()
-        os.chown(served, test_user.pw_uid, test_user.pw_gid)
-        yield served
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher, root: Path) -> Iterator[NodeProcess]:
-    """Root's node; ``bob`` may read and write files, ``reader`` and ``writer`` what they are called after."""
-    with NodeProcess(tmp_path_factory.mktemp("node"), launcher=launcher) as node:
-        for peer, scope in (("bob", "sftp:*"), ("reader", "sftp:read"), ("writer", "sftp:write"), ("nobody", "x")):
-            entry = f'scopes = ["{scope}"]\n[ssh]\nsftp_root = "{root}"\nuser = "{TEST_USER}"'
-            node.write_peer(peer, entry)
-        node.alknet("config", "reload")
-        yield node
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, launcher: Launcher, test_user: pwd.struct_passwd
+) -> Iterator[CopyBench]:
+    with CopyBench.running(tmp_path_factory.mktemp("node"), launcher, test_user) as bench:
+        yield bench
 
 
 @pytest.fixture
-def far(root: Path, test_user: pwd.struct_passwd) -> Iterator[Path]:
-    """A directory of the test's own, which peers see as ``/t``."""
-    directory = root / "t"
-    directory.mkdir()
-    os.chown(directory, test_user.pw_uid, test_user.pw_gid)
-    yield directory
-    shutil.rmtree(directory)
-
-
-def words(node: NodeProcess, *arguments: str, peer: str = "bob") -> list[str]:
-    return [arguments[0], "--carrier", "tls", "--identity", str(node.keys / peer), *arguments[1:]]
-
-
-def copy(
-    node: NodeProcess, *arguments: str, peer: str = "bob", command: str = "cp", input: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    return node.alknet(*words(node, command, *arguments, peer=peer), check=False, input=input)
-
-
-def start(node: NodeProcess, *arguments: str) -> Launched:
-    assert node.launcher is not None
-    with open(os.devnull, "r+b") as null:
-        command = ["--home", str(node.home), *words(node, *arguments)]
-        return node.launcher.start(command, streams=(null.fileno(),) * 3, env=node._env())
+def bench(shared: CopyBench) -> Iterator[CopyBench]:
+    with shared.fresh():
+        yield shared
 
 
 # --- killed in the middle -------------------------------------------------------------------------------------------
@@ -81,38 +38,15 @@ def start(node: NodeProcess, *arguments: str) -> Launched:
 
 @pytest.mark.parametrize("direction", ["get", "put"])
 def test_a_copy_that_is_killed_leaves_the_old_file_and_is_gone_on_with(
-    shared: NodeProcess, far: Path, tmp_path: Path, direction: str
+    bench: CopyBench, tmp_path: Path, direction: str
 ) -> None:
-    source, target = (far / "big", tmp_path / "big") if direction == "get" else (tmp_path / "big", far / "big")
-    source.write_bytes(os.urandom(MIB) * (BIG // MIB))
-    source.chmod(0o644)
-    target.write_text("old")
-    target.chmod(0o666)
-    paths = ["bob@.:t/big", str(target)] if direction == "get" else [str(source), "bob@.:t/big"]
-    process = start(shared, "cp", *paths)
-
-    def part() -> Path | None:
-        return next((path for path in target.parent.glob("*.part") if path.stat().st_size >= SEEN), None)
-
-    left = wait_until(part, "some of it has arrived")
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=20)
-    assert target.read_text() == "old"
-    assert left.stat().st_size < BIG, "it was over before it was killed"
-    wait_until(lambda: not file_servers(shared), "the node knows")
-    result = copy(shared, "--json", "--resume", "--verify", *paths)
-    assert result.returncode == 0, result.stderr
-    said = json.loads(result.stdout)
-    assert said["bytes"] == BIG
-    assert said["moved"] < BIG
-    assert said["verified"] == 1
-    assert digest(target) == digest(source)
-    assert list(target.parent.glob("*.part")) == []
+    bench.killed_and_resumed(tmp_path, direction, size=96 * MIB, seen=4 * MIB)
 
 
-def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(shared: NodeProcess, far: Path, tmp_path: Path) -> None:
-    (far / "big").write_bytes(os.urandom(MIB) * 64)
-    command = alknet(shared, *words(shared, "cp", "bob@.:t/big", str(tmp_path / "big")))
+def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(bench: CopyBench, tmp_path: Path) -> None:
+    (bench.far / "big").touch()
+    os.truncate(bench.far / "big", 4 * GIB)  # is sent as any other, and is not over before it is given up
+    command = bench.terminal("cp", "bob@.:t/big", str(tmp_path / "big"))
     child = pexpect.spawn(command[0], command[1:], timeout=20, encoding="utf-8", dimensions=(24, 100), cwd="/")
     try:
         child.expect(r"big +[0-9]+%")
@@ -130,39 +64,36 @@ def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(shared: NodeProcess, f
 
 
 def test_trees_both_ways_keep_modes_and_times_and_are_left_out_when_they_are_there(
-    shared: NodeProcess, far: Path, tmp_path: Path
+    bench: CopyBench, tmp_path: Path
 ) -> None:
     tree = make_tree(tmp_path / "tree", 60)
-    sent = copy(shared, "--json", "-rp", "--verify", str(tree), "bob@.:t")
-    assert (sent.returncode, sent.stderr) == (0, "")
+    sent = bench.json("-rp", "--verify", str(tree), "bob@.:t")
     sources = look_at(tree)
-    assert json.loads(sent.stdout)["verified"] == len(sources)
-    assert look_at(far / "tree") == sources
-    (far / "tree" / "more").write_text("more")
-    back = copy(shared, "-rp", "bob@.:t/tree/", str(tmp_path / "back"))
+    assert sent["verified"] == len(sources)
+    assert look_at(bench.far / "tree") == sources
+    (bench.far / "tree" / "more").write_text("more")
+    back = bench.run("-rp", "bob@.:t/tree/", str(tmp_path / "back"))
     assert (back.returncode, back.stdout, back.stderr) == (0, "", "")
-    assert look_at(tmp_path / "back") == look_at(far / "tree")
-    again = json.loads(copy(shared, "--json", "-r", "--resume", "bob@.:t/tree/.", str(tmp_path / "back")).stdout)
+    assert look_at(tmp_path / "back") == look_at(bench.far / "tree")
+    again = bench.json("-r", "--resume", "bob@.:t/tree/.", str(tmp_path / "back"))
     assert (again["skipped"], again["moved"]) == (len(sources) + 1, 0)
 
 
-def test_a_copy_goes_between_two_peers_and_patterns_are_the_peers(
-    shared: NodeProcess, far: Path, tmp_path: Path
-) -> None:
+def test_a_copy_goes_between_two_peers_and_patterns_are_the_peers(bench: CopyBench, tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "c.bin"):
-        (far / name).write_text(name)
-    (far / "to").mkdir(mode=0o777)
-    (far / "to").chmod(0o777)
-    result = copy(shared, "bob@.:t/*.txt", f"bob@127.0.0.1:{shared.port}:t/to", "--accept-new")
+        (bench.far / name).write_text(name)
+    (bench.far / "to").mkdir(mode=0o777)
+    (bench.far / "to").chmod(0o777)
+    result = bench.run("bob@.:t/*.txt", f"bob@127.0.0.1:{bench.node.port}:t/to", "--accept-new")
     assert result.returncode == 0, result.stderr
-    assert sorted(os.listdir(far / "to")) == ["a.txt", "b.txt"]
+    assert sorted(os.listdir(bench.far / "to")) == ["a.txt", "b.txt"]
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 
-def test_refusals_have_their_exit_codes_and_denial_ids(shared: NodeProcess, far: Path, tmp_path: Path) -> None:
-    (far / "file").write_text("x")
+def test_refusals_have_their_exit_codes_and_denial_ids(bench: CopyBench, tmp_path: Path) -> None:
+    (bench.far / "file").write_text("x")
     (tmp_path / "file").write_text("y")
     for arguments, peer, code, said in (
         (("reader@.:t/file", str(tmp_path / "got")), "reader", 0, ""),
@@ -175,33 +106,35 @@ def test_refusals_have_their_exit_codes_and_denial_ids(shared: NodeProcess, far:
         (("bob@.:t", str(tmp_path)), "bob", 2, "-r copies directories"),
         (("bob@.:t/../../secret", str(tmp_path)), "bob", 4, "no such file"),
     ):
-        result = copy(shared, *arguments, peer=peer)
+        result = bench.run(*arguments, peer=peer)
         assert (result.returncode, said in result.stderr) == (code, True), (arguments, result.stderr)
         assert len(result.stderr.splitlines()) <= 2
     assert (tmp_path / "got").read_text() == "x"
-    assert (far / "put").read_text() == "y"
+    assert (bench.far / "put").read_text() == "y"
     assert not (tmp_path / "never").exists()
-    assert list(tmp_path.glob("*.part")) + list(far.glob("*.part")) == []
+    assert list(tmp_path.glob("*.part")) + list(bench.far.glob("*.part")) == []
 
 
 @pytest.mark.parametrize("side", ["here", "there"])
 def test_a_full_disk_is_said_and_its_part_is_kept(
-    shared: NodeProcess, far: Path, tmp_path: Path, test_user: pwd.struct_passwd, side: str
+    bench: CopyBench, tmp_path: Path, test_user: pwd.struct_passwd, side: str
 ) -> None:
-    small, source = (tmp_path / "small", far / "big") if side == "here" else (far / "small", tmp_path / "big")
+    small, source = (
+        (tmp_path / "small", bench.far / "big") if side == "here" else (bench.far / "small", tmp_path / "big")
+    )
     source.write_bytes(os.urandom(4 * MIB))
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=2m,uid={test_user.pw_uid}", "tmpfs", small], check=True)
     try:
         paths = ["bob@.:t/big", str(small)] if side == "here" else [str(source), "bob@.:t/small"]
-        result = copy(shared, *paths)
+        result = bench.run(*paths)
         assert result.returncode == 1
         assert "no space left on device" in result.stderr.lower()
         assert "--resume" in result.stderr
         (part,) = os.listdir(small)
         assert part.endswith(".part")
         subprocess.run(["mount", "-o", "remount,size=16m", small], check=True)
-        assert copy(shared, "--resume", *paths).returncode == 0
+        assert bench.run("--resume", *paths).returncode == 0
         assert digest(small / "big") == digest(source)
     finally:
         subprocess.run(["umount", small], check=True)
@@ -210,36 +143,41 @@ def test_a_full_disk_is_said_and_its_part_is_kept(
 # --- sftp -----------------------------------------------------------------------------------------------------------
 
 
-def test_commands_from_stdin_and_from_a_file(shared: NodeProcess, far: Path, tmp_path: Path) -> None:
-    (far / "file").write_text("x")
-    result = copy(shared, "bob@.:t", command="sftp", input="pwd\nls\nget file " + str(tmp_path / "got") + "\n")
+def test_commands_from_stdin_and_from_a_file(bench: CopyBench, tmp_path: Path) -> None:
+    (bench.far / "file").write_text("x")
+    result = bench.run("bob@.:t", command="sftp", input="pwd\nls\nget file " + str(tmp_path / "got") + "\n")
     assert (result.returncode, result.stdout) == (0, "/t\nfile\n"), result.stderr
     assert (tmp_path / "got").read_text() == "x"
     batch = tmp_path / "batch"
     batch.write_text("mkdir sub\n-rm nothing\nrename file sub/file\nrm nothing\nrm sub/file\n")
-    result = copy(shared, "-b", str(batch), "bob@.:t", command="sftp")
+    result = bench.run("-b", str(batch), "bob@.:t", command="sftp")
     assert result.returncode == 4
     assert result.stdout.splitlines() == [f"sftp> {line}" for line in batch.read_text().splitlines()[:4]]
-    assert [path.name for path in (far / "sub").iterdir()] == ["file"]
-    assert copy(shared, "-b", "/nothing", "bob@.", command="sftp").returncode == 4
-    denied = copy(shared, "nobody@.", command="sftp", peer="nobody")
+    assert [path.name for path in (bench.far / "sub").iterdir()] == ["file"]
+    assert bench.run("-b", "/nothing", "bob@.", command="sftp").returncode == 4
+    denied = bench.run("nobody@.", command="sftp", peer="nobody")
     assert (denied.returncode, "den_" in denied.stderr) == (3, True)
 
 
-def test_the_prompt(shared: NodeProcess, far: Path, tmp_path: Path) -> None:
-    (far / "some file").write_text("x")
-    (far / "big").write_bytes(os.urandom(MIB) * 64)
-    command = alknet(shared, *words(shared, "sftp", "bob@.:t"))
+def test_the_prompt(bench: CopyBench, tmp_path: Path) -> None:
+    (bench.far / "some file").write_text("x")
+    (bench.far / "big").touch()
+    os.truncate(bench.far / "big", 4 * GIB)
+    command = bench.terminal("sftp", "bob@.:t")
     child = pexpect.spawn(
-        command[0], command[1:], timeout=20, encoding="utf-8", dimensions=(24, 100), cwd=str(tmp_path),
+        command[0],
+        command[1:],
+        timeout=20,
+        encoding="utf-8",
+        dimensions=(24, 100),
+        cwd=str(tmp_path),
         env=os.environ | {"TERM": "dumb"},
-    )  # fmt: skip
+    )
     try:
         child.expect_exact("sftp> ")
         child.send("get so\t")
         child.expect_exact("me\\ file ")
         child.send("copy\r")
-        child.expect("some|100%")
         child.expect_exact("sftp> ")
         assert (tmp_path / "copy").read_text() == "x"
         child.send("get big\r")
@@ -247,17 +185,17 @@ def test_the_prompt(shared: NodeProcess, far: Path, tmp_path: Path) -> None:
         child.sendintr()
         child.expect_exact("--resume")
         child.expect_exact("sftp> ")
+        os.truncate(bench.far / "big", 4 * MIB)
         child.send("no\x03")  # gives up the line
         child.expect_exact("sftp> ")
         child.send("nope\r")
         child.expect_exact("there is no command 'nope'")
         child.expect_exact("sftp> ")
         child.send("reget big\r")
-        child.expect_exact("100%")
         child.expect_exact("sftp> ")
         child.sendeof()
         child.expect(pexpect.EOF)
     finally:
         child.close()
     assert child.exitstatus == 0
-    assert digest(tmp_path / "big") == digest(far / "big")
+    assert digest(tmp_path / "big") == digest(bench.far / "big")

@@ -10,7 +10,7 @@ import pytest
 
 from alknet.access import Policy
 from alknet.resolver import dial
-from testkit.ssh_forwards import ALL, HERE, allowing, nobody_there, reverse, serving, tell
+from testkit.ssh_forwards import ALL, HERE, allowing, ask_globally, nobody_there, reverse, serving, tell
 from testkit.ssh_pair import Door
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,15 @@ from testkit.ssh_forwards import (
     ask_globally,
     helpers,
     leave,
+    nobody_there,
     reverse,
     serving,
     tell,
     visit,
-    nobody_there,
 )
 from testkit.ssh_pair import Door
 
-HERE = "127.0.0.1"
 LIMITED = 4
-Server = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]
 
 
 @pytest.fixture

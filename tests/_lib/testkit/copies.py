@@ -15,6 +15,8 @@ __all__ = ["OLD", "digest", "file_servers", "look_at", "make_tree", "resume_afte
 
 OLD = 981_173_106
 """A time: a file that has it was not made now."""
+SLOW_S = 300.0
+"""Far beyond what the largest files need."""
 
 
 def make_tree(at: Path, files: int) -> Path:
@@ -69,7 +71,8 @@ def resume_after_kill(
         assert client.stdin is not None
         client.stdin.write(f"{command}\n".encode())
         client.stdin.flush()
-        wait_until(lambda: target.exists() and target.stat().st_size > size // 6, f"{command} is under way")
+        begun = f"{command} is under way"
+        wait_until(lambda: target.exists() and target.stat().st_size > size // 6, begun, timeout_s=SLOW_S)
         for process in (*psutil.Process(client.pid).children(), client):
             process.kill()
     wait_until(lambda: not file_servers(clients.node), "the node knows")

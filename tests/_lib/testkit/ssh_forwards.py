@@ -103,5 +103,5 @@ def helpers() -> list[psutil.Process]:
 
 async def ask_globally(client: asyncssh.SSHClientConnection, request: bytes, host: str, port: int) -> bool:
     """Whether the node did what a request about a listener asks for."""
-    kind, _ = await client._makeask_globally_request(request, String(host), UInt32(port))
+    kind, _ = await client._make_global_request(request, String(host), UInt32(port))
     return bool(kind == asyncssh.constants.MSG_REQUEST_SUCCESS)

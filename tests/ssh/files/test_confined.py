@@ -12,17 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from alknet.errors import InvalidInputError
 from alknet.guard import Barred
+from alknet.ssh.files import confined
 from alknet.ssh.files.attributes import Attributes
 from alknet.ssh.files.confined import Confined, write_all
 from testkit.files_bench import descriptors
 from testkit.users import need_root
 
-RACE_S = 0.7
+RACE_S, ENOUGH_S = 0.7, 20
 CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
 
 
@@ -225,6 +226,23 @@ def test_a_rename_replaces_only_when_it_says_so(files: Confined, root: Path) -> 
     assert (get(files, b"a/file"), os.listdir(root / "a")) == (b"x", ["file"])
     files.rename(b"a", b"b", replace=False)
     assert os.listdir(root) == ["b"]
+
+
+def test_a_file_system_that_cannot_rename_without_replacing_is_looked_at_first(
+    files: Confined, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise OSError(errno.EINVAL, "invalid")
+
+    monkeypatch.setattr(confined, "rename_new", cannot)
+    put(files, b"x", b"x")
+    (root / "link").symlink_to("nowhere")
+    for new in (b"a/file", b"link"):
+        with pytest.raises(FileExistsError):
+            files.rename(b"x", new, replace=False)
+    files.rename(b"x", b"y", replace=False)
+    files.rename(b"a", b"b", replace=False)
+    assert sorted(os.listdir(root)) == ["b", "link", "y"]
 
 
 def test_a_file_gets_a_second_name(files: Confined, root: Path) -> None:
@@ -448,6 +466,37 @@ def test_whatever_is_done_nothing_outside_of_the_root_changes(root: Path, acts: 
     assert sorted(os.listdir(root.parent)) == ["outside", "root"]
 
 
+HOMES = st.sampled_from([b"user", b".ssh", b"id", b"way", b"a", b"..", b"new", b"twin", b""])
+HOME_PATHS = st.lists(HOMES, max_size=4).map(b"/".join)
+
+
+@given(acts=st.lists(st.tuples(st.sampled_from(sorted(ACTS)), HOME_PATHS, HOME_PATHS), min_size=1, max_size=15))
+@example(acts=[("symlink", b"user", b"new"), ("rename", b"new/.ssh", b"a/new"), ("rename", b"user", b"new")])
+@example(acts=[("remove", b"way", b""), ("make", b"way", b""), ("rename", b"a", b"way"), ("rename", b"user", b"a")])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_is_done_what_is_out_of_reach_stays_as_it_is(
+    tmp_path_factory: pytest.TempPathFactory, acts: list[tuple[str, bytes, bytes]]
+) -> None:
+    root = tmp_path_factory.mktemp("root")
+    (root / "user" / ".ssh").mkdir(parents=True)
+    (root / "user" / ".ssh" / "id").write_bytes(b"secret")
+    (root / "way").symlink_to("user")
+    (root / "a").mkdir()
+    os.link(root / "user" / ".ssh" / "id", root / "twin")
+    before = snapshot(root / "user" / ".ssh")
+    files = Confined(str(root), protected=[str(root / "way" / ".ssh")])
+    for act, one, two in acts:
+        with suppress(InvalidInputError, OSError, Barred):
+            ACTS[act](files, one, two)
+    assert (os.readlink(root / "way"), [*before[0][:3]]) == ("user", [*snapshot(root / "way" / ".ssh")[0][:3]])
+    assert (root / "user" / ".ssh" / "id").read_bytes() == b"secret"
+    found = [os.fsencode(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    for path in found:
+        with suppress(OSError, Barred):
+            assert get(files, path) != b"secret"
+    files.close()
+
+
 def test_no_race_changes_anything_outside(files: Confined, root: Path) -> None:
     """Somebody swaps a directory for a link that leads out, as fast as can be, while clients do what they do."""
     outside = root.parent / "outside"
@@ -465,8 +514,8 @@ def test_no_race_changes_anything_outside(files: Confined, root: Path) -> None:
     thread = threading.Thread(target=swap)
     thread.start()
     try:
-        end, done = time.monotonic() + RACE_S, 0
-        while time.monotonic() < end:
+        begin, done = time.monotonic(), 0
+        while (now := time.monotonic() - begin) < RACE_S or (now < ENOUGH_S and not done):
             for act, one, two in (("write", b"d/new", b""), ("make", b"d/m", b""), ("rename", b"d/new", b"d/precious")):
                 with suppress(OSError):
                     ACTS[act](files, one, two)

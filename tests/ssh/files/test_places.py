@@ -23,7 +23,7 @@ from testkit.files_bench import descriptors
 from testkit.users import need_root
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
-RACE_S = 0.7
+RACE_S, ENOUGH_S = 0.7, 20
 SECRET = b"nobody outside of the root may see this"
 
 
@@ -203,9 +203,9 @@ def swapping(top: Path) -> Iterator[None]:
 @pytest.mark.usefixtures("swapping")
 def test_no_race_leaves_the_root(top: Path, tree: Tree) -> None:
     seen: dict[bytes, set[bytes]] = {}
-    end = time.monotonic() + RACE_S
+    begin = time.monotonic()
     both = {b"inside", b"refused"}
-    while time.monotonic() < end:
+    while (now := time.monotonic() - begin) < RACE_S or (now < ENOUGH_S and set().union(*seen.values()) != both):
         for path in (b"a/file", b"a/b/file", b"one", b"a/b/../../one"):
             for _ in range(20):
                 try:
@@ -241,7 +241,7 @@ def test_a_lookup_that_is_disturbed_all_the_time_ends(tree: Tree, monkeypatch: p
 def test_a_kernel_without_the_call_is_told_at_once(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syscalls, "_NUMBER", ctypes.c_long(100_000))
     before = descriptors()
-    with pytest.raises(OSError, match="not implemented"):
+    with pytest.raises(OSError, match=r"Linux 5\.6"):
         Tree(str(top / "root"))
     assert descriptors() == before
 

@@ -167,6 +167,15 @@ def test_what_the_node_does_not_allow_is_told(root: Path) -> None:
     assert (run.notes, os.listdir(root / "dir")) == (["write is not for you (den_1)"], ["b"])
 
 
+def test_what_fails_when_nobody_waits_for_an_answer_is_told_on_the_side(root: Path) -> None:
+    """A complaint would be taken for what is said to the next file."""
+    changes = iter([True, True, False, True])
+    sent = b"D0700 0 d\nC0644 1 x\n1\0E\nC0644 1 y\n2\0"
+    run = ScpRun(root, "scp -prt .", sent, decide=lambda action, path: next(changes))
+    assert (run.said, run.failures) == (OK * 7, 1)
+    assert run.notes == ["./d: write is not for you (den_1)"]
+
+
 def test_what_is_out_of_reach_is_told(root: Path) -> None:
     run = ScpRun(root, "scp -t dir", b"", protected=(str(root / "dir"),))
     assert run.said.startswith(b"\2scp: the node's home")
