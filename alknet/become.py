@@ -8,9 +8,10 @@ import ctypes
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from alknet.runas import RunAs
+if TYPE_CHECKING:  # a helper that starts for every session does without
+    from alknet.runas import RunAs
 
 __all__ = ["become", "helper_argv"]
 
@@ -20,7 +21,7 @@ NOBODY_ELSE: Final = "-"
 """Stands for the ids where the helper stays who it is."""
 
 
-def helper_argv(module: str, user: RunAs, *arguments: str | int) -> list[str]:
+def helper_argv(module: str, user: "RunAs", *arguments: str | int) -> list[str]:
     """The command line of a helper that works for `user`: its `module` gets the `arguments` and then the ids.
 
     The interpreter takes nothing from the environment and nothing from the directory that it is started in.

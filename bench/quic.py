@@ -1,14 +1,13 @@
 """SSH over QUIC beside what aioquic alone does, and beside TLS and plain TCP, in one run on one machine.
 
-``python bench/quic.py [--quick] [--only PART …]`` prints a table of each part. The
-goal is that SSH over QUIC moves at least 80 % of what aioquic moves with nothing around it (`bare_aioquic.py`). The
-node is ``alknet serve`` in a process of its own, and every client of `quic_client.py` too. Rounds go A, B, C, A, B, C,
+``python bench/quic.py [--quick] [--only PART …]`` prints a table of each part. The goal is that SSH over QUIC moves at
+least 80 % of what aioquic moves with nothing around it (`bare_aioquic.py`); files and forwards (`quic_files.py`) are
+beside plain TCP. The node is ``alknet serve`` in a process of its own, and every client too. Rounds go A, B, C, A, B, C,
 …; a ratio is the median of the rounds' ratios, each of two figures that were taken one after the other. Nothing here
 passes or fails: it is for reading.
 """
 
 import argparse
-import getpass
 import importlib.metadata
 import json
 import os
@@ -21,7 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ SETTLE_S = 3.0
 """Between the last idle connection's opening and looking at the memory."""
 PARTS = ("transfers", "files", "forwards", "times", "idle")
 BARE = "bare"
-
 
 FULL = Effort(rounds=7, slow_bytes=64 * MIB, fast_bytes=256 * MIB, handshakes=200, idle=1000, watch_s=60.0)
 QUICK = Effort(rounds=2, slow_bytes=64 * MIB, fast_bytes=256 * MIB, handshakes=40, idle=200, watch_s=20.0)
@@ -252,7 +250,7 @@ MEASURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a rough answer in two minutes")
+    parser.add_argument("--quick", action="store_true", help="a rough answer in three minutes")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="leave tables out")
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else FULL

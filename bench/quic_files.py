@@ -1,4 +1,4 @@
-"""SFTP and ``-L`` over QUIC and TLS beside plain TCP: by stock clients through ``alknet proxy``, and by alknet's own."""
+"""SFTP and ``-L`` over QUIC and TLS beside plain TCP, by stock clients through ``alknet proxy`` and by alknet's own."""
 
 import shlex
 import subprocess

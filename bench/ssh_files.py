@@ -83,11 +83,13 @@ def measure_files(servers: Sequence[Server], effort: Effort, results: Results) -
         for _ in range(effort.rounds):
             for verb, rate, cost in (("get", GET, GET_CPU), ("put", PUT, PUT_CPU)):
                 for server in servers:
+                    begin_cpu_s = server.cpu_s()
                     overhead_s = sftp(server, "bye\n")
                     cpu_s = server.cpu_s()
                     took_s = copy_large(server, verb, large, copy) - overhead_s
+                    used_s = server.cpu_s() - cpu_s - (cpu_s - begin_cpu_s)
                     results[server.name, rate].append(megabytes / took_s)
-                    results[server.name, cost].append((server.cpu_s() - cpu_s) * 1e3 / megabytes)
+                    results[server.name, cost].append(used_s * 1e3 / megabytes)
                     if verb == "get":
                         results[server.name, SESSION].append(overhead_s * 1e3)
             for verb, rate in (("get", GET_SMALL), ("put", PUT_SMALL)):

@@ -30,6 +30,9 @@ __all__ = ["SURFACE", "Login"]
 log = logging.getLogger("alknet.ssh")
 
 SURFACE: Final = "ssh"
+KEX_GUESS: Final = b"kexguess2@matt.ucc.asn.au"
+"""Says that a method which was guessed right is one that both know and the client likes best, as asyncssh has it. By
+the standard's rule it would have to be the server's favourite too: Dropbear, which guesses, would begin again."""
 
 
 class Login(FastConnection):
@@ -218,6 +221,9 @@ class Login(FastConnection):
     def _grace_is_over(self) -> None:
         log.info(event("login timed out", remote_addr=self.remote_host))
         self._force_close(None)
+
+    def _get_extra_kex_algs(self) -> list[bytes]:
+        return [*super()._get_extra_kex_algs(), KEX_GUESS]
 
     def _choose_alg(self, alg_type: str, local_algs: Any, remote_algs: Any) -> bytes:
         """Turn away a client whose choice is safe only with the strict key exchange, and that does not do that."""

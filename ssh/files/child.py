@@ -104,6 +104,18 @@ def main(arguments: Sequence[str], *, stdin: int = 0, stdout: int = 1, stderr: i
     except (OSError, AlknetError, Barred) as exc:
         note(words_of(exc))
         return EXIT_FAILED
+    except Exception as exc:  # a mistake of ours; a traceback would tell the client of the machine's directories
+        note(f"internal error: {_where(exc)}")
+        return EXIT_FAILED
+
+
+def _where(exc: BaseException) -> str:
+    """Where it was raised."""
+    at = exc.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    place = "" if at is None else f" in {os.path.basename(at.tb_frame.f_code.co_filename)}, line {at.tb_lineno}"
+    return type(exc).__name__ + place
 
 
 def _serve(questions: Questions, note: Notes, stdin: int, stdout: int) -> int:

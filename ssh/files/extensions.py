@@ -29,7 +29,6 @@ PIECE_BYTES: Final = 1024 * 1024
 """Hashed or copied at a time."""
 MAX_NAMED: Final = 1024
 """Users or groups whose names one request asks for."""
-RENAMES: Final = b"posix-rename@openssh.com"
 HERE: Final = b"~"
 
 _FILE_SYSTEM: Final = struct.Struct(">11Q")
@@ -168,7 +167,7 @@ def _digest(fd: int, offset: int, length: int) -> tuple[bytes, int]:
 
 EXTENSIONS: Final[dict[bytes, tuple[bytes, Extension]]] = {
     # name: (what is said of it: the version, what answers it)
-    RENAMES: (b"1", _posix_rename),
+    b"posix-rename@openssh.com": (b"1", _posix_rename),
     b"statvfs@openssh.com": (b"2", _statvfs),
     b"fstatvfs@openssh.com": (b"2", _fstatvfs),
     b"hardlink@openssh.com": (b"1", _hardlink),

@@ -62,9 +62,6 @@ class Handles:
         self._open: dict[bytes, OpenFile | OpenDirectory] = {}
         self._last = 0
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def __iter__(self) -> Iterator[bytes]:
         return iter(tuple(self._open))
 

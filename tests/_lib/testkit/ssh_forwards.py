@@ -92,11 +92,12 @@ async def leave(client: asyncssh.SSHClientConnection) -> None:
 
 
 def helpers() -> list[psutil.Process]:
-    """The processes that make sockets."""
+    """The processes that make sockets; one that has ended and was not reaped has only its name left."""
     found = []
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            if process.status() == psutil.STATUS_ZOMBIE or "alknet.ssh.socket_child" in process.cmdline():
+            is_dead = process.status() == psutil.STATUS_ZOMBIE
+            if process.name().startswith("python") if is_dead else "alknet.ssh.socket_child" in process.cmdline():
                 found.append(process)
     return found
 

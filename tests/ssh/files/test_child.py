@@ -228,6 +228,13 @@ def test_a_root_that_is_not_there_is_told_with_a_hint(root: Path) -> None:
     assert (code, "out of reach" in words) == (1, True)
 
 
+def test_a_mistake_of_ours_is_told_without_the_machines_directories(root: Path) -> None:
+    no_path: Any = 7
+    with FileChild(root, start=no_path) as child:
+        code, words = child.end()
+    assert (code, words.startswith("alknet: internal error: TypeError in "), "/" in words) == (1, True, False)
+
+
 def test_a_node_that_goes_ends_it(root: Path) -> None:
     child = FileChild(root)
     child.begin()
