@@ -9,7 +9,8 @@ ARGS ?=
 WORKERS ?= logical
 
 # Stock programs that the tests drive, by Debian package.
-TEST_PACKAGES := openssh-client openssh-server rsync putty-tools dropbear-bin fail2ban procps iproute2 git curl chromium fonts-dejavu-core
+TEST_PACKAGES := openssh-client openssh-server rsync putty-tools dropbear-bin fail2ban procps \
+    iproute2 git curl chromium fonts-dejavu-core
 
 .PHONY: up test check types format bench soak docs clean
 

@@ -357,11 +357,8 @@ class Node:
 
     async def reload_settings(self, cause: str) -> dict[str, Any]:
         report = await self.reload(cause)
-        return {
-            "changed": list(report.changed),
-            "needs_restart": list(report.needs_restart),
-            "revision": self.gate.policy.revision,
-        }
+        revision = self.gate.policy.revision
+        return {"changed": list(report.changed), "needs_restart": list(report.needs_restart), "revision": revision}
 
     def end_connection(self, id: str) -> dict[str, Any]:
         ended = self.router.end(id, "ended by the operator")

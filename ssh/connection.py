@@ -232,9 +232,11 @@ class SshConnection(Login):
             self._login.done(outcome)
         for session in tuple(self.sessions):
             session.end(reason)
+        is_busy = bool(self.sessions) or self.forwarding.is_busy
         self.forwarding.end()
-        # A client that is disconnected forgets what it was still to print, so let its sessions end first.
-        self._loop.call_later(LAST_WORDS_S if self.sessions else 0.0, self._disconnect, reason)
+        # A client that is disconnected forgets what it was still to print, so let its sessions end first. What it still
+        # sends when the socket is closed resets that, and the client forgets the reason, so let its channels end, too.
+        self._loop.call_later(LAST_WORDS_S if is_busy else 0.0, self._disconnect, reason)
 
     def _force_close(self, exc: Exception | None) -> None:
         """Let what is written get out first, above all the message that says why; asyncssh would throw it away."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +57,11 @@ class ForwardRights:
         if not ranges:
             raise NotForwarded("refused: no port is allowed on all addresses of that host; name one address")
         return free_ports(ranges)
+
+    def bound(self, target: Target, port: int) -> Target:
+        """`target` with the port that the node has got for it, which may be one that it listens on elsewhere."""
+        is_self = self._connection.handler.is_own(target.address or target.host, port, any_address=True)
+        return replace(target, port=port, is_self=is_self)
 
     def user(self) -> RunAs:
         peer = self._gate.policy.peers.get(self._connection.identity.id)

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,6 +36,8 @@ log = logging.getLogger("alknet.ssh")
 LIMIT: Final = "limits.forwards_per_connection"
 MAX_WIDENED_BYTES: Final = 32 * 1024 * 1024
 """What the windows of all forwarded connections together may have beyond the first one of each."""
+MAX_HELPERS: Final = 8
+"""Processes that connect to sockets for one client at the same time."""
 
 ListenKey = tuple[str, int] | str
 """What a client calls a listener of its own: host and port, or a path."""
@@ -55,6 +56,7 @@ class Forwarding:
         self._listeners: dict[ListenKey, Forward] = {}
         self._waiting = 0
         """Connections that are being made, and those whose channel the client has not accepted yet."""
+        self._helpers = asyncio.Semaphore(MAX_HELPERS)
         self._agent_lock = asyncio.Lock()
         self._window_left = MAX_WIDENED_BYTES
         self._is_over = False
@@ -133,7 +135,8 @@ class Forwarding:
             lives.append(Forward(self._rights.ask(LOCAL, real), LOCAL, real))
 
         with reported(lives):
-            sock = await connect_to_unix(path, self._rights.user(), decide)
+            async with self._helpers:
+                sock = await connect_to_unix(path, self._rights.user(), decide)
         return lives[0], sock
 
     def _outgoing_ended(self, live: Forward) -> None:
@@ -155,7 +158,7 @@ class Forwarding:
             ports = [port] if port else self._rights.free_ports(allowed)
             sockets = await bind_all([target.address or target.host for target in allowed], ports, self._rights.user())
         bound = int(sockets[0].getsockname()[1])
-        live.resources = tuple(str(replace(target, port=bound)) for target in allowed)
+        live.resources = tuple(str(self._rights.bound(target, bound)) for target in allowed)
 
         def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
             return TcpChannel(self._connection).accept(lambda: pump, host, bound, address[0], address[1])

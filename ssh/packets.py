@@ -25,6 +25,9 @@ MIN_PACKET_BYTES: Final = 1024
 MAX_PACKETS_PER_TURN: Final = 64
 """Packets that one connection gets handled before the others have their turn."""
 
+MAX_JOINED_BYTES: Final = 256 * 1024
+"""Of data that arrived together and is handed on in one piece."""
+
 _FRAME_BYTES: Final = 4 + 16
 """Of a packet under AES-GCM: its length in front, and the tag behind (RFC 5647)."""
 _DATA_HEAD_BYTES: Final = 1 + 1 + 4 + 4
@@ -81,29 +84,51 @@ class FastPackets(SSHConnection):
         return False
 
     def _take_packet(self, cipher: "_AesGcm") -> bool:
-        """Take a packet apart in one go if all of it is there and it has a channel's data: decrypted from where it
-        arrived, with one copy after that instead of five. Anything else goes asyncssh's way."""
-        buffer = self._inpbuf
-        size = buffer.packet_bytes()
-        if not _DATA_HEAD_BYTES <= size - _FRAME_BYTES <= self._max_recv_pktlen or size > len(buffer):
+        """Take packets apart in one go, as long as all of them are there and have data of one channel: decrypted from
+        where they arrived, with one copy after that instead of five, and handed on together, so that whoever takes the
+        data is woken once and not for each 32 KiB. Anything else goes asyncssh's way."""
+        found = self._peek_data(cipher)
+        if found is None:
             return super()._recv_pkthdr()
-        plain = cipher.open(buffer.peek(size))
-        if plain is None:
-            raise asyncssh.MACError("MAC verification failed")
-        channel = self._channels.get(int.from_bytes(plain[2:6], "big"))
-        end = _DATA_HEAD_BYTES + int.from_bytes(plain[6:_DATA_HEAD_BYTES], "big")
-        if (
-            plain[1] != MSG_CHANNEL_DATA
-            or not isinstance(channel, FastChannel)
-            or end + plain[0] != len(plain)
-            or not channel.has_room(end - _DATA_HEAD_BYTES)
-        ):
-            cipher.opened = plain
-            return super()._recv_pkthdr()
-        buffer.skip(size)
-        channel._accept_data(plain[_DATA_HEAD_BYTES:end])
-        self._finish_recv_packet(MSG_CHANNEL_DATA, self._recv_seq)
+        channel, pieces, held = found[0], [], 0
+        try:
+            while found is not None:
+                _, data, size = found
+                pieces.append(data)
+                held += len(data)
+                cipher.opened = found = None
+                self._inpbuf.skip(size)
+                self._finish_recv_packet(MSG_CHANNEL_DATA, self._recv_seq)
+                if self._handled < MAX_PACKETS_PER_TURN and held < MAX_JOINED_BYTES:
+                    found = self._peek_data(cipher, channel, held)
+                    self._handled += found is not None
+        finally:
+            channel._accept_data(b"".join(pieces))
         return True
+
+    def _peek_data(
+        self, cipher: "_AesGcm", only: "FastChannel | None" = None, held: int = 0
+    ) -> "tuple[FastChannel, memoryview, int] | None":
+        """(channel, data, bytes) of the packet at the front, if it is one with data of a channel (of `only` that) which
+        has room for `held` bytes and these; the packet stays there."""
+        size = self._inpbuf.packet_bytes()
+        if not _DATA_HEAD_BYTES <= size - _FRAME_BYTES <= self._max_recv_pktlen or size > len(self._inpbuf):
+            return None
+        plain = cipher.opened
+        if plain is None:
+            plain = cipher.opened = cipher.open(self._inpbuf.peek(size))
+        if plain[1] != MSG_CHANNEL_DATA:
+            return None
+        channel = self._channels.get(int.from_bytes(plain[2:6], "big"))
+        length = int.from_bytes(plain[6:_DATA_HEAD_BYTES], "big")
+        if (
+            not isinstance(channel, FastChannel)
+            or channel is not (only or channel)
+            or _DATA_HEAD_BYTES + length + plain[0] != len(plain)
+            or not channel.has_room(held + length)
+        ):
+            return None
+        return channel, memoryview(plain)[_DATA_HEAD_BYTES : _DATA_HEAD_BYTES + length], size
 
     def _next_turn(self) -> None:
         self._waits_its_turn, self._handled = False, 0
@@ -228,14 +253,14 @@ class _AesGcm(GCMCipher):
         self._update_iv()
         return header, sealed
 
-    def open(self, packet: memoryview) -> bytes | None:
-        """What is in a whole packet; None when it was changed on the way."""
+    def open(self, packet: memoryview) -> bytes:
+        """What is in a whole packet; raises `asyncssh.MACError` when it was changed on the way."""
         try:
-            return self._aead.decrypt(self._iv, packet[4:], packet[:4])
+            plain = self._aead.decrypt(self._iv, packet[4:], packet[:4])
         except InvalidTag:
-            return None
-        finally:
-            self._update_iv()
+            raise asyncssh.MACError("MAC verification failed") from None
+        self._update_iv()
+        return plain
 
     def verify_and_decrypt(self, header: bytes, data: bytes, mac: bytes) -> bytes | None:
         opened, self.opened = self.opened, None

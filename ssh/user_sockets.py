@@ -195,9 +195,10 @@ class _Helper:
             await readable.wait()
         finally:
             loop.remove_reader(self._control)
-        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1)
         sock = None
         if descriptors:
+            os.set_inheritable(descriptors[0], False)
             sock = socket.socket(fileno=descriptors[0])
             sock.setblocking(False)
         return (json.loads(data) if data else {}), sock

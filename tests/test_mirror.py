@@ -46,7 +46,6 @@ COVERED_ELSEWHERE = {
     "call/import_errors.py": ("tests/call/test_from_call.py", "an error is seen where it is raised"),
     "config/base.py": ("tests/config/test_gateway.py", "every model is one of these"),
     "alpn/quic_events.py": ("tests/alpn/test_quic.py", "it says what an engine tells"),
-    "ssh/channel.py": ("tests/ssh/test_session.py", "a channel does nothing without its session"),
     "ssh/files/failures.py": ("tests/ssh/files/test_server.py", "a failure is seen in the answer that tells it"),
     "ssh/files/handles.py": ("tests/ssh/files/test_server.py", "a handle is what a request gives and another uses"),
     "ssh/files/scp_exchange.py": ("tests/ssh/files/test_scp.py", "one side of a protocol is seen from the other"),

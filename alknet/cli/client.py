@@ -23,6 +23,7 @@ __all__ = [
     "accept_new_option",
     "accepter",
     "ask_node",
+    "bulk_first",
     "call_options",
     "carrier_options",
     "find_target",
@@ -125,6 +126,12 @@ def carrier_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def bulk_first(carriers: tuple[str, ...]) -> tuple[str, ...]:
+    """The carriers in the order for commands that are measured by bytes: over TLS where both are wanted and it answers,
+    which moves several times as much as QUIC."""
+    return tuple(sorted(carriers, key=("tls", "quic").index))
 
 
 def call_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from alknet.cli.app import Invocation, pass_invocation
-from alknet.cli.client import accept_new_option, accepter, carrier_options, find_target, reporter, run_async
+from alknet.cli.client import accept_new_option, accepter, bulk_first, carrier_options, find_target, reporter, run_async
 from alknet.cli.output import print_json
 from alknet.cli.progress import showing
 from alknet.errors import AlknetError, UsageError
@@ -145,13 +145,12 @@ def cp(
 async def open_remote(
     target: "Target", carriers: tuple[str, ...], verbose: bool, *, name: str
 ) -> "AsyncIterator[RemoteFiles]":
-    """The files of a peer, over a connection of their own: over TLS where both are wanted and it answers, which moves
-    several times as much as QUIC; a copy that is broken off is resumed."""
+    """The files of a peer, over a connection of their own; a copy that is broken off is resumed."""
     from alknet.ssh.client import connect
     from alknet.ssh.transfer_remote import open_files
 
     async with (
-        connect(target, carriers=sorted(carriers, key=("tls", "quic").index), report=reporter(verbose)) as link,
+        connect(target, carriers=bulk_first(carriers), report=reporter(verbose)) as link,
         open_files(link.ssh, name) as files,
     ):
         yield files

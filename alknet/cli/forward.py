@@ -10,7 +10,7 @@ import click
 
 from alknet.backoff import Backoff
 from alknet.cli.app import Invocation, pass_invocation
-from alknet.cli.client import accept_new_option, accepter, carrier_options, find_target, reporter, run_async
+from alknet.cli.client import accept_new_option, accepter, bulk_first, carrier_options, find_target, reporter, run_async
 from alknet.errors import AlknetError, UnavailableError, UsageError
 from alknet.logs import printable
 from alknet.nofile import raise_limit
@@ -82,7 +82,7 @@ def forward(
         raise UsageError("there is nothing to forward", hint="give at least one of -L, -R and -D")
     target = find_target(invocation, peer, accept_new=accepter(yes=accept_new))
     raise_limit()
-    keeper = Keeper(target, forwards, carriers=carriers, report=reporter(verbose), once=once)
+    keeper = Keeper(target, forwards, carriers=bulk_first(carriers), report=reporter(verbose), once=once)
     run_async(lambda: until_stopped(keeper.run))
     return 0
 

@@ -11,6 +11,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from alknet.become import become
@@ -122,7 +123,10 @@ def _serve(questions: Questions, note: Notes, stdin: int, stdout: int) -> int:
     orders = questions.receive()
     files = _files(orders)
     if orders.get("mode") == "scp":
-        failures = serve_scp(str(orders["command"]), files, questions, note, stdin=stdin, stdout=stdout)
+        try:
+            failures = serve_scp(str(orders["command"]), files, questions, note, stdin=stdin, stdout=stdout)
+        finally:
+            questions.flush()
         return EXIT_DENIED if questions.denials else EXIT_FAILED if failures else 0
     _serve_sftp(files, questions, note, stdin, stdout)
     return 0
@@ -148,8 +152,11 @@ def _serve_sftp(files: Confined, questions: Questions, note: Notes, stdin: int, 
             while (packet := arrived.next_packet()) is not None:
                 server.answer(packet)
             output.flush()
+            questions.flush()
     finally:
         server.close()
+        with suppress(BrokenError):
+            questions.flush()
 
 
 if __name__ == "__main__":

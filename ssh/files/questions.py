@@ -11,9 +11,11 @@ from typing import Any, Final
 from alknet.errors import BrokenError, DeniedError
 from alknet.guard import Barred
 
-__all__ = ["MAX_MESSAGE_BYTES", "READ", "WRITE", "Questions"]
+__all__ = ["MAX_ENDED", "MAX_MESSAGE_BYTES", "READ", "WRITE", "Questions"]
 
 MAX_MESSAGE_BYTES: Final = 256 * 1024
+MAX_ENDED: Final = 64
+"""What has ended and was not said yet."""
 READ: Final = "read"
 WRITE: Final = "write"
 
@@ -25,18 +27,21 @@ class Questions:
         os.set_blocking(fd, True)
         self._fd = fd
         self._number = 0
+        self._ended: list[dict[str, Any]] = []
+        self._arrived = bytearray(MAX_MESSAGE_BYTES)
+        """Room for a message. To ask the system for it each time takes longer than to read one."""
         self.denials = 0
 
     def receive(self) -> dict[str, Any]:
         """The next message; raises `BrokenError` when the node has gone, or says what makes no sense."""
         try:
-            data = os.read(self._fd, MAX_MESSAGE_BYTES)
+            count = os.readv(self._fd, [self._arrived])
         except OSError as exc:
             raise BrokenError("the node has gone") from exc
-        if not data:
+        if not count:
             raise BrokenError("the node has gone")
         try:
-            message = json.loads(data)
+            message = json.loads(self._arrived[:count])
         except ValueError as exc:
             raise BrokenError("the node sent no JSON") from exc
         if not isinstance(message, dict):
@@ -54,8 +59,16 @@ class Questions:
         return self._number
 
     def done(self, number: int, outcome: str = "ok", count: int = 0) -> None:
-        """Say how what was allowed ended, and how many bytes were carried."""
-        self._send({"done": number, "outcome": outcome, "bytes": count})
+        """Say how what was allowed ended, and how many bytes were carried: with `flush` or the next question."""
+        self._ended.append({"done": number, "outcome": outcome, "bytes": count})
+        if len(self._ended) >= MAX_ENDED:
+            self.flush()
+
+    def flush(self) -> None:
+        """Say what ended. The client has its answers before: it need not wait until the node has written that down."""
+        ended, self._ended = self._ended, []
+        for message in ended:
+            self._write(message)
 
     def barred(self, reason: Barred, action: str, path: bytes) -> DeniedError:
         """Tell the node what was reached for, and what for; the error that its client is to get."""
@@ -76,6 +89,10 @@ class Questions:
             raise DeniedError(str(message.get("words") or "the node does not allow it"))
 
     def _send(self, message: dict[str, Any]) -> None:
+        self.flush()
+        self._write(message)
+
+    def _write(self, message: dict[str, Any]) -> None:
         try:
             os.write(self._fd, json.dumps(message).encode())
         except OSError as exc:

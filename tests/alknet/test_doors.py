@@ -19,6 +19,7 @@ CHANGED = {
         "auth_attempts": 16,
         "channels_per_connection": 17,
         "connections_per_peer": 18,
+        "forwards_per_connection": 19,
     },
     "ssh": {"env_allow": ["ONLY_THIS"]},
     "call": {"max_frame": 70_000, "max_in_flight": 20},

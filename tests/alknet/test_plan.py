@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alknet.access import SshRights
-from alknet.plan import Kind, Request, make_plan
+from alknet.access import Certificate, SshRights
+from alknet.plan import SFTP, Kind, Request, make_plan
 
 
 def test_an_exec_is_run_by_the_users_shell() -> None:
@@ -108,6 +108,102 @@ def test_a_forced_command_replaces_commands_of_the_node() -> None:
         "only this",
         "op node/status",
     )
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_sftp_serves_the_peers_directory() -> None:
+    plan = make_plan(Request(Kind.SUBSYSTEM, SFTP), SshRights(user="bob", sftp_root="/srv"))
+    assert (plan.action, plan.resource, plan.files, plan.user) == ("sftp/read", None, "/srv", "bob")
+    assert (plan.subsystem, plan.script, plan.words) == (None, None, None)
+    assert make_plan(Request(Kind.SUBSYSTEM, SFTP), SshRights()).files == ""  # which the decision refuses
+    assert make_plan(Request(Kind.EXEC, SFTP), SshRights(sftp_root="/srv")).files is None
+
+
+@pytest.mark.parametrize(
+    ("text", "action"),
+    [
+        ("scp -t /x", "sftp/write"),
+        ("scp -f /x", "sftp/read"),
+        ("scp -v -r -p -d -t 'a b'", "sftp/write"),
+        ("scp -qrf -- -t", "sftp/read"),
+        ("scp -f -- -x; id", "sftp/read"),
+    ],
+)
+def test_the_far_side_of_scp_is_served_and_not_run(text: str, action: str) -> None:
+    rights = SshRights(sftp_root="/srv")
+    plan = make_plan(Request(Kind.EXEC, text), rights)
+    assert (plan.action, plan.resource, plan.files, plan.script) == (action, None, "/srv", text)
+    for other in (SshRights(), SshRights(sftp_root="/srv", commands=("scp *",))):
+        run = make_plan(Request(Kind.EXEC, text), other)
+        assert (run.action, run.files) == ("ssh/exec", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "scp",
+        "scp a b:c",
+        "scp -tf x",
+        "scp -r x",
+        "scp -r x -t",
+        "scp -- -t",
+        "/usr/bin/scp -t x",
+        "scp 'open",
+        "scpt",
+        "",
+    ],
+)
+def test_any_other_scp_is_a_command(text: str) -> None:
+    plan = make_plan(Request(Kind.EXEC, text), SshRights(sftp_root="/srv"))
+    assert (plan.action, plan.files, plan.script) == ("ssh/exec", None, text)
+
+
+@pytest.mark.parametrize("request_", [Request(Kind.SUBSYSTEM, SFTP), Request(Kind.EXEC, "scp -t x")])
+def test_a_forced_command_replaces_files_too(request_: Request) -> None:
+    plan = make_plan(request_, SshRights(force_command="only this", sftp_root="/srv"))
+    assert (plan.action, plan.files, plan.script, plan.original) == ("ssh/exec", None, "only this", request_.text)
+
+
+def test_a_directory_that_changes_changes_the_plan() -> None:
+    plans = [make_plan(Request(Kind.SUBSYSTEM, SFTP), SshRights(sftp_root=root)) for root in ("/a", "/b")]
+    assert plans[0] != plans[1]
+
+
+# --- certificates ---------------------------------------------------------------------------------------------------
+
+
+def certificate(force_command: str | None) -> Certificate:
+    return Certificate(
+        key="SHA256:k",
+        authority="SHA256:a",
+        serial=1,
+        key_id="id",
+        principals=("bob",),
+        permits=frozenset(),
+        force_command=force_command,
+        valid_before=None,
+    )
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(Kind.EXEC, "op x"),
+        Request(Kind.SHELL),
+        Request(Kind.SUBSYSTEM, "alknet-call"),
+        Request(Kind.SUBSYSTEM, SFTP),
+    ],
+)
+def test_what_a_certificate_forces_is_run_instead_of_everything(request_: Request) -> None:
+    plan = make_plan(request_, SshRights(sftp_root="/srv"), COMMANDS, certificate("date -u"))
+    assert (plan.action, plan.resource, plan.script, plan.files, plan.command) == (
+        "ssh/exec", "date -u", "date -u", None, None,
+    )  # fmt: skip
+    listed = make_plan(request_, SshRights(commands=("date *",)), COMMANDS, certificate("date -u"))
+    assert (listed.words, listed.script) == (("date", "-u"), None)
+    assert make_plan(request_, SshRights(), COMMANDS, certificate(None)) == make_plan(request_, SshRights(), COMMANDS)
 
 
 @given(st.text(), st.booleans(), st.booleans(), st.sampled_from(Kind))

@@ -12,7 +12,7 @@ import pytest
 
 from testkit.as_user import Launcher
 from testkit.node import NodeProcess
-from testkit.stock_clients import PROXY, TCP, StockClients
+from testkit.stock_clients import PROXY, TCP, StockClients, unfinished
 from testkit.users import TEST_USER
 
 pytestmark = pytest.mark.interop
@@ -39,6 +39,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> Iter
             node.write_peer(peer, f'scopes = ["ssh:exec"]\n[ssh]\nuser = "{TEST_USER}"\n{commands}')
         node.alknet("config", "reload")
         yield node
+        assert unfinished(node) == []
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from testkit.as_user import Launcher
 from testkit.carriers import running
 from testkit.copies import OLD, file_servers, look_at, make_tree, resume_after_kill
 from testkit.node import NodeProcess, wait_until
-from testkit.stock_clients import PROXY, TCP, StockClients
+from testkit.stock_clients import PROXY, TCP, StockClients, unfinished
 from testkit.users import TEST_USER
 
 pytestmark = pytest.mark.interop
@@ -51,6 +51,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher, root: P
             node.write_peer(peer, _entry(root, scope))
         node.alknet("config", "reload")
         yield node
+        assert unfinished(node) == []
 
 
 def _entry(root: Path | str, *scopes: str, user: str = f'user = "{TEST_USER}"') -> str:
@@ -110,6 +111,16 @@ def test_scp_copies_directories_both_ways(
     assert look_at(far / "tree") == look_at(tree)
     bob.scp(*SCP[protocol], "-r", "-p", f"{host}:/t/tree", str(tmp_path / "back"))
     assert look_at(tmp_path / "back") == look_at(tree)
+
+
+@pytest.mark.parametrize("protocol", SCP)
+def test_scp_while_keys_change(bob: StockClients, far: Path, tmp_path: Path, protocol: str) -> None:
+    near = tmp_path / "near"
+    near.write_bytes(3 * BLOB)
+    options = (*SCP[protocol], "-o", "RekeyLimit=1M")
+    bob.scp(*options, str(near), f"{TCP}:/t/far")
+    bob.scp(*options, f"{TCP}:/t/far", str(tmp_path / "back"))
+    assert (far / "far").read_bytes() == (tmp_path / "back").read_bytes() == 3 * BLOB
 
 
 @pytest.mark.parametrize("protocol", SCP)

@@ -21,7 +21,7 @@ from testkit.as_user import Launcher
 from testkit.carriers import running
 from testkit.echo import Address, connected, echoing, exchange, is_cut_off
 from testkit.node import NodeProcess, free_port, make_key, wait_until
-from testkit.stock_clients import PROXY, TCP, StockClients
+from testkit.stock_clients import PROXY, TCP, StockClients, unfinished
 from testkit.stock_sshd import Sshd, sshd_in
 from testkit.users import TEST_USER
 
@@ -84,6 +84,7 @@ def shared(
         node.write_peer("runner", f'scopes = ["ssh:exec", "ssh:agent"]\n[ssh]\nuser = "{TEST_USER}"')
         node.alknet("config", "reload")
         yield node
+        assert unfinished(node) == []
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +174,23 @@ def test_curl_through_a_dynamic_forward(bob: StockClients, page: str, host: str)
         refused = bob.run(*curl, f"http://{HERE}:{bob.node.port}/", check=False)
         assert refused.returncode in (52, 56, 97), refused  # ssh says that it connected before it asks the node
     assert _last(bob.node, "forward/local")["decision"] == "deny"
+
+
+def test_curl_through_a_dynamic_forward_of_the_nodes_port(bob: StockClients, page: str) -> None:
+    """The node only listens; it is the client that knows where to."""
+    with bob.forwarding(TCP, "-R", f"localhost:{(port := free_port())}"):
+        wait_until(lambda: not _is_free(port), "the node listens")
+        curl = ["curl", "--silent", "--show-error", "--socks5-hostname", f"{HERE}:{port}"]
+        assert subprocess.run([*curl, page], capture_output=True, check=True, timeout=20).stdout == BLOB
+
+
+def test_forwards_while_keys_change(bob: StockClients, echo: tuple[str, int]) -> None:
+    near, far = free_port(), free_port()
+    back = f"{HERE}:{echo[1]}"
+    options = ["-o", "RekeyLimit=1M", "-L", f"{HERE}:{near}:{back}", "-R", f"localhost:{far}:{back}"]
+    with bob.forwarding(TCP, *options):
+        wait_until(lambda: not _is_free(far), "the node listens")
+        assert [exchange((HERE, port), 8 * BLOB) == 8 * BLOB for port in (near, far)] == [True, True]
 
 
 @pytest.mark.parametrize("host", CARRIERS)

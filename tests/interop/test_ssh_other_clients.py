@@ -14,6 +14,7 @@ from testkit.as_user import Launcher
 from testkit.carriers import running
 from testkit.echo import echoing, exchange
 from testkit.node import NodeProcess, free_port, wait_until
+from testkit.stock_clients import unfinished
 from testkit.users import TEST_USER
 
 pytestmark = pytest.mark.interop
@@ -50,6 +51,7 @@ def shared(
         node.write_peer("bob", f'{text}[ssh]\nuser = "{TEST_USER}"\nsftp_root = "{root}"')
         node.alknet("config", "reload")
         yield node
+        assert unfinished(node) == []
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +113,5 @@ def test_forwards_both_ways(client: str, echo: tuple[str, int], request: pytest.
             assert exchange((HERE, port), BLOB) == BLOB
 
 
-@pytest.mark.parametrize("cipher", ["chacha20-poly1305@openssh.com", "aes128-ctr"])
-def test_dropbear_guesses_the_key_exchange_and_runs_commands(dropbear: list[str], cipher: str) -> None:
-    command = [*dropbear, "-c", cipher, f"bob@{HERE}", "id -un; cat"]
-    assert _run(*command, input=BLOB) == TEST_USER.encode() + b"\n" + BLOB
+def test_dropbear_guesses_the_key_exchange_and_runs_commands(dropbear: list[str]) -> None:
+    assert _run(*dropbear, f"bob@{HERE}", "id -un; cat", input=BLOB) == TEST_USER.encode() + b"\n" + BLOB

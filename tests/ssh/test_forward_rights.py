@@ -141,6 +141,26 @@ async def test_no_listener_takes_a_port_of_the_node(door: Door) -> None:
     assert denial["rule"] == "forwarding.own_port"
 
 
+async def test_not_even_where_the_node_is_to_choose_the_port(door: Door) -> None:
+    """The only port that a rule allows is one on which the node listens at another address."""
+
+    class Node:
+        def is_own(self, address: str, port: int, *, any_address: bool = False) -> bool:
+            return port == taken and (any_address or address == "192.0.2.1")
+
+    taken = nobody_there()
+    door.handler.own_port = Node()  # type: ignore[assignment]
+    door.replace_policy(allowing(f"remote 127.0.0.1:{taken}", revision="r2"))
+    async with door.connect() as client:
+        with pytest.raises(asyncssh.ChannelListenError):
+            await client.create_server(asyncssh.SSHTCPSession, HERE, 0)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(HERE, taken)
+    assert door.outcomes("forward/remote") == ["revoked"]
+    ended = [r for r in door.audit.records if r["action"] == "forward/remote" and r.get("outcome") == "revoked"]
+    assert [r["rule"] for r in ended] == ["forwarding.own_port"]
+
+
 async def test_it_is_the_address_in_use_that_has_to_stay_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a name with two, of which the first does not answer."""
     async with serving(reverse, "127.0.0.3") as port:

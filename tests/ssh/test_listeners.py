@@ -135,7 +135,7 @@ async def test_closing_is_for_good_also_during_a_pause(monkeypatch: pytest.Monke
     visitor.close()
 
 
-@pytest.mark.parametrize("reserve", [0, 20])
+@pytest.mark.parametrize("reserve", [0, 2])
 async def test_without_descriptors_accepting_pauses(monkeypatch: pytest.MonkeyPatch, reserve: int) -> None:
     """None at all, or only those that no client may have (`alknet.nofile`)."""
     monkeypatch.setattr(listeners, "FULL_PAUSE_S", 0.02)

@@ -101,13 +101,13 @@ class CopyBench:
         def part() -> Path | None:
             return next((path for path in target.parent.glob("*.part") if path.stat().st_size >= seen), None)
 
-        left = wait_until(part, "some of it has arrived")
+        left = wait_until(part, "some of it has arrived", timeout_s=RUN_TIMEOUT_S)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=20)
         assert target.read_text() == "old"
         assert left.stat().st_size < size, "it was over before it was killed"
         # The peer's file server has to end first: until then it may still write what was sent.
-        wait_until(lambda: not file_servers(self.node), "the node knows", timeout_s=60)
+        wait_until(lambda: not file_servers(self.node), "the node knows", timeout_s=RUN_TIMEOUT_S)
         said = self.json("--resume", "--verify", *paths, carrier=carrier)
         assert (said["bytes"], said["verified"], said["kept"]) == (size, 1, [])
         assert said["moved"] < size

@@ -96,8 +96,8 @@ def helpers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            is_dead = process.status() == psutil.STATUS_ZOMBIE
-            if process.name().startswith("python") if is_dead else "alknet.ssh.socket_child" in process.cmdline():
+            words = [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
+            if process.name().startswith("python") and (not words or "alknet.ssh.socket_child" in words):
                 found.append(process)
     return found
 

@@ -14,11 +14,23 @@ from typing import Any
 from testkit.carriers import alknet, running, wait_for
 from testkit.node import NodeProcess, wait_until
 
-__all__ = ["PROXY", "TCP", "Forwarded", "StockClients"]
+__all__ = ["PROXY", "TCP", "Forwarded", "StockClients", "unfinished"]
 
 TCP, PROXY = "tcp", "proxy"
 """Names of hosts in the clients' configuration: the node, and the way to it."""
 TIMEOUT_S = 300.0
+
+
+def unfinished(node: NodeProcess) -> list[str]:
+    """Stop the node, and return what its audit log says that somebody began, and not how it ended."""
+    node.stop()
+    begun = {}
+    for line in node.audit():
+        if line.get("phase") == "intent" and "request_id" in line:
+            begun[line["request_id"]] = line["action"]
+        else:
+            begun.pop(line.get("request_id"), None)
+    return sorted(begun.values())
 
 
 class Forwarded:

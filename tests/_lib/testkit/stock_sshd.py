@@ -21,7 +21,7 @@ from alknet.errors import UnavailableError
 from alknet.keys import PublicKey
 from alknet.ssh.client import Target
 from alknet.ssh.trust import HostTrust
-from testkit.node import free_port, make_key, wait_until
+from testkit.node import DEADLINE_S, free_port, make_key, wait_until
 
 __all__ = ["Sshd", "sshd_in"]
 
@@ -50,9 +50,11 @@ class Sshd:
 
     def kill(self) -> None:
         """End the server and its connections, at once and without a word."""
-        for process in self.connections():
+        connections = self.connections()
+        for process in connections:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        psutil.wait_procs(connections, timeout=DEADLINE_S)  # until then their ports are taken
         if self.process is not None:
             self.process.kill()
             self.process.wait()

@@ -32,9 +32,17 @@ DEADLINE_S = 20.0
 
 
 @pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     with sshd_in(tmp_path_factory.mktemp("sshd")) as server:
         yield server
+
+
+@pytest.fixture
+def sshd(server: Sshd) -> Sshd:
+    """The server, which runs, whatever the test before has done to it."""
+    if server.process is None:
+        server.start()
+    return server
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +54,12 @@ def echo() -> Iterator[Address]:
 def keeper(target: Target, *texts: str, once: bool = False) -> Keeper:
     forwards = tuple(parse_forward(text[:2], text[2:]) for text in texts)  # type: ignore[arg-type]
     return Keeper(target, forwards, carriers=(), report=lambda line: None, once=once)
+
+
+async def ended(kept: Keeper) -> None:
+    """Wait until it ends by itself."""
+    async with asyncio.timeout(DEADLINE_S):
+        await kept.run()
 
 
 @asynccontextmanager
@@ -110,9 +124,9 @@ async def test_what_the_far_side_refuses_from_the_start_ends_it(sshd: Sshd) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ForwardError, match=f"does not listen on 127.0.0.1:{port}"):
-            await keeper(sshd.target, f"-R127.0.0.1:{port}:db:1").run()
+            await ended(keeper(sshd.target, f"-R127.0.0.1:{port}:db:1"))
         with pytest.raises(ForwardError, match="Address already in use"):
-            await keeper(sshd.target, f"-L{port}:db:1").run()
+            await ended(keeper(sshd.target, f"-L{port}:db:1"))
 
 
 async def test_it_does_not_try_on_where_that_is_of_no_use(sshd: Sshd, tmp_path: Path) -> None:
@@ -125,7 +139,7 @@ async def test_it_does_not_try_on_where_that_is_of_no_use(sshd: Sshd, tmp_path: 
     for target, error in cases:
         port = free_port()
         with pytest.raises(error):
-            await keeper(target, f"-L{port}:db:1").run()
+            await ended(keeper(target, f"-L{port}:db:1"))
         with pytest.raises(ConnectionRefusedError):
             asked(port)  # and does not listen any more
 
@@ -154,7 +168,7 @@ async def test_who_is_not_there_for_now_is_tried_again(
     target = replace(sshd.target, reach=failing)
     if is_final:
         with pytest.raises(type(error)):
-            await keeper(target, f"-L{free_port()}:db:1").run()
+            await ended(keeper(target, f"-L{free_port()}:db:1"))
         return
     lines: list[str] = []
     async with keeping(keeper(target, f"-L{free_port()}:db:1")):
@@ -171,8 +185,7 @@ async def test_once_is_once(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> N
             sshd.kill()
             assert "lost" in await running
         with pytest.raises(UnavailableError, match="cannot be reached"):
-            await keeper(sshd.target, f"-L{free_port()}:db:1", once=True).run()
-    sshd.start()
+            await ended(keeper(sshd.target, f"-L{free_port()}:db:1", once=True))
 
 
 async def _raises(task: Coroutine[Any, Any, None], error: type[Exception]) -> str:

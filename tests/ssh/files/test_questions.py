@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from alknet.errors import BrokenError, DeniedError
 from alknet.guard import Barred
-from alknet.ssh.files.questions import READ, WRITE, Questions
+from alknet.ssh.files.questions import MAX_ENDED, READ, WRITE, Questions
 
 
 class Node:
@@ -46,8 +46,20 @@ def test_a_question_and_its_end(node: Node) -> None:
     assert node.questions.ask(READ, b'/a\xff"\n') == 1
     assert node.heard() == {"ask": 1, "action": "read", "path": '/a\udcff"\n'}
     node.questions.done(1, count=5)
+    node.questions.flush()
     assert node.heard() == {"done": 1, "outcome": "ok", "bytes": 5}
     assert node.questions.denials == 0
+
+
+def test_ends_are_said_with_the_next_question_or_when_there_are_many(node: Node) -> None:
+    node.say({"answer": 1, "allowed": True})
+    for number in (7, 8):
+        node.questions.done(number)
+    assert node.questions.ask(READ, b"/") == 1
+    assert [node.heard().get("done") for _ in range(3)] == [7, 8, None]
+    for number in range(MAX_ENDED):
+        node.questions.done(number, "failed")
+    assert [node.heard()["done"] for _ in range(MAX_ENDED)] == [*range(MAX_ENDED)]
 
 
 @pytest.mark.parametrize("answer", [{"allowed": False}, {"allowed": 1}, {"allowed": "true"}, {}])
@@ -72,7 +84,8 @@ def test_what_is_out_of_reach_is_refused_whatever_the_node_says(node: Node) -> N
 
 def test_a_node_that_has_gone_is_noticed(node: Node) -> None:
     node.socket.close()
-    for act in (lambda: node.questions.ask(READ, b"/"), node.questions.receive, lambda: node.questions.done(1)):
+    node.questions.done(1)
+    for act in (node.questions.flush, lambda: node.questions.ask(READ, b"/"), node.questions.receive):
         with pytest.raises(BrokenError):
             act()
 
