@@ -25,7 +25,17 @@ from alknet.ssh.handler import ALPN
 from alknet.ssh.terminal import TerminalSize
 from alknet.ssh.trust import HostTrust, TrustingClient
 
-__all__ = ["ClientSession", "Link", "Reach", "SessionOptions", "Target", "connect", "open_subsystem", "round_trip"]
+__all__ = [
+    "REMARK_PREFIX",
+    "ClientSession",
+    "Link",
+    "Reach",
+    "SessionOptions",
+    "Target",
+    "connect",
+    "open_subsystem",
+    "round_trip",
+]
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -34,6 +44,8 @@ QUESTION_TIMEOUT_S: Final = 120.0
 CLOSE_TIMEOUT_S: Final = 1.0
 """What saying goodbye may take before the connection is cut."""
 MAX_REMARKS: Final = 16
+REMARK_PREFIX: Final = "alknet: "
+"""With which a node of ours begins what it says."""
 KEEPALIVE_INTERVAL_S: Final = 30
 """A server that is silent for so long is asked whether it is there, three times; then the connection is given up."""
 
@@ -352,4 +364,4 @@ class _Client(TrustingClient):
     def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:
         self.remarks.append(msg)
         if always_display:
-            self.notice(msg)
+            self.notice(msg.removeprefix(REMARK_PREFIX))

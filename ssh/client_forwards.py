@@ -18,7 +18,7 @@ import asyncssh
 
 from alknet.errors import AlknetError, DeniedError, InvalidInputError, UnavailableError
 from alknet.logs import printable
-from alknet.ssh.client import Link
+from alknet.ssh.client import REMARK_PREFIX, Link
 from alknet.ssh.client_remote import listen_on_path, listen_on_port
 from alknet.ssh.client_sockets import asked_by_socks, bound_path, bound_ports, connected, why
 from alknet.ssh.client_socks import SocksRequest
@@ -34,7 +34,8 @@ PATIENCE_S: Final = 10.0
 """What a connection waits that arrives while there is no connection to the node."""
 ANSWER_TIMEOUT_S: Final = 30.0
 """What the node may take to say whether it listens."""
-REMARK_PREFIX: Final = "alknet: "
+REFUSED: Final = "refused: "
+"""With which a node of ours begins its own refusals."""
 DENIAL: Final = "(den_"
 BACKLOG: Final = 128
 ACCEPT_PAUSE_S: Final = 0.2
@@ -288,7 +289,7 @@ class _Carried:
                     # The connection was lost, and nobody has said anything on this one: the next one can have it.
         except asyncssh.ChannelOpenError as exc:
             where = f" ({to})" if request is not None else ""
-            self._owner.say(f"{self.forward}{where}: refused: {exc.reason}")
+            self._owner.say(f"{self.forward}{where}: {REFUSED}{exc.reason.removeprefix(REFUSED)}")
             pump.turn_away(request.answer(exc.code) if request is not None else b"")
         except (UnavailableError, OSError, asyncssh.Error) as exc:
             self._owner.say(f"{self.forward}: a connection was closed: {exc}")

@@ -198,12 +198,18 @@ class SshConnection(Login):
                 reply = result(await listening)
             except NotForwarded as exc:
                 reply = False
-                if self._transport is not None:
-                    self.send_debug(f"alknet: {exc}")
+                self.remark(str(exc))
             if self._transport is not None:
                 self._report_global_response(reply)
 
         self.handler.tasks.start(answer(), name="listen")
+
+    def remark(self, words: str, *, for_people: bool = False) -> None:
+        """Say what SSH has no other room for, in a debug message: ssh shows it with ``-v``, and alknet's own client
+        always if it is `for_people`."""
+        if self._transport is not None:
+            text = words.encode("utf-8", "backslashreplace").decode()  # a path may be no text
+            self.send_debug(f"alknet: {text}", always_display=for_people)
 
     # --- the end ----------------------------------------------------------------------------------------------
 

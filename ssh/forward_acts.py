@@ -20,7 +20,7 @@ class NotForwarded(Exception):
     """A forward that is not made, in words for the client."""
 
     def __init__(self, words: str, *, code: int = asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED) -> None:
-        super().__init__(words)
+        super().__init__(words.encode("utf-8", "backslashreplace").decode())  # a path may be no text
         self.code = code
 
 

@@ -112,6 +112,7 @@ class Forwarding:
                 await pump.start()
             return pump
         except NotForwarded as exc:
+            self._connection.forwards_changed()
             raise asyncssh.ChannelOpenError(exc.code, str(exc)) from exc
 
     async def _dial(self, host: str, port: int) -> tuple[Forward, socket.socket]:
@@ -315,10 +316,15 @@ class Forwarding:
                 pump.connection_resumed()
 
     def recheck(self) -> None:
-        """End what the current policy forbids, and nothing else."""
+        """End what the current policy forbids, and nothing else. The client is told each reason once: to programs at
+        either side it looks like an end."""
+        reasons: dict[str, None] = {}
         for live in self._lives():
             if not (decision := self._rights.still(live)):
                 self._revoke(live, decision)
+                reasons[str(decision)] = None
+        for reason in reasons:
+            self._connection.remark(f"a forward was ended: {reason}", for_people=True)
 
     def _revoke(self, live: Forward, decision: Decision) -> None:
         log.info(

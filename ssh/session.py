@@ -389,7 +389,7 @@ class Session(asyncssh.SSHServerSession[bytes]):
     def _say(self, text: str) -> None:
         """A line from the node itself, on stderr (which a terminal shows in raw mode)."""
         end = "\r\n" if self._term is not None else "\n"
-        self._send_stderr((text + end).encode())
+        self._send_stderr((text + end).encode("utf-8", "backslashreplace"))  # a command may be no text
 
     def _exit(self, status: int) -> None:
         if self._channel is not None:

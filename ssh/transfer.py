@@ -160,7 +160,9 @@ class Copier:
         except DeniedError:  # who may write may still not read
             return False
         try:
-            return await first_difference(reader, other, there.size) == there.size
+            is_same = await first_difference(reader, other, there.size) == there.size
+            self.progress.verified += is_same and self.options.verify
+            return is_same
         finally:
             await other.aclose()
 

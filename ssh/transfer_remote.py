@@ -355,7 +355,7 @@ class RemoteDirectory:
         if readable:
             flags |= asyncssh.FXF_READ
         attributes = asyncssh.SFTPAttrs(permissions=mode | stat.S_IWUSR | (stat.S_IRUSR if readable else 0))
-        with self._files.translated(path):
+        with self._files.translated(self._at(name)):  # nobody knows of the part yet
             handle = await self._files.handler.open(self._files.wire(path), flags, attributes)
             try:
                 before = remote_info(await self._files.handler.fstat(handle, 0)) if resume else None

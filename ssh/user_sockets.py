@@ -57,7 +57,7 @@ async def _connect(path: str, user: RunAs, decide: Decide) -> socket.socket:
         try:
             return (await helper.ask({"do": "connect", "path": path}, decide))[0]
         finally:
-            helper.close()
+            helper.kill()
     held, real = find_socket(path)
     try:
         decide(real)
@@ -95,7 +95,7 @@ async def listen_on_tcp(host: str, port: int, user: RunAs) -> socket.socket:
     try:
         return (await helper.ask({"do": "tcp", "host": host, "port": port}, lambda real: None))[0]
     finally:
-        helper.close()
+        helper.kill()
 
 
 def _check(path: str) -> None:
@@ -179,6 +179,11 @@ class _Helper:
         except TimeoutError:
             self._child.kill()
             raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)) from None
+
+    def kill(self) -> None:
+        """End a helper that has nothing to put away: one that waits for a full backlog would not see who has gone."""
+        self._control.close()
+        self._child.kill()
 
     def close(self) -> None:
         """The helper sees that, puts its things away, and ends. Idempotent."""

@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -12,7 +12,7 @@ from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, bulk_first, carrier_options, find_target, reporter, run_async
 from alknet.cli.output import print_json
 from alknet.cli.progress import showing
-from alknet.errors import AlknetError, UsageError
+from alknet.errors import AlknetError, UnavailableError, UsageError
 from alknet.logs import printable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alknet.ssh.transfer import Progress
     from alknet.ssh.transfer_remote import RemoteFiles
 
-__all__ = ["cp", "open_remote", "print_failure", "print_kept", "split_peer", "summary"]
+__all__ = ["cp", "explained", "open_remote", "print_failure", "print_kept", "split_peer", "summary"]
 
 MAX_PARALLEL: Final = 64
 MAX_KEPT_SHOWN: Final = 5
@@ -43,6 +43,17 @@ def split_peer(text: str) -> tuple[str | None, str]:
     if port is not None:
         peer, path = f"{peer}:{port[0]}", path[port.end() + 1 :]
     return peer, path
+
+
+@contextmanager
+def explained(peer: str | None, path: str) -> Iterator[None]:
+    """Tell who may have meant the port, where other commands have it, that it was taken for a path."""
+    try:
+        yield
+    except UnavailableError as exc:
+        if peer is not None and path.isdecimal():
+            exc.hint = f"{path} is the path here; with the port {path} it is {peer}:{path}:"
+        raise
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,9 +130,12 @@ def cp(
 
         async with AsyncExitStack() as stack:
             remotes: dict[str, RemoteFiles] = {}
-            for peer in dict.fromkeys(peer for peer, _ in places if peer is not None):
+            for peer, path in places:
+                if peer is None or peer in remotes:
+                    continue
                 to = find_target(invocation, peer, accept_new=accepter(yes=accept_new))
-                remotes[peer] = await stack.enter_async_context(open_remote(to, carriers, verbose, name=peer))
+                with explained(peer, path):
+                    remotes[peer] = await stack.enter_async_context(open_remote(to, carriers, verbose, name=peer))
                 if (wanted.verify or wanted.resume) and not remotes[peer].has_digests and not quiet:
                     click.echo(
                         f"alknet: {printable(peer)} tells no digests: what is there {_INSTEAD[wanted.verify]}", err=True

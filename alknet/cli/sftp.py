@@ -11,7 +11,7 @@ import click
 
 from alknet.cli.app import Invocation, pass_invocation
 from alknet.cli.client import accept_new_option, accepter, carrier_options, find_target
-from alknet.cli.cp import open_remote, print_failure, split_peer
+from alknet.cli.cp import explained, open_remote, print_failure, split_peer
 from alknet.errors import AlknetError, LocalError, NotFoundError
 from alknet.logs import printable
 
@@ -44,7 +44,7 @@ def sftp(
     batch: str | None,
     quiet: bool,
 ) -> int:
-    """List, copy and change the files of PEER (or PEER:DIRECTORY).
+    """List, copy and change the files of PEER (or PEER:DIRECTORY; with a port, HOST:PORT: or HOST:PORT:DIRECTORY).
 
     At the prompt, help lists the commands. Without a terminal, commands are read from stdin. A line that begins with
     '-' may fail; any other that fails ends a session that nobody types in, with its exit code.
@@ -67,7 +67,8 @@ def sftp(
             await shell.begin(path)
             return shell
 
-        shell = thread.run(begin())
+        with explained(name, path):
+            shell = thread.run(begin())
         if is_typed:
             _complete_by(thread, shell)
         return _run(thread, shell, lines, is_typed=is_typed, echo=batch is not None and not quiet)

@@ -225,6 +225,56 @@ def test_a_forced_command_rules_out_a_shell_and_is_itself_decided_as_a_command()
     assert decide("ssh/exec", "date", peer=peer)
 
 
+# --- files and the agent ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("action", ["sftp/read", "sftp/write"])
+@pytest.mark.parametrize(
+    ("daemon", "rights", "rule"),
+    [
+        (ROOT, SshRights(user="alice-os", sftp_root="/srv"), None),
+        (ROOT, SshRights(user="alice-os", sftp_root="/srv", commands=()), None),
+        (ROOT, SshRights(user="alice-os"), "ssh.sftp_root"),
+        (ROOT, SshRights(sftp_root="/srv"), "ssh.user"),
+        (ROOT, SshRights(sftp_root="/srv", as_daemon=True), "ssh.user"),
+        (ALICE_OS, SshRights(sftp_root="/srv"), None),
+        (ALICE_OS, SshRights(), "ssh.sftp_root"),
+        (ALICE_OS, SshRights(user="alice-os", sftp_root="/srv"), None),
+        (ALICE_OS, SshRights(user="other", sftp_root="/srv"), "ssh.user"),
+        (ROOT, SshRights(user="alice-os", sftp_root="/srv", force_command="date"), "ssh.force_command"),
+    ],
+)
+def test_whose_files_are_served(action: str, daemon: DaemonUser, rights: SshRights, rule: str | None) -> None:
+    peer = replace(ALICE, scopes={"sftp:*": "own"}, ssh=rights)
+    for path in (None, "/a", "/\udcff"):
+        decision = decide(action, path, peer=peer, under=policy(peer, daemon=daemon))
+        assert (None if decision else decision.rule) == rule
+
+
+@pytest.mark.parametrize("action", ["sftp/read", "sftp/write"])
+def test_reading_and_writing_are_apart(action: str) -> None:
+    peer = replace(ALICE, scopes={action.replace("/", ":"): "own"}, ssh=SshRights(user="alice-os", sftp_root="/srv"))
+    other = {"sftp/read": "sftp/write", "sftp/write": "sftp/read"}[action]
+    assert decide(action, "/a", peer=peer)
+    assert decide(other, "/a", peer=peer).rule == f"scope:{other.replace('/', ':')}"
+
+
+def test_an_agent_is_for_whoever_may_run_something_as_somebody() -> None:
+    peer = replace(ALICE, scopes={"ssh:agent": "own"})
+    assert decide("ssh/agent", peer=peer)
+    assert decide("ssh/agent", peer=ALICE).rule == "scope:ssh:agent"
+    assert decide("ssh/agent", peer=replace(peer, ssh=SshRights())).rule == "ssh.user"
+
+
+@pytest.mark.parametrize(("action", "extension"), [("ssh/agent", "agent-forwarding"), ("ssh/pty", "pty")])
+def test_a_certificate_withholds_what_it_does_not_permit(action: str, extension: str) -> None:
+    for permits, allowed in ((frozenset({extension}), True), (frozenset({"port-forwarding", "X11-forwarding"}), False)):
+        identity = Identity("bob", frozenset({"*"}), "cert:x", certificate=Certificate("k", "ca", "id", 1, (), permits))
+        decision = authorize(identity, action, None, Context(policy(BOB), 1_700_000_000.0))
+        assert decision.allowed is allowed
+        assert allowed or decision.rule == f"certificate:permit-{extension}"
+
+
 # --- commands -------------------------------------------------------------------------------------------------
 
 

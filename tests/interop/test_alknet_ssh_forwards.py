@@ -136,7 +136,7 @@ def test_a_peer_without_any_session_forwards_what_its_rules_allow(
         assert exchange(here(near), b"question") == b"question"
         assert exchange(here(denied), b"") == b""
         line = ssh.wait_said("refused: ").strip()
-        assert re.search(rf"-L localhost:{denied} to 127\.0\.0\.1:1: refused: .*\(den_\w+\)$", line), line
+        assert re.search(rf"-L localhost:{denied} to 127\.0\.0\.1:1: refused: no rule .*\(den_\w+\)$", line), line
         denial = line.rpartition("(")[2].rstrip(")")
         assert any(record.get("denial_id") == denial for record in hub.audit())
         assert ssh.stop() == 255
@@ -194,7 +194,7 @@ def test_forwards_come_back_when_the_node_was_killed(tmp_path: Path, launcher: L
         options = ["-L", f"{near}:127.0.0.1:{echo[1]}", "-R", f"127.0.0.1:{far}:127.0.0.1:{echo[1]}"]
         options += ["-R", f"127.0.0.1:0:127.0.0.1:{echo[1]}"]
         with client(tmp_path, alknet(node, "forward", *options, ".")) as forward:
-            forward.wait_said("forwarding over quic")
+            forward.wait_said("forwarding over tls")
             chosen = int(re.findall(r"Allocated port (\d+)", forward.said())[0])
             for port in (near, far, chosen):
                 assert exchange(here(port), b"question") == b"question"
@@ -206,7 +206,7 @@ def test_forwards_come_back_when_the_node_was_killed(tmp_path: Path, launcher: L
             for port in (near, far, chosen):  # the first of them waits until there is a connection
                 wait_until(lambda port=port: _answers(port), "it listens again")
                 assert exchange(here(port), b"question") == b"question"
-            forward.wait_said("forwarding again over quic")
+            forward.wait_said("forwarding again over tls")
             assert len(re.findall("Allocated", forward.said())) == 1
             assert forward.stop(signal.SIGTERM) == 0
     wait_until(lambda: not _answers(far), "the node does not listen any more")

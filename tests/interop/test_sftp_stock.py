@@ -250,25 +250,24 @@ def test_a_long_listing_takes_no_memory(bob: StockClients, far: Path) -> None:
 
 def test_reading_and_writing_are_rights_of_their_own(shared: NodeProcess, far: Path, tmp_path: Path) -> None:
     (far / "file").write_text("content")
-    (tmp_path / "near").write_text("new")
-    changes = ("put {near} /t/new", "put {near} /t/file", "rm /t/file", "mkdir /t/d", "rename /t/file /t/g")
-    changes += ("chmod 777 /t/file", "ln -s /t/file /t/h", "ln /t/file /t/h")
+    near = tmp_path / "near"
+    near.write_text("new")
+    changes = [f"put {near} /t/new", f"put {near} /t/file", "rm /t/file", "mkdir /t/d", "rename /t/file /t/g"]
+    changes += ["chmod 777 /t/file", "ln -s /t/file /t/h", "ln /t/file /t/h"]
     with StockClients(shared, tmp_path, "reader") as reader:
-        reader.sftp(TCP, f"get /t/file {tmp_path / 'got'}", "ls -l /t")
-        for change in changes:
-            result = reader.sftp(TCP, change.format(near=tmp_path / "near"), check=False)
-            denial = _last(shared, "sftp/write")
-            assert (result.returncode, denial["decision"]) == (1, "deny"), (change, result)
-        for words in (("-O", "sftp/write"), ("", "sftp/write")):
-            copied = reader.run(*f"scp -F {reader.config} {words[0]} {tmp_path}/near {TCP}:/t/new".split(), check=False)
-            denial = _last(shared, words[1])
-            assert (copied.returncode != 0, denial["denial_id"] in copied.stderr) == (True, True), copied
-    assert (tmp_path / "got").read_text() == "content"
+        refused = reader.sftp(TCP, f"get /t/file {tmp_path / 'got'}", "ls -l /t", *(f"-{change}" for change in changes))
+        assert (tmp_path / "got").read_text() == "content"
+        denials = [line for line in shared.audit() if line.get("peer") == "reader" and line["decision"] == "deny"]
+        assert [line["action"] for line in denials] == ["sftp/write"] * len(changes), refused.stderr
+        for protocol in SCP:
+            copied = reader.scp(*SCP[protocol], str(near), f"{TCP}:/t/new", check=False)
+            assert (copied.returncode != 0, _last(shared, "sftp/write")["denial_id"] in copied.stderr) == (True, True)
     with StockClients(shared, tmp_path, "writer") as writer:
-        writer.sftp(TCP, f"put {tmp_path / 'near'} /t/new", "rename /t/new /t/newer")
-        for wish in (f"get /t/file {tmp_path / 'not'}", "ls /t/"):
-            result = writer.sftp(TCP, wish, check=False)
-            assert (result.returncode, _last(shared, "sftp/read")["decision"]) == (1, "deny"), (wish, result)
+        wishes = (f"-get /t/file {tmp_path / 'not'}", "-ls /t/")
+        writer.sftp(TCP, f"put {near} /t/new", "rename /t/new /t/newer", *wishes)
+        denials = [line for line in shared.audit() if line.get("peer") == "writer" and line["decision"] == "deny"]
+        assert {line["action"] for line in denials} == {"sftp/read"}
+        assert len(denials) >= len(wishes)
     assert {path.name for path in far.iterdir()} == {"file", "newer"}
     assert not (tmp_path / "not").exists()
 
@@ -288,9 +287,9 @@ def test_nothing_leads_out_of_the_root(bob: StockClients, root: Path, far: Path,
     (far / "up").symlink_to(root.parent / "secret")
     (far / "etc").symlink_to("/etc")
     (far / "climb").symlink_to("../../../secret")
-    for path in ("/t/up", "/t/etc/passwd", "/t/climb", "/../secret", "../../secret", str(root.parent / "secret")):
-        result = bob.sftp(TCP, f"get {path} {tmp_path / 'out'}", check=False)
-        assert result.returncode == 1, path
+    paths = ("/t/up", "/t/etc/passwd", "/t/climb", "/../secret", "../../secret", root.parent / "secret")
+    bob.sftp(TCP, *(f"-get {path} {tmp_path / 'out'}" for path in paths), f"-put {bob.config} /t/up", "-rm ../secret")
+    assert (root.parent / "secret").read_text() == "secret"
     assert not (tmp_path / "out").exists()
     bob.sftp(TCP, "ln -s /t/inside /t/link", f"put {bob.config} /t/inside", f"get /t/link {tmp_path / 'in'}")
     assert (tmp_path / "in").read_text() == bob.config.read_text()
@@ -301,10 +300,8 @@ def test_the_nodes_home_is_out_of_reach_whatever_the_root(shared: NodeProcess, t
     shared.alknet("config", "reload")
     key = shared.home / "keys" / "owner"
     with StockClients(shared, tmp_path, "all") as everywhere:
-        everywhere.sftp(TCP, f"get /etc/hostname {tmp_path / 'hostname'}")
-        for line in (f"get {key} {tmp_path / 'key'}", f"rename {shared.home} /moved", f"ln {key} {tmp_path / 'key'}"):
-            result = everywhere.sftp(TCP, line, check=False)
-            assert result.returncode == 1, line
+        wishes = (f"get {key} {tmp_path / 'key'}", f"rename {shared.home} /moved", f"ln {key} {tmp_path / 'key'}")
+        everywhere.sftp(TCP, f"get /etc/hostname {tmp_path / 'hostname'}", *(f"-{wish}" for wish in wishes))
     assert (tmp_path / "hostname").read_bytes() == Path("/etc/hostname").read_bytes()
     assert not (tmp_path / "key").exists()
     assert key.exists()

@@ -3,7 +3,6 @@
 import os
 import pwd
 import re
-import socket
 import stat
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ import pytest
 
 from testkit.as_user import Launcher
 from testkit.carriers import running
-from testkit.echo import Address, connected, echoing, exchange, is_cut_off
+from testkit.echo import Address, connected, echoing, exchange, is_cut_off, listens
 from testkit.node import NodeProcess, free_port, make_key, wait_until
 from testkit.stock_clients import PROXY, TCP, StockClients, unfinished
 from testkit.stock_sshd import Sshd, sshd_in
@@ -105,11 +104,6 @@ def _port_of(url: str) -> int:
     return int(url.split(":")[2].split("/")[0])
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HERE, port)) != 0
-
-
 def _last(node: NodeProcess, action: str) -> dict[str, Any]:
     return next(line for line in reversed(node.audit()) if line["action"] == action)
 
@@ -123,16 +117,16 @@ def test_a_local_forward_to_a_port(bob: StockClients, echo: tuple[str, int], hos
     with bob.forwarding(host, "-L", f"{HERE}:{port}:{HERE}:{echo[1]}"):
         assert exchange((HERE, port), BLOB) == BLOB
         assert exchange((HERE, port), b"") == b""
-    wait_until(lambda: _is_free(port), "the client listens no more")
+    wait_until(lambda: not listens((HERE, port)), "the client listens no more")
 
 
 @pytest.mark.parametrize("host", CARRIERS)
 def test_a_remote_forward_of_a_port(bob: StockClients, echo: tuple[str, int], host: str) -> None:
     port = free_port()
     with bob.forwarding(host, "-R", f"localhost:{port}:{HERE}:{echo[1]}"):
-        wait_until(lambda: not _is_free(port), "the node listens")
+        wait_until(lambda: listens((HERE, port)), "the node listens")
         assert exchange((HERE, port), BLOB) == BLOB
-    wait_until(lambda: _is_free(port), "the node listens no more")
+    wait_until(lambda: not listens((HERE, port)), "the node listens no more")
 
 
 @pytest.mark.parametrize("host", CARRIERS)
@@ -157,7 +151,7 @@ def test_a_remote_forward_of_a_unix_socket_belongs_to_the_user(
 ) -> None:
     far = place / f"far-{host}"
     with bob.forwarding(host, "-R", f"{far}:{HERE}:{echo[1]}"):
-        wait_until(far.exists, "the socket is there")
+        wait_until(lambda: listens(str(far)), "the node listens")
         found = far.stat()
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (test_user.pw_uid, 0o600)
         assert exchange(str(far), BLOB) == BLOB
@@ -179,7 +173,7 @@ def test_curl_through_a_dynamic_forward(bob: StockClients, page: str, host: str)
 def test_curl_through_a_dynamic_forward_of_the_nodes_port(bob: StockClients, page: str) -> None:
     """The node only listens; it is the client that knows where to."""
     with bob.forwarding(TCP, "-R", f"localhost:{(port := free_port())}"):
-        wait_until(lambda: not _is_free(port), "the node listens")
+        wait_until(lambda: listens((HERE, port)), "the node listens")
         curl = ["curl", "--silent", "--show-error", "--socks5-hostname", f"{HERE}:{port}"]
         assert subprocess.run([*curl, page], capture_output=True, check=True, timeout=20).stdout == BLOB
 
@@ -189,7 +183,7 @@ def test_forwards_while_keys_change(bob: StockClients, echo: tuple[str, int]) ->
     back = f"{HERE}:{echo[1]}"
     options = ["-o", "RekeyLimit=1M", "-L", f"{HERE}:{near}:{back}", "-R", f"localhost:{far}:{back}"]
     with bob.forwarding(TCP, *options):
-        wait_until(lambda: not _is_free(far), "the node listens")
+        wait_until(lambda: listens((HERE, far)), "the node listens")
         assert [exchange((HERE, port), 8 * BLOB) == 8 * BLOB for port in (near, far)] == [True, True]
 
 
@@ -250,7 +244,7 @@ def test_a_master_cancels_a_forward_and_others_stay(bob: StockClients, echo: tup
             held.sendall(b"before")
             assert held.recv(6) == b"before"
             bob.master("-O", "cancel", "-R", f"localhost:{gone}:{HERE}:{echo[1]}")
-            wait_until(lambda: _is_free(gone), "the node listens no more")
+            wait_until(lambda: not listens((HERE, gone)), "the node listens no more")
             held.sendall(b"after")  # what was open stays open, as with OpenSSH
             assert held.recv(5) == b"after"
             bob.master("-O", "forward", "-R", f"localhost:{gone}:{HERE}:{echo[1]}")
@@ -320,7 +314,7 @@ def test_an_ordinary_users_node_forwards_as_itself(
     back = f"{HERE}:{echo[1]}"
     options = ["-L", f"{near}:{back}", "-R", f"{far}:{back}", "-R", f"localhost:{port}:{back}"]
     with StockClients(user_node, tmp_path, "bob") as clients, clients.forwarding(TCP, *options):
-        wait_until(far.exists, "the socket is there")
+        wait_until(lambda: listens(str(far)), "the node listens")
         assert far.stat().st_uid == test_user.pw_uid
         addresses: list[Address] = [str(near), str(far), (HERE, port)]
         assert [exchange(address, BLOB) == BLOB for address in addresses] == [True] * 3
@@ -355,7 +349,7 @@ def test_a_reload_closes_exactly_the_forwards_that_it_forbids(
         carol = stack.enter_context(StockClients(shared, tmp_path, "carol"))
         stack.enter_context(carol.forwarding(TCP, *options))
         for port in ports[3:]:
-            wait_until(lambda port=port: not _is_free(port), "the node listens")  # type: ignore[misc]
+            wait_until(lambda port=port: listens((HERE, port)), "the node listens")  # type: ignore[misc]
         held = [stack.enter_context(connected((HERE, port))) for port in ports]
         for connection in held:
             connection.sendall(b"1")
@@ -367,7 +361,7 @@ def test_a_reload_closes_exactly_the_forwards_that_it_forbids(
         for number in (0, 2, 3):
             held[number].sendall(b"2")
             assert held[number].recv(1) == b"2", number
-        assert _is_free(ports[4])
+        assert not listens((HERE, ports[4]))
         assert exchange((HERE, ports[3]), BLOB) == BLOB
         assert is_cut_off((HERE, ports[1]))
         revoked = [line for line in shared.audit() if line.get("peer") == "carol" and line.get("outcome") == "revoked"]
@@ -384,7 +378,7 @@ def test_a_peer_that_is_disabled_loses_its_forwards(
     near, far = free_port(), place / "dave"
     options = ["-L", f"{near}:{HERE}:{echo[1]}", "-R", f"{far}:{HERE}:{echo[1]}"]
     with StockClients(shared, tmp_path, "dave") as dave, dave.forwarding(TCP, *options) as forwarded:
-        wait_until(far.exists, "the node listens")
+        wait_until(lambda: listens(str(far)), "the node listens")
         with connected((HERE, near)) as one, connected(str(far)) as two:
             for connection in (one, two):
                 connection.sendall(b"1")

@@ -2,7 +2,6 @@
 
 import os
 import pwd
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 
 from testkit.as_user import Launcher
 from testkit.carriers import running
-from testkit.echo import echoing, exchange
+from testkit.echo import echoing, exchange, listens
 from testkit.node import NodeProcess, free_port, wait_until
 from testkit.stock_clients import unfinished
 from testkit.users import TEST_USER
@@ -77,11 +76,6 @@ def _run(*command: str, input: bytes = b"") -> bytes:
     return result.stdout
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HERE, port)) == 0
-
-
 def test_putty_runs_commands(shared: NodeProcess, putty: list[str]) -> None:
     assert _run("plink", *putty, HERE, "id -un; cat", input=BLOB) == TEST_USER.encode() + b"\n" + BLOB
 
@@ -109,7 +103,7 @@ def test_forwards_both_ways(client: str, echo: tuple[str, int], request: pytest.
     command = ["plink", *options, *forwards, HERE] if client == "putty" else [*options, *forwards, f"bob@{HERE}"]
     with running(command):
         for port in (near, far):
-            wait_until(lambda port=port: _listens(port), "it is forwarded")  # type: ignore[misc]
+            wait_until(lambda port=port: listens((HERE, port)), "it is forwarded")  # type: ignore[misc]
             assert exchange((HERE, port), BLOB) == BLOB
 
 

@@ -216,6 +216,26 @@ async def test_an_orderly_stop_waits_for_connections_and_lets_no_new_ones_in(doo
     assert door.outcomes("forward/local") == ["closed"]
 
 
+async def test_a_forward_that_fails_does_not_keep_an_orderly_stop_waiting(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(targets: Any) -> socket.socket:
+        dialled.set()
+        await answered.wait()
+        raise ConnectionRefusedError(111, "refused")
+
+    dialled, answered = asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr("alknet.ssh.forwarding.dial", fail)
+    async with door.connect() as client, asyncio.TaskGroup() as group:
+        group.create_task(_in_vain(client.open_connection(HERE, 80)))
+        await dialled.wait()
+        assert (await client.run("exit 5")).exit_status == 5
+        stopping = group.create_task(door.router.shutdown(asyncio.get_running_loop().time() + 20))
+        answered.set()
+        async with asyncio.timeout(5):
+            await stopping
+
+
 async def test_a_stop_ends_what_is_open_at_its_deadline(door: Door) -> None:
     async with serving(reverse) as port, door.connect() as client:
         await client.open_connection(HERE, port)
@@ -399,8 +419,15 @@ async def test_who_does_not_get_in_waits_until_there_is_room(door: Door) -> None
 
 
 async def test_a_reload_ends_what_it_forbids_and_nothing_else() -> None:
+    heard: list[tuple[str, bool]] = []
+
+    class Listening(asyncssh.SSHClient):
+        def debug_msg_received(self, msg: str, lang: str, always_display: bool) -> None:
+            heard.append((msg, always_display))
+
     door = Door(policy=allowing(*ALL))
-    async with serving(reverse) as kept, serving(reverse) as lost, door.connect() as client:
+    connected = door.connect(client_factory=Listening)
+    async with serving(reverse) as kept, serving(reverse) as lost, connected as client:
         good = await client.open_connection(HERE, kept, encoding=None)
         reader, _ = await client.open_connection(HERE, lost, encoding=None)
         free = nobody_there()
@@ -423,6 +450,8 @@ async def test_a_reload_ends_what_it_forbids_and_nothing_else() -> None:
         (revoked,) = [r for r in door.audit.records if r.get("outcome") == "revoked" and r["action"] == action]
         assert (revoked["decision"], revoked["rule"]) == ("deny", rule)
         assert revoked["denial_id"].startswith("den_")
+        (told,) = [words for words, for_people in heard if for_people and revoked["denial_id"] in words]
+        assert told.startswith("alknet: a forward was ended: ")
     await door.aclose()
 
 
@@ -479,6 +508,16 @@ async def test_a_path_is_decided_by_where_it_leads(tmp_path: Path) -> None:
         opened = await client.open_unix_connection(str(forbidden / "in" / "s"), encoding=None)
         assert await tell(*opened, b"abc") == b"cba"
     await eventually(lambda: not helpers(), "the helpers have ended")
+    await door.aclose()
+
+
+async def test_a_path_that_is_no_text_is_refused_with_words(tmp_path: Path) -> None:
+    os.symlink(os.fsencode(tmp_path) + b"/\xff", tmp_path / "link")
+    door = Door(policy=allowing("unix /nowhere/*"))
+    async with serving(reverse, path=os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), door.connect() as client:
+        with pytest.raises(asyncssh.ChannelOpenError, match=r"forwarding\.default"):
+            await client.open_unix_connection(str(tmp_path / "link"))
+        assert (await client.run("exit 5")).exit_status == 5
     await door.aclose()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from typing import Any
 
 import asyncssh
 import pytest
@@ -11,6 +12,7 @@ from asyncssh.packet import Boolean, String
 from alknet.ssh.handler import SshSettings
 from alknet.ssh.options import server_options
 from alknet.ssh.packets import MAX_PACKETS_PER_TURN, MIN_PACKET_BYTES, _Input
+from alknet.ssh.session import Session
 from testkit.polling import eventually
 from testkit.ssh_pair import Door
 
@@ -118,19 +120,114 @@ def test_input_behaves_as_the_bytes_that_it_stands_in_for() -> None:
     assert len(buffer[100:]) == 0
 
 
+class Gathers(asyncssh.SSHClientConnection):
+    """Keeps its packets instead of sending them, so that they can arrive in one piece."""
+
+    gathered: list[bytes] | None = None
+
+    def _send(self, data: bytes) -> None:
+        if self.gathered is None:
+            super()._send(data)
+        else:
+            self.gathered.append(data)
+
+    def take(self) -> list[bytes]:
+        """What was kept; from now on it sends again."""
+        assert self.gathered is not None
+        kept, self.gathered = self.gathered, None
+        return kept
+
+
+class Plain(Gathers):
+    """The same, without the empty packets that asyncssh puts between others."""
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: Any = None) -> None:
+        if pkttype != MSG_IGNORE:
+            super().send_packet(pkttype, *args, handler=handler)
+
+
+@pytest.fixture
+def handed_on(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Session, bytes]]:
+    """Each piece of input, and the session that it was given to."""
+    pieces: list[tuple[Session, bytes]] = []
+    real = Session.data_received
+
+    def data_received(session: Session, data: bytes, datatype: int | None) -> None:
+        pieces.append((session, data))
+        real(session, data, datatype)
+
+    monkeypatch.setattr(Session, "data_received", data_received)
+    return pieces
+
+
+async def test_data_of_a_channel_that_arrives_together_is_handed_on_together(
+    handed_on: list[tuple[Session, bytes]],
+) -> None:
+    door = Door()
+    async with door.connect(Plain) as client:
+        (server,) = door.handler._connections
+        first, second = [await client.create_process("cat", encoding=None) for _ in range(2)]
+        client.gathered = []
+        for process, data in ((first, b"1"), (first, b"22"), (second, b"3"), (first, b"4"), (first, b"5")):
+            process.stdin.write(data * 100)
+        server.data_received(b"".join(client.take()))
+        assert [data for _, data in handed_on] == [b"1" * 100 + b"22" * 100, b"3" * 100, b"4" * 100 + b"5" * 100]
+        assert handed_on[0][0] is handed_on[2][0] is not handed_on[1][0]
+        assert await first.stdout.readexactly(500) == b"1" * 100 + b"22" * 100 + b"4" * 100 + b"5" * 100
+        assert await second.stdout.readexactly(100) == b"3" * 100
+        for process in (first, second):
+            process.stdin.write_eof()
+            await process.wait()
+    await door.aclose()
+
+
+async def test_what_came_before_a_changed_packet_is_handed_on(handed_on: list[tuple[Session, bytes]]) -> None:
+    door = Door()
+    async with door.connect(Plain) as client:
+        (server,) = door.handler._connections
+        process = await client.create_process("cat", encoding=None)
+        client.gathered = []
+        for data in (b"a", b"b", b"c"):
+            process.stdin.write(data)
+        *good, bad = client.take()
+        server.data_received(b"".join((*good, bad[:-1], bytes([bad[-1] ^ 1]))))
+        assert [data for _, data in handed_on] == [b"ab"]
+        async with asyncio.timeout(10):
+            await client.wait_closed()
+    await door.wait_empty()
+    await eventually(lambda: not door.unfinished(), "its process has ended")
+    await door.aclose()
+
+
+async def test_a_client_that_was_heard_is_not_asked_whether_it_is_there() -> None:
+    class Asked(asyncssh.SSHClientConnection):
+        times = 0
+
+        def _process_keepalive_at_openssh_dot_com_global_request(self, packet: Any) -> None:
+            self.times += 1
+            super()._process_keepalive_at_openssh_dot_com_global_request(packet)
+
+    door = Door()
+    async with door.connect(Asked) as client:
+        (server,) = door.handler._connections
+        loop, interval = asyncio.get_running_loop(), server._keepalive_interval
+        timer = server._keepalive_timer
+        await client._make_global_request(b"none@example.com")
+        assert server._keepalive_timer is timer
+        heard = loop.time() - server._heard
+        assert heard < interval / 2
+        server._keepalive_timer_callback()
+        assert 0 < server._keepalive_timer.when() - loop.time() <= interval
+        await client._make_global_request(b"none@example.com")
+        assert client.times == 0
+        server._heard -= interval
+        server._keepalive_timer_callback()
+        await eventually(lambda: client.times == 1, "the client was asked")
+    await door.aclose()
+
+
 async def test_a_connection_with_many_packets_takes_turns_with_the_others() -> None:
     """One read may bring thousands of packets; a request that comes later on another connection does not wait."""
-
-    class Gathers(asyncssh.SSHClientConnection):
-        """Keeps its packets instead of sending them, so that they can arrive in one piece."""
-
-        gathered: list[bytes] | None = None
-
-        def _send(self, data: bytes) -> None:
-            if self.gathered is None:
-                super()._send(data)
-            else:
-                self.gathered.append(data)
 
     door, count = Door(), 5000
     async with door.connect(Gathers) as flood:
@@ -144,8 +241,7 @@ async def test_a_connection_with_many_packets_takes_turns_with_the_others() -> N
                 flood._make_global_request(b"keepalive@openssh.com")
             )  # the answer to it says that nothing was lost
             await asyncio.sleep(0)
-            blob, flood.gathered = b"".join(flood.gathered), None
-            busy.data_received(blob)
+            busy.data_received(b"".join(flood.take()))
             assert busy._recv_seq - begin == MAX_PACKETS_PER_TURN
             await other._make_global_request(b"keepalive@openssh.com")
             assert busy._recv_seq - begin < count

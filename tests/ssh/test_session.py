@@ -5,12 +5,16 @@ import contextlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import psutil
 import pytest
 
+from alknet.access import Policy
 from alknet.runas import MAX_ENV_BYTES, MAX_ENV_VARIABLES
+from testkit.polling import eventually
+from testkit.ssh_forwards import helpers
 from testkit.ssh_pair import Door, policy_with
 
 
@@ -124,8 +128,19 @@ async def test_no_kind_of_session_acts_without_a_decision(
         assert (await client.run(f"touch {mark}")).exit_status == 3
         assert await _shell(client, f"touch {mark}\n") == 3
         assert (await client.run(f"touch {mark}", term_type="xterm")).exit_status == 3
+        assert (await client.run(f"scp -t {mark}")).exit_status == 3
+        with pytest.raises((asyncssh.SFTPError, asyncssh.ChannelOpenError)):
+            await client.start_sftp_client()
+        for opening in (client.open_connection("127.0.0.1", 22), client.open_unix_connection(str(mark))):
+            with pytest.raises(asyncssh.ChannelOpenError):
+                await opening
+        for listening in (client.create_server(object, "127.0.0.1", 0), client.create_unix_server(object, str(mark))):
+            with pytest.raises(asyncssh.ChannelListenError):
+                await listening
     assert not mark.exists()
-    assert set(asked) == {"ssh/login", "ssh/exec", "ssh/shell"}
+    assert set(asked) == {
+        "ssh/login", "ssh/exec", "ssh/shell", "sftp/read", "sftp/write", "forward/local", "forward/remote",
+    }  # fmt: skip
 
 
 async def test_environment_is_bounded_in_number_and_bytes(door: Door) -> None:
@@ -150,6 +165,15 @@ async def test_a_command_that_cannot_be_run_is_refused_and_the_connection_lives(
         else:
             assert result.exit_status in (126, 127)
         assert (await client.run("exit 5")).exit_status == 5
+
+
+async def test_a_command_that_is_no_text_and_no_program_is_named_all_the_same() -> None:
+    door = Door(policy=policy_with("ssh:*", commands=("*",)))
+    async with door.connect() as client:
+        process = await client.create_process(b"/\xff", encoding=None)  # type: ignore[arg-type]
+        assert await process.stderr.read() == b"alknet: cannot run /\\udcff: No such file or directory\n"
+        assert (await client.run("true")).exit_status == 0
+    await door.aclose()
 
 
 async def test_a_hostile_terminal_type_is_no_terminal(door: Door) -> None:
@@ -206,3 +230,82 @@ async def test_the_peer_and_connection_are_in_the_environment(door: Door) -> Non
         result = await client.run("echo $ALKNET_PEER $ALKNET_CONNECTION")
     assert result.stdout == f"bob {connection.id}\n"
     assert os.environ.get("ALKNET_PEER") is None
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def files(*scopes: str, root: object, **more: Any) -> Policy:
+    return policy_with(*scopes, sftp_root=str(root), **more)
+
+
+@pytest.mark.parametrize(("scope", "may_read", "may_write"), [("read", True, False), ("write", False, True)])
+async def test_files_are_read_and_written_by_right(tmp_path: Path, scope: str, may_read: bool, may_write: bool) -> None:
+    (tmp_path / "old").write_text("old")
+    door = Door(policy=files(f"sftp:{scope}", root=tmp_path))
+    async with door.connect() as client, await client.start_sftp_client() as sftp:
+        assert await sftp.realpath(".") == "/"
+        for name, mode, allowed in (("/old", "rb", may_read), ("/new", "wb", may_write)):
+            if allowed:
+                await (await sftp.open(name, mode)).close()
+            else:
+                with pytest.raises(asyncssh.SFTPPermissionDenied, match=r"\[scope:sftp:\w+\] \(den_"):
+                    await sftp.open(name, mode)
+    await door.wait_empty()
+    assert door.unfinished() == set()
+    assert (tmp_path / "new").exists() is may_write
+    (denied,) = [r for r in door.audit.records if r["decision"] == "deny"]
+    assert denied["resource"] == ("/new" if may_read else "/old")
+    await eventually(lambda: not helpers(), "the helper has ended")
+    await door.aclose()
+
+
+async def test_without_either_right_or_without_a_directory_there_is_no_sftp(tmp_path: Path) -> None:
+    for policy, rule in (
+        (files("ssh:*", root=tmp_path), "scope:sftp:read"),
+        (policy_with("sftp:*"), "ssh.sftp_root"),
+    ):
+        door = Door(policy=policy)
+        async with door.connect() as client:
+            refused = await client.run(subsystem="sftp")
+            assert (refused.exit_status, refused.stdout) == (3, "")
+            assert f"[{rule}] (den_" in str(refused.stderr)
+        await door.aclose()
+
+
+async def test_a_session_ends_that_has_open_what_is_no_longer_allowed(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    door = Door(policy=files("sftp:*", root=tmp_path))
+    async with door.connect() as client:
+        reads, writes = await client.start_sftp_client(), await client.start_sftp_client()
+        file = await reads.open("/old", "rb")
+        await writes.open("/new", "wb")
+        door.replace_policy(files("sftp:read", root=tmp_path, revision="r2"))
+        async with asyncio.timeout(5):
+            await writes.wait_closed()
+        assert await file.read() == b"old"
+        with pytest.raises(asyncssh.SFTPPermissionDenied):
+            await reads.open("/other", "wb")
+        door.replace_policy(files("sftp:read", root="/", revision="r3"))
+        async with asyncio.timeout(5):
+            await reads.wait_closed()
+    await door.wait_empty()
+    assert door.unfinished() == set()
+    assert sorted(door.outcomes("sftp/write"))[-1] == "revoked"
+    await eventually(lambda: not helpers(), "the helpers have ended")
+    await door.aclose()
+
+
+async def test_scp_by_its_own_protocol_is_served_where_the_peer_has_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "old").write_text("old")
+    door = Door(policy=files("sftp:read", root=tmp_path))
+    async with door.connect() as client:
+        process = await client.create_process("scp -f /old", encoding=None)
+        process.stdin.write(b"\0\0\0\0")
+        process.stdin.write_eof()
+        assert b"old\0" in await process.stdout.read()
+        refused = await client.run("scp -t /new")
+        assert (refused.exit_status, "[scope:sftp:write] (den_" in str(refused.stderr)) == (3, True)
+    assert not (tmp_path / "new").exists()
+    await eventually(lambda: not helpers(), "the helper has ended")
+    await door.aclose()

@@ -163,6 +163,8 @@ async def test_a_resumed_copy_leaves_out_what_is_there(
     (bench.source / "file").write_bytes(os.urandom(100))
     assert (await bench.copy(resume=True, preserve=True)).skipped == 0
     assert (await bench.copy(resume=True, preserve=True)).skipped == 1
+    again = await bench.copy(resume=True, verify=True)
+    assert (again.skipped, again.verified) == (1, int(has_digests))
     (bench.target / "file").write_bytes(os.urandom(100))
     os.utime(bench.target / "file", (1, 1))
     assert (await bench.copy(resume=True)).skipped == 0

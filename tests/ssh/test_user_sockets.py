@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import pwd
+import resource
 import signal
 import socket
 import stat
@@ -217,11 +218,24 @@ async def test_a_helper_that_hangs_is_given_up(other: RunAs, place: Path, monkey
     assert not (place / "new").exists()
 
 
+async def test_who_leaves_does_not_leave_a_helper_that_waits_for_room(user: RunAs, place: Path) -> None:
+    decided = asyncio.Event()
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as first:
+        listening.bind(str(place / "full"))
+        listening.listen(0)
+        os.chmod(place / "full", 0o666)
+        first.connect(str(place / "full"))
+        async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+            waiting = group.create_task(connect_to_unix(str(place / "full"), user, lambda real: decided.set()))
+            await decided.wait()
+            waiting.cancel()
+        await eventually(lambda: not helpers(), "the helper has ended")
+
+
 async def test_a_helper_that_dies_is_an_error(other: RunAs, place: Path) -> None:
     def kill(real: str) -> None:
         (helper,) = helpers()
         helper.kill()
-        helper.wait()
 
     with pytest.raises(OSError):
         await listen_on_unix(str(place / "new"), other, kill)
@@ -229,6 +243,30 @@ async def test_a_helper_that_dies_is_an_error(other: RunAs, place: Path) -> None
     (helper,) = helpers()
     helper.kill()
     listener.close()
+
+
+async def test_without_descriptors_it_is_an_error_and_nothing_is_left(user: RunAs, place: Path) -> None:
+    fd = os.dup(0)  # the next number that is free
+    os.close(fd)
+    before = set(os.listdir("/proc/self/fd"))
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    failed: list[int | None] = []
+    for more in range(12):
+        listener = None
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (fd + more, old[1]))
+            listener = await listen_on_unix(str(place / "new"), user, lambda real: None)
+        except OSError as exc:
+            failed.append(exc.errno)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+        if listener is not None:
+            listener.close()
+            break
+        await eventually(lambda: not helpers(), "the helper has ended")
+    assert len(failed) >= 3
+    assert set(failed) <= {errno.EMFILE, errno.EIO}
+    await eventually(lambda: set(os.listdir("/proc/self/fd")) <= before, "no descriptor is left")
 
 
 async def test_a_helper_tidies_up_after_a_node_that_was_killed(place: Path) -> None:

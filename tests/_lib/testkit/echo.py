@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["Address", "connected", "echoing", "exchange", "is_cut_off"]
+__all__ = ["Address", "connected", "echoing", "exchange", "is_cut_off", "listens"]
 
 Address = tuple[str, int] | str
 """Of a TCP service, or the path of a unix socket."""
@@ -70,6 +70,15 @@ def exchange(address: Address, data: bytes) -> bytes:
         finally:
             sender.join()
         return bytes(came)
+
+
+def listens(address: Address) -> bool:
+    """Whether somebody does; the name of a unix socket is there before."""
+    try:
+        with connected(address):
+            return True
+    except OSError:
+        return False
 
 
 def is_cut_off(address: Address) -> bool:

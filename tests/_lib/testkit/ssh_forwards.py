@@ -92,12 +92,14 @@ async def leave(client: asyncssh.SSHClientConnection) -> None:
 
 
 def helpers() -> list[psutil.Process]:
-    """The processes that make sockets; one that has ended and was not reaped has only its name left."""
+    """The processes that work for a user; one that has ended and was not reaped has only its name left."""
     found = []
     for process in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            words = [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
-            if process.name().startswith("python") and (not words or "alknet.ssh.socket_child" in words):
+            words: list[str] = []
+            with suppress(psutil.ZombieProcess):
+                words = process.cmdline()
+            if process.name().startswith("python") and (not words or "alknet.ssh." in " ".join(words)):
                 found.append(process)
     return found
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from alknet.cli.cp import print_failure, print_kept, split_peer, summary
-from alknet.errors import DeniedError
+from alknet.cli.cp import explained, print_failure, print_kept, split_peer, summary
+from alknet.errors import DeniedError, UnavailableError
 from alknet.ssh.transfer import Progress
 
 
@@ -35,6 +35,15 @@ from alknet.ssh.transfer import Progress
 )
 def test_what_stands_before_the_colon_is_a_peer(text: str, peer: str | None, path: str) -> None:
     assert split_peer(text) == (peer, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"), [("7022", "7022 is the path here; with the port 7022 it is web:7022:"), ("x", "")]
+)
+def test_a_port_that_was_taken_for_a_path_is_explained(path: str, hint: str) -> None:
+    with pytest.raises(UnavailableError) as caught, explained("web", path):
+        raise UnavailableError("web cannot be reached")
+    assert caught.value.hint == hint
 
 
 def test_what_is_said_of_failures_and_of_parts(capsys: pytest.CaptureFixture[str]) -> None:
