@@ -14,8 +14,8 @@ from typing import Final
 
 __all__ = ["CHUNK_BYTES", "Sink", "Source", "open_sink", "open_source"]
 
-CHUNK_BYTES: Final = 128 * 1024
-"""How much is read at once."""
+CHUNK_BYTES: Final = 256 * 1024
+"""How much is read at once: all that a pipe of ours holds (`child.PIPE_BYTES`)."""
 SINK_HIGH_BYTES: Final = 256 * 1024
 """A sink that holds more than this is behind."""
 

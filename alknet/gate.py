@@ -249,6 +249,11 @@ class Act:
         self.decision = denial
         self._over = True
 
+    def narrow(self, resource: str) -> None:
+        """Have the outcome line say what the act turned out to be about; what is not recorded stays so."""
+        if self._record["resource"] is not None:
+            self._record = Facts(self._record, resource=resource)
+
     def done(self, outcome: str, **facts: Any) -> None:
         """Write the outcome line, once; later calls and calls on a denied act do nothing."""
         if self._over:

@@ -2,8 +2,8 @@
 
 ``python bench/quic.py [--quick] [--only PART …]`` prints a table of each part. The goal is that SSH over QUIC moves at
 least 80 % of what aioquic moves with nothing around it (`bare_aioquic.py`); files and forwards (`quic_files.py`) are
-beside plain TCP. The node is ``alknet serve`` in a process of its own, and every client too. Rounds go A, B, C, A, B, C,
-…; a ratio is the median of the rounds' ratios, each of two figures that were taken one after the other. Nothing here
+beside plain TCP. The node is ``alknet serve`` in a process of its own, and every client too. Rounds go A, B, C, A, B,
+C, …; a ratio is the median of the rounds' ratios, each of two figures that were taken one after the other. Nothing here
 passes or fails: it is for reading.
 """
 

@@ -1,8 +1,9 @@
 """alknet beside OpenSSH's sshd and bare asyncssh, entered by stock clients, in one run on one machine.
 
-``python bench/ssh.py [--quick] [--only NAME …] [--parts PART …]`` prints absolute figures and the two ratios that
-matter: to sshd (the goal) and to bare asyncssh (the floor). Rounds go A, B, C, A, B, C, …, so that a machine that slows
-down slows down everybody, and each figure is the median of its rounds. Nothing here passes or fails: it is for reading.
+``python bench/ssh.py [--quick] [--only NAME …] [--parts PART …] [--markdown]`` prints absolute figures and the two
+ratios that matter: to sshd (the goal) and to bare asyncssh (the floor). Rounds go A, B, C, A, B, C, …, so that a
+machine that slows down slows down everybody; a figure is the median of its rounds, and a ratio that of the rounds'
+ratios. Nothing here passes or fails: it is for reading.
 """
 
 import argparse
@@ -63,13 +64,14 @@ def main() -> None:
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=tuple(PARTS), metavar="PART", help="leave parts out"
     )
+    parser.add_argument("--markdown", action="store_true", help="print the table as README.md has it")
     arguments = parser.parse_args()
     effort = QUICK if arguments.quick else FULL
     began = time.monotonic()
     results = measure(effort, arguments.only, arguments.parts)
     version = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=True).stderr.strip()
     print(f"{version}; {CIPHER}, {KEX}; {os.cpu_count()} processors; {effort}")
-    print(table(results, METRICS, arguments.only))
+    print(table(results, METRICS, arguments.only, markdown=arguments.markdown))
     load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
     print(f"took {time.monotonic() - began:.0f} s; load at the end {load}")
 

@@ -41,9 +41,9 @@ Results = dict[tuple[str, Metric], list[float]]
 """Every round's figure, by server name and metric."""
 
 
-def table(results: Results, metrics: Sequence[Metric], names: Sequence[str]) -> str:
+def table(results: Results, metrics: Sequence[Metric], names: Sequence[str], *, markdown: bool = False) -> str:
     """The medians, and those of the rounds' ratios of alknet to each of the others: what one round measures is a
-    second or two apart, and a machine that is busy then is so for all."""
+    second or two apart, and a machine that is busy then is so for all. As Markdown it fits into `README.md`."""
     others = [name for name in names if name != "alknet"] if "alknet" in names else []
     lines = [["", "", *names, *(f"alknet/{name}" for name in others)]]
     for metric in metrics:
@@ -54,6 +54,9 @@ def table(results: Results, metrics: Sequence[Metric], names: Sequence[str]) -> 
         medians = (_shown(statistics.median(figures[name])) for name in names)
         ratios = (_ratio(figures["alknet"], figures[name]) for name in others)
         lines.append([metric.name, unit, *medians, *ratios])
+    if markdown:
+        lines.insert(1, ["---"] * len(lines[0]))
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 

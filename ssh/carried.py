@@ -3,15 +3,19 @@ whether the stream has room."""
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import asyncssh
+from asyncssh.constants import MSG_DISCONNECT
+from asyncssh.packet import SSHPacket
 
 from alknet.alpn.streams import Stream
 from alknet.ssh.channel import PACKET_BYTES, WINDOW_BYTES
 from alknet.ssh.packets import FastChannel, FastPackets
 
 __all__ = ["Carried", "Room"]
+
+MAX_PARTING: Final = 1000
 
 
 class Room:
@@ -27,9 +31,11 @@ class Room:
 
 
 class Carried(FastPackets, asyncssh.SSHClientConnection):
-    """A client connection. Made by :meth:`start`; `room` is that of its carrier."""
+    """A client connection. Made by :meth:`start`; `room` is that of its carrier, `parting` what the other side says
+    when it ends the connection."""
 
     room: Room
+    parting: list[str]
 
     @classmethod
     async def start(cls, stream: Stream, owner: asyncssh.SSHClient, *, timeout_s: float, **options: Any) -> "Carried":
@@ -42,6 +48,7 @@ class Carried(FastPackets, asyncssh.SSHClientConnection):
         prepared.waiter = loop.create_future()
         ssh = cls(loop, prepared, wait="auth")
         ssh.room = Room()
+        ssh.parting = []
         ssh.set_extra_info(host=options["host"], port=options["port"])
         async with asyncio.timeout(timeout_s):
             await stream.attach(_Watched(ssh, ssh.room))
@@ -72,6 +79,15 @@ class Carried(FastPackets, asyncssh.SSHClientConnection):
     ) -> "asyncssh.SSHUNIXChannel[Any]":
         self._update_recv_pktlen(max_pktsize)
         return _UnixChannel(self, self._loop, encoding, errors, window, max_pktsize)
+
+    def _process_disconnect(self, pkttype: int, pktid: int, packet: SSHPacket) -> None:
+        """Keep what is said, which asyncssh forgets where the other side ends in order."""
+        said = SSHPacket(packet.get_remaining_payload())
+        said.get_uint32()
+        self.parting.append(said.get_string()[:MAX_PARTING].decode("utf-8", "replace"))
+        super()._process_disconnect(pkttype, pktid, packet)
+
+    _packet_handlers = asyncssh.SSHClientConnection._packet_handlers | {MSG_DISCONNECT: _process_disconnect}
 
 
 class _TcpChannel(FastChannel, asyncssh.SSHTCPChannel[bytes]):

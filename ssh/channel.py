@@ -142,7 +142,7 @@ class SessionChannel(BoundedChannel, asyncssh.SSHServerChannel[bytes]):  # type:
 
     async def _offer_agent(self) -> None:
         answer = await self._requested_by.agent_requested()
-        if self._request_queue:  # else the channel has been closed meanwhile
+        if self._request_queue and self._conn is not None:  # else the channel has been closed meanwhile
             self._report_response(answer)
 
 

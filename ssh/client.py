@@ -86,6 +86,8 @@ class Link:
     """Whether the carrier takes more, for who sends a lot."""
     remarks: deque[str] = field(default_factory=deque)
     """What the other side has remarked, which SSH calls debug messages; the newest last, and only the last few."""
+    parting: list[str] = field(default_factory=list)
+    """What the other side said when it ended the connection; empty where it said nothing."""
 
 
 @asynccontextmanager
@@ -132,7 +134,7 @@ async def _logged_in(
     client.notice = notice
     ssh = await _log_in(target, dialed, stream, client, agent)
     try:
-        yield Link(ssh, dialed.connection, ssh.room, client.remarks)
+        yield Link(ssh, dialed.connection, ssh.room, client.remarks, ssh.parting)
     finally:
         await _leave(ssh, stream)
 

@@ -27,6 +27,8 @@ MAX_MESSAGE_BYTES: Final = 64 * 1024
 MAX_OPEN: Final = 1024
 """Acts of one session that have not ended; a client has fewer files open."""
 MESSAGES_PER_TURN: Final = 16
+DENIAL_COST: Final = 0.1
+"""Of a refused session: who copies a directory may be refused for every file in it."""
 
 
 def orders(plan: Plan, user: RunAs, caller: Identity, protected: Sequence[str]) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def orders(plan: Plan, user: RunAs, caller: Identity, protected: Sequence[str]) 
 
 
 class FileQuestions:
-    """The node's end of the control socket, which it owns. `on_broken` is called when the process talks nonsense."""
+    """The node's end of the control socket, which it owns. `on_broken` is called when the process talks nonsense,
+    `on_denied` after each refusal, with what it costs: a client may ask in vain without end."""
 
     def __init__(
         self,
@@ -54,12 +57,14 @@ class FileQuestions:
         facts: dict[str, Any],
         *,
         on_broken: Callable[[], None],
+        on_denied: Callable[[float], None] = lambda cost: None,
     ) -> None:
         self._control = control
         self._gate = gate
         self._caller = caller
         self._facts = facts
         self._on_broken = on_broken
+        self._on_denied = on_denied
         self._open: dict[int, tuple[Act, str, str]] = {}
         self._loop = asyncio.get_running_loop()
         control.setblocking(False)
@@ -133,3 +138,5 @@ class FileQuestions:
     def _answer(self, number: int, decision: Decision) -> None:
         answer = {"answer": number, "allowed": decision.allowed, "words": "" if decision else str(decision)}
         self._control.send(json.dumps(answer).encode())
+        if not decision:
+            self._on_denied(DENIAL_COST)

@@ -37,6 +37,12 @@ class Forward:
         self.path = ""
         """Of a socket that the client had made here."""
 
+    def narrow(self, *resources: str) -> None:
+        """It turned out to be this."""
+        if resources:
+            self.resources = resources
+            self.act.narrow(resources[0])
+
     def end(self, outcome: str, **facts: str | None) -> None:
         self.act.done(outcome, **facts)  # before what its connections would say of it
         self.stop_listening()

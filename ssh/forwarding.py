@@ -38,6 +38,8 @@ MAX_WIDENED_BYTES: Final = 32 * 1024 * 1024
 """What the windows of all forwarded connections together may have beyond the first one of each."""
 MAX_HELPERS: Final = 8
 """Processes that connect to sockets for one client at the same time."""
+MAX_NAMED: Final = 32
+"""Sockets with a name in the file system: each has a process of its own."""
 
 ListenKey = tuple[str, int] | str
 """What a client calls a listener of its own: host and port, or a path."""
@@ -125,7 +127,7 @@ class Forwarding:
                 return live, await self._connection.handler.dial_self(allowed[0], self._connection.connection.remote)
             sock = await dial([target for target in allowed if not target.is_self])
             reached = address_of(sock.getpeername()[0])
-            live.resources = tuple(str(target) for target in allowed if address_of(target.address or "") == reached)
+            live.narrow(*(str(target) for target in allowed if address_of(target.address or "") == reached))
             return live, sock
 
     async def _connect(self, path: str) -> tuple[Forward, socket.socket]:
@@ -137,6 +139,8 @@ class Forwarding:
 
         with reported(lives):
             async with self._helpers:
+                if self._is_over:
+                    raise NotForwarded("this connection is being ended", code=asyncssh.OPEN_CONNECT_FAILED)
                 sock = await connect_to_unix(path, self._rights.user(), decide)
         return lives[0], sock
 
@@ -159,7 +163,7 @@ class Forwarding:
             ports = [port] if port else self._rights.free_ports(allowed)
             sockets = await bind_all([target.address or target.host for target in allowed], ports, self._rights.user())
         bound = int(sockets[0].getsockname()[1])
-        live.resources = tuple(str(self._rights.bound(target, bound)) for target in allowed)
+        live.narrow(*(str(self._rights.bound(target, bound)) for target in allowed))
 
         def open_channel(pump: Pump, address: Any) -> Awaitable[Any]:
             return TcpChannel(self._connection).accept(lambda: pump, host, bound, address[0], address[1])
@@ -171,6 +175,8 @@ class Forwarding:
         """Listen for the client on a socket at `path`. Raises `NotForwarded`."""
         self._check_new(path)
         self._check_room()
+        if sum(isinstance(key, str) for key in self._listeners) >= MAX_NAMED:
+            raise NotForwarded(f"this connection has {MAX_NAMED} sockets already", code=asyncssh.OPEN_RESOURCE_SHORTAGE)
         self._rights.check_scope(REMOTE, path)
         lives: list[Forward] = []
 

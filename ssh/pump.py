@@ -107,10 +107,8 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         elif self._socket is None:
             chan.pause_reading()
         else:
-            if self._early:
-                chan.write(bytes(self._early))
-                self._early.clear()
             if self._socket_ended:
+                self._send_early()
                 chan.write_eof()
             self._read_if_there_is_room()
 
@@ -210,9 +208,17 @@ class Pump(asyncssh.SSHTCPSession[bytes], asyncssh.SSHUNIXSession[bytes]):
         if not self._is_over:
             self._linger = asyncio.get_running_loop().call_later(LINGER_S, self.close)
 
+    def _send_early(self) -> None:
+        if self._early:
+            early, self._early = bytes(self._early), bytearray()
+            self._channel.write(early)
+
     def _read_if_there_is_room(self) -> None:
-        if self._reading or self._channel is None or self._channel_is_full or self._connection_is_full():
+        if self._channel is None or self._channel_is_full or self._connection_is_full():
             return
+        self._send_early()
+        if self._reading or self._channel_is_full or self._connection_is_full():
+            return  # what came early was all that there is room for
         if self._socket is not None and not self._socket_ended:
             self._reading = True
             self._socket.resume_reading()

@@ -202,10 +202,9 @@ class Session(asyncssh.SSHServerSession[bytes]):
         """A helper serves them; it asks here about everything that it is to open or to change."""
         connection = self._connection
         control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ends: dict[str, Any] = {"on_broken": self._hang_up, "on_denied": connection.session_denied}
         with theirs:
-            self._files = FileQuestions(
-                control, self._gate, lambda: connection.identity, connection.facts(), on_broken=self._hang_up
-            )
+            self._files = FileQuestions(control, self._gate, lambda: connection.identity, connection.facts(), **ends)
             argv = helper_argv("alknet.ssh.files.child", user, theirs.fileno())
             self._run(argv, user, {}, pass_fd=theirs.fileno(), becomes_user=True)
         self._files.begin(orders(plan, user, connection.identity, connection.handler.protected))

@@ -201,4 +201,5 @@ def say(line: str) -> None:
 def why_lost(link: "Link") -> str:
     """What ended the connection, to follow a sentence that says that it has ended; empty where nothing said so."""
     _, why = link.carrier.close_reason or (0, "")
+    why = " ".join(link.parting) or why
     return f": {why}" if why else ""

@@ -464,6 +464,19 @@ def test_a_target_is_written_down_only_where_the_policy_says_so(
     assert act.decision.allowed or target in act.decision.reason  # the client knows what it asked for
 
 
+@pytest.mark.parametrize("targets", [True, False])
+def test_what_an_act_turned_out_to_be_about_is_in_its_outcome(gate: Gate, audit: MemoryAudit, targets: bool) -> None:
+    rule = Rule(True, "local", parse_pattern("127.0.0.0/8:*"), name="peer alice forward[0]")
+    alice = dataclasses.replace(ALICE, scopes={"forward:local": "own"})
+    gate.policy = dataclasses.replace(policy(alice), forward_rules={"alice": (rule,)}, record_targets=targets)
+    who = dataclasses.replace(WHO, scopes=frozenset({"*"}))
+    act = gate.ask(who, "forward/local", "127.0.0.1:1", surface="ssh")
+    act.narrow("127.0.0.2:1")
+    act.done("closed")
+    told = ["127.0.0.1:1", "127.0.0.2:1"] if targets else [None, None]
+    assert [record["resource"] for record in audit.records] == told
+
+
 def test_an_operation_may_be_called_as_it_likes(gate: Gate, audit: MemoryAudit) -> None:
     gate.ask(WHO, "forward/status", "x", surface="quic", access=READ)
     assert audit.records[0]["resource"] == "x"

@@ -142,6 +142,16 @@ def test_a_peer_without_any_session_forwards_what_its_rules_allow(
         assert ssh.stop() == 255
 
 
+def test_who_is_shut_out_hears_why(hub: NodeProcess, echo: Address, tmp_path: Path) -> None:
+    near = free_port()
+    with client(tmp_path, as_ann(hub, "ssh", "-N", "-L", f"{near}:127.0.0.1:{echo[1]}")) as ssh:
+        wait_until(lambda: _answers(near), "it forwards")
+        hub.alknet("peer", "disable", "ann")
+        assert ssh.process.wait(DEADLINE_S) == 255
+        assert "the connection was lost: access was taken away: peer 'ann' is disabled" in ssh.said()
+    hub.alknet("peer", "enable", "ann")
+
+
 def _answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -85,6 +85,16 @@ def kept_by(node: NodeProcess) -> int:
     return total
 
 
+def working_for(node: NodeProcess) -> list[psutil.Process]:
+    """Processes of the node that have not ended."""
+    found = []
+    for process in psutil.Process(node.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
 class Stalls:
     """A session, of either kind, that does not read, and counts what was pressed on it nevertheless."""
 
@@ -281,7 +291,7 @@ async def getting(stack: AsyncExitStack, client: asyncssh.SSHClientConnection, p
     """A client that asks for a whole file at once and does not read it. What counts is what the server has read."""
     chan, _, handle = await _opened_file(client, b"/big", FOR_READING)
     chan.pause_reading()
-    (child,) = (p for p in psutil.Process(node.pid).children() if "alknet.ssh.files.child" in p.cmdline())
+    (child,) = (one for one in working_for(node) if "alknet.ssh.files.child" in one.cmdline())
     before = child.io_counters().read_chars
 
     class Asking:
@@ -299,7 +309,7 @@ async def getting(stack: AsyncExitStack, client: asyncssh.SSHClientConnection, p
 async def putting(stack: AsyncExitStack, client: asyncssh.SSHClientConnection, place: Path, node: NodeProcess) -> Any:
     """The server does not read: it was stopped."""
     chan, _, handle = await _opened_file(client, b"/new", FOR_WRITING)
-    (child,) = (p for p in psutil.Process(node.pid).children() if "alknet.ssh.files.child" in p.cmdline())
+    (child,) = (one for one in working_for(node) if "alknet.ssh.files.child" in one.cmdline())
     child.send_signal(signal.SIGSTOP)
     stack.callback(child.send_signal, signal.SIGCONT)
     return Writing(chan, _sftp(WRITE, 3, handle, 0, 0, bytes(32768)))
@@ -337,4 +347,24 @@ async def test_who_does_not_read_stops_the_sender_and_nobody_else(
         async with client_of(shared) as other:
             assert await tell(*await other.open_connection(*echo, encoding=None), data) == data
         client.abort()
-    wait_until(lambda: len(psutil.Process(shared.pid).children()) == 0, "the helpers have ended")
+    wait_until(lambda: not working_for(shared), "the helpers have ended")
+
+
+async def test_a_client_that_reads_nothing_at_all_stops_everybody_who_speaks_to_it(
+    shared: NodeProcess, echo: tuple[str, int]
+) -> None:
+    async with client_of(shared) as client, AsyncExitStack() as stack:
+        listening = _listening(stack, None)
+        pouring = []
+        for _ in range(4):
+            await _open(client, listening)
+            pouring.append(Pouring(await _accepted(stack, listening)))
+        idle = kept_by(shared)
+        client._transport.pause_reading()  # type: ignore[union-attr]
+        taken = await settled(lambda: sum(one.pour() for one in pouring))
+        assert taken < len(pouring) * MOST_TAKEN_BYTES
+        assert kept_by(shared) - idle < MOST_KEPT_BYTES
+        data = os.urandom(1024 * 1024)
+        async with client_of(shared) as other:
+            assert await tell(*await other.open_connection(*echo, encoding=None), data) == data
+        client.abort()

@@ -185,3 +185,30 @@ async def test_what_was_sent_before_a_close_still_reaches_a_slow_target(door: Do
 
 def test_the_first_window_is_the_smaller_one() -> None:
     assert channels.PACKET_BYTES < FIRST_WINDOW_BYTES < WINDOW_BYTES
+
+
+async def test_a_client_that_leaves_with_requests_open_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second one is still in the queue when the answer to the first comes too late."""
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def slowly(*_: Any) -> str:
+        asked.set()
+        await gone.wait()
+        return ""
+
+    monkeypatch.setattr(forwarding.Forwarding, "listen_for_agent", slowly)
+    door = Door(policy=allowing(*ALL))
+    async with door.connect() as client:
+        channel, _ = await client.create_session(asyncssh.SSHClientSession[bytes], "cat", encoding=None)
+        for _ in range(2):
+            channel._send_request(b"auth-agent-req@openssh.com", want_reply=True)
+        async with asyncio.timeout(5):
+            await asked.wait()
+        (ssh,) = door.handler._connections
+        client.abort()
+        await eventually(lambda: ssh not in door.handler._connections, "the client has left")
+    gone.set()
+    await door.aclose()
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]

@@ -36,7 +36,10 @@ class Server:
         self.broken = 0
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.sock.setblocking(False)
-        self.questions = FileQuestions(theirs, self.gate, self._caller, dict(FACTS), on_broken=self._broken)
+        self.denied: list[float] = []
+        self.questions = FileQuestions(
+            theirs, self.gate, self._caller, dict(FACTS), on_broken=self._broken, on_denied=self.denied.append
+        )
 
     def _caller(self) -> Identity:
         return Identity("bob", frozenset({"*"}), "key:SHA256:b")
@@ -92,6 +95,7 @@ async def test_a_refusal_has_the_words_and_is_recorded_once(server: Server) -> N
     assert answer["words"].endswith(f"[scope:sftp:write] ({denial['denial_id']})")
     server.sock.send(json.dumps({"done": 7, "outcome": "ok"}).encode())
     assert (await server.ask(7, "read", "/a"))["allowed"], "the number is free"
+    assert len(server.denied) == 1, "what was refused costs something, and nothing else does"
 
 
 async def test_a_barred_place_gets_a_denial_id(server: Server) -> None:

@@ -170,7 +170,7 @@ async def test_it_is_the_address_in_use_that_has_to_stay_allowed(monkeypatch: py
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
 
         monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
-        door = Door(policy=allowing("local 127.0.0.0/8:*"))
+        door = Door(policy=allowing("local 127.0.0.0/8:*", record_targets=True))
         async with door.connect() as client:
             reader, _ = await client.open_connection("db.example", port, encoding=None)
             door.replace_policy(allowing("not local 127.0.0.2:*", "local 127.0.0.0/8:*", revision="r2"))
@@ -180,7 +180,20 @@ async def test_it_is_the_address_in_use_that_has_to_stay_allowed(monkeypatch: py
             async with asyncio.timeout(5):
                 assert await reader.read() == b""
         assert door.outcomes("forward/local") == ["revoked"]
+        told = [r["resource"] for r in door.audit.records if r["action"] == "forward/local"]
+        assert told == [f"db.example:{port}@127.0.0.2", f"db.example:{port}@127.0.0.3"]
         await door.aclose()
+
+
+async def test_a_port_that_the_node_chose_is_the_one_that_is_recorded_in_the_end() -> None:
+    door = Door(policy=allowing(*ALL, record_targets=True))
+    async with door.connect() as client:
+        listener = await client.start_server(lambda *_: reverse, HERE, 0)
+        port = listener.get_port()
+    await door.wait_empty()
+    told = [r["resource"] for r in door.audit.records if r["action"] == "forward/remote"]
+    assert told == [f"{HERE}:0", f"{HERE}:{port}"]
+    await door.aclose()
 
 
 async def test_what_was_allowed_is_asked_again_once_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,12 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alknet.ssh.pump import Pump
 from testkit.polling import eventually, settled
@@ -155,6 +158,18 @@ async def test_what_came_before_the_channel_is_there_waits_and_is_no_more_than_a
     assert len(got) == sent
 
 
+async def test_what_came_early_waits_for_room_on_the_connection_too(pair: Pair) -> None:
+    await pair.pump.start()
+    pair.pump.socket_data(b"hello")  # as an event loop does that reads before it is told not to
+    pair.is_full = True
+    pair.pump.connection_made(pair.channel)
+    pair.far.send(b" there")
+    assert await settled(lambda: len(pair.channel.written)) == 0
+    pair.is_full = False
+    pair.pump.connection_resumed()
+    await eventually(lambda: pair.channel.written == b"hello there", "it goes on, in order")
+
+
 async def test_what_came_before_the_socket_is_there_waits(pair: Pair) -> None:
     pair.pump.connection_made(pair.channel)
     assert pair.channel.is_paused
@@ -270,3 +285,71 @@ async def test_a_socket_taken_by_a_pump_that_is_over_is_closed() -> None:
     await pump.take(mine)
     assert far.recv(1) == b""
     far.close()
+
+
+# --- in any order -----------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.sampled_from(["turn", "drain", "full", "free", "start", "open", "say", "send", "hear"]), max_size=40
+)
+
+
+@given(STEPS, st.integers(1, 200_000))
+def test_nothing_is_lost_and_nothing_comes_out_of_order(steps: list[str], size: int) -> None:
+    """Whatever happens between the two sides, in which order ever: each hears what the other one said."""
+
+    async def run() -> None:
+        pair, said, sent, got, heard = Pair(), bytearray(), bytearray(), bytearray(), bytearray()
+        is_open = is_started = False
+
+        async def step(name: str) -> None:
+            nonlocal is_open, is_started
+            match name:
+                case "turn":
+                    await asyncio.sleep(0)
+                case "drain" if is_open:
+                    got.extend(pair.channel.drain())
+                case "full":
+                    pair.is_full = True
+                    pair.pump.connection_paused()
+                case "free":
+                    pair.is_full = False
+                    pair.pump.connection_resumed()
+                case "start" if not is_started:
+                    is_started = True
+                    await pair.pump.start()
+                case "open" if not is_open:
+                    is_open = True
+                    pair.pump.connection_made(pair.channel)
+                case "say" if is_open and not pair.channel.is_paused:
+                    piece = bytes([len(said) % 251]) * size
+                    said.extend(piece)
+                    pair.pump.data_received(piece, None)
+                case "send":
+                    piece = bytes([len(sent) % 251]) * size
+                    with suppress(BlockingIOError):
+                        sent.extend(piece[: pair.far.send(piece)])
+                case "hear":
+                    with suppress(BlockingIOError):
+                        heard.extend(pair.far.recv(65536))
+
+        for name in (*steps, "open", "start", "free"):
+            await step(name)
+        pair.far.shutdown(socket.SHUT_WR)
+        pair.pump.eof_received()
+
+        def finish() -> bool:
+            got.extend(pair.channel.drain())
+            with suppress(BlockingIOError):
+                heard.extend(pair.far.recv(1 << 20))
+            return len(heard) == len(said) and bool(pair.channel.events)
+
+        await eventually(finish, "both have ended")
+        got.extend(pair.channel.written)
+        pair.pump.close()
+        await asyncio.sleep(0)
+        pair.far.close()
+        assert (got, heard) == (sent, said)
+        assert pair.ends == 1
+
+    asyncio.run(run())

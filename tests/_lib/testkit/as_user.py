@@ -281,7 +281,10 @@ def _open_the_way(path: str) -> None:
         _system("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
         held = os.open(onward, os.O_PATH)
         _system("mount", b"none", os.fsencode(directory), b"tmpfs", 0, b"mode=755")
-        os.mkdir(onward) if end + 1 < len(parts) else os.close(os.open(onward, os.O_CREAT))
+        if end + 1 < len(parts):
+            os.mkdir(onward)
+        else:
+            os.close(os.open(onward, os.O_CREAT))
         _system("mount", b"/proc/self/fd/%d" % held, os.fsencode(onward), None, MS_BIND | MS_REC, None)
         os.close(held)
 
