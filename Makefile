@@ -17,6 +17,9 @@ TEST_PACKAGES := openssh-client openssh-server rsync putty-tools dropbear-bin fa
 up: $(VENV)/.base
 	@exec $(BIN)/alknet up $(ARGS)
 
+# What is compiled is kept, also where the environment says otherwise: pytest rewrites every test module, and what the
+# tests start imports alknet again and again. That is a minute of processor time in each run.
+test soak: export PYTHONDONTWRITEBYTECODE =
 test: $(VENV)/.test
 	@sh tests/_lib/stock-programs.sh $(TEST_PACKAGES)
 	@sh tests/_lib/npm-programs.sh

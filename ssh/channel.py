@@ -141,9 +141,12 @@ class SessionChannel(BoundedChannel, asyncssh.SSHServerChannel[bytes]):  # type:
         self._conn.handler.tasks.start(self._offer_agent(), name="agent")
 
     async def _offer_agent(self) -> None:
-        answer = await self._requested_by.agent_requested()
-        if self._request_queue and self._conn is not None:  # else the channel has been closed meanwhile
-            self._report_response(answer)
+        answer = False
+        try:
+            answer = await self._requested_by.agent_requested()
+        finally:  # the client's next request waits for it
+            if self._request_queue and self._conn is not None:  # else the channel has been closed meanwhile
+                self._report_response(answer)
 
 
 class TcpChannel(_Forwarded, asyncssh.SSHTCPChannel[bytes]):

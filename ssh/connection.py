@@ -194,13 +194,14 @@ class SshConnection(Login):
         shows them."""
 
         async def answer() -> None:
+            reply: bool | bytes = False
             try:
                 reply = result(await listening)
             except NotForwarded as exc:
-                reply = False
                 self.remark(str(exc))
-            if self._transport is not None:
-                self._report_global_response(reply)
+            finally:  # the client's next request waits for it
+                if self._transport is not None:
+                    self._report_global_response(reply)
 
         self.handler.tasks.start(answer(), name="listen")
 

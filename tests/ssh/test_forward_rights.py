@@ -127,6 +127,22 @@ async def test_listeners_are_refused_with_words_for_who_listens(door: Door) -> N
     }
 
 
+async def test_a_listener_that_fails_in_an_unforeseen_way_is_answered(
+    door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    async with door.connect(agent_forwarding="/no/such/agent") as client:
+        with monkeypatch.context() as broken:
+            broken.setattr("alknet.ssh.forwarding.bind_all", fail)
+            broken.setattr("alknet.ssh.forwarding.listen_for_agent", fail)
+            assert not await ask_globally(client, b"tcpip-forward", HERE, 0)
+            assert (await client.run("exit 5")).exit_status == 5
+        assert await ask_globally(client, b"tcpip-forward", HERE, 0)
+    assert caplog.text.count("ZeroDivisionError") >= 2
+
+
 async def test_no_listener_takes_a_port_of_the_node(door: Door) -> None:
     class Node:
         def is_own(self, address: str, port: int, *, any_address: bool = False) -> bool:

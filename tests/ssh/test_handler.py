@@ -1,13 +1,19 @@
 """The SSH door as a whole: subsystems, shutdown."""
 
 import asyncio
+import socket
 
 import asyncssh
 import pytest
 
 from alknet.access import Identity
-from alknet.alpn.streams import Connection, Stream
+from alknet.alpn.admission import Admission, AdmissionLimits, Slot
+from alknet.alpn.first_byte import Opening
+from alknet.alpn.port import Port
+from alknet.alpn.streams import Address, Connection, Stream
 from alknet.errors import DeniedError
+from testkit.polling import eventually
+from testkit.ssh_forwards import allowing
 from testkit.ssh_pair import Door, policy_with
 
 
@@ -103,3 +109,34 @@ async def test_shutdown_ends_what_does_not_finish_by_the_deadline() -> None:
     assert "the node is shutting down" in str(ended.stderr)
     assert ended.exit_signal is not None
     assert door.outcomes("ssh/exec") == ["ended: the node is shutting down"]
+
+
+async def test_a_forward_to_the_node_itself_comes_from_the_client() -> None:
+    """What the node counts, limits and logs by address does not take a client for the node."""
+    callers: list[Address] = []
+
+    def take(sock: socket.socket, remote: Address, slot: Slot) -> None:
+        callers.append(remote)
+        sock.close()
+        slot.leave()
+
+    port = Port(Admission(AdmissionLimits()), {Opening.SSH: take})
+    port.listen(("127.0.0.1",), 0)
+    (own,) = [address for address in port.addresses if address.host == "127.0.0.1"]
+    door = Door(policy=allowing("local self", "local 127.0.0.0/8:*"))
+    door.handler.own_port = port
+    async with door.connect() as client:
+        for host in ("127.0.0.1", "localhost"):
+            reader, writer = await client.open_connection(host, own.port, encoding=None)
+            writer.write(b"SSH-2.0-test\r\n")
+            assert await reader.read() == b""
+            assert callers.pop() == Address("192.0.2.1", 4000)
+        with socket.create_connection((own.host, own.port)) as stranger:
+            stranger.send(b"SSH-2.0-test\r\n")
+            await eventually(lambda: callers, "it got in")
+            assert callers.pop() == Address.of(stranger.getsockname())
+        door.replace_policy(allowing("local 127.0.0.0/8:*", revision="r2"))
+        with pytest.raises(asyncssh.ChannelOpenError, match=r"forwarding\.default"):
+            await client.open_connection("127.0.0.1", own.port)
+    port.stop_accepting()
+    await door.aclose()
