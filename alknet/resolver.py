@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from alknet.errors import InvalidInputError, NotFoundError, UnavailableError
 from alknet.hosts import IPAddress, address_of, embedded_addresses, normalise_host
@@ -35,12 +35,21 @@ Own = Callable[[str, int], bool]
 
 
 async def resolve(
-    host: str, port: int, *, own: Own, timeout_s: float = 5.0, listening: bool = False
+    host: str,
+    port: int,
+    *,
+    own: Own,
+    timeout_s: float = 5.0,
+    listening: bool = False,
+    slots: asyncio.Semaphore | None = None,
 ) -> tuple[Target, ...]:
     """The targets that `host` and `port` come to, one for each address and in the resolver's order; at least one.
 
     ``localhost`` and addresses need no lookup. With `listening` the host is where a remote forward listens: an empty
     one, or ``*``, stands for every address of this machine, and port 0 for any port (RFC 4254, section 7.1).
+
+    A lookup takes one of `slots` until it really ends, however short a time it was waited for: nothing can stop it, and
+    all share the threads that do it.
 
     Raises `InvalidInputError` for what is no host, `NotFoundError` for a name without an address, and
     `UnavailableError` when nobody can tell or `timeout_s` is over.
@@ -59,9 +68,13 @@ async def resolve(
         return _targets(name, port, ("127.0.0.1", "::1"), own)
     if name.endswith(NOT_IN_DNS):
         raise NotFoundError("the host has a name that is not in DNS")
+    slots = slots or asyncio.Semaphore()
     try:
         async with asyncio.timeout(timeout_s):
-            found = await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+            await slots.acquire()
+            found = await asyncio.shield(_look_up(name, port, slots))
+        if isinstance(found, Exception):
+            raise found
     except TimeoutError:
         raise UnavailableError(f"the host's name could not be resolved within {timeout_s:g} s") from None
     except socket.gaierror as exc:
@@ -76,6 +89,16 @@ async def resolve(
     if not numeric:
         raise NotFoundError("the host's name has no address that can be used")
     return _targets(name, port, tuple(dict.fromkeys(numeric))[:MAX_ADDRESSES], own)
+
+
+async def _look_up(name: str, port: int, slots: asyncio.Semaphore) -> list[Any] | Exception:
+    """What is found, or raised: nobody may be there any more to take it."""
+    try:
+        return await asyncio.get_running_loop().getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        return exc
+    finally:
+        slots.release()
 
 
 def _targets(host: str, port: int, addresses: Sequence[str], own: Own) -> tuple[Target, ...]:

@@ -189,7 +189,7 @@ def judge(rules: Sequence[Rule], direction: Direction, target: Target | UnixTarg
             if not rule.allow and _is_named(rule.pattern, target):
                 return False, rule.name, f"a rule denies {what}"
         elif not _matches(rule, target, ip):
-            missed = missed or (rule.allow and _is_named(rule.pattern, target) and _special(target, ip)) or ""
+            missed = missed or (rule.allow and _nearly_matches(rule, target, ip) and _special(target, ip)) or ""
         elif not rule.allow:
             return False, rule.name, f"a rule denies {what}"
         else:
@@ -245,6 +245,13 @@ def _matches(rule: Rule, target: Target, ip: IPAddress) -> bool:
             return any(isinstance(n, ipaddress.IPv6Network) and n.subnet_of(form) for n in covering)
         return bool(covering)
     return _is_named(pattern, target) and not (rule.allow and kind_of_address(ip) != GLOBAL)
+
+
+def _nearly_matches(rule: Rule, target: Target, ip: IPAddress) -> bool:
+    """Whether a rule that does not match would, but for what kind of address it is: people are told."""
+    networks = rule.pattern.networks if target.is_self else ()
+    covers = any(ip.version == network.version and ip in network for network in networks)
+    return covers or _is_named(rule.pattern, target)
 
 
 def _is_named(pattern: Pattern, target: Target) -> bool:

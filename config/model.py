@@ -22,9 +22,9 @@ from alknet.config.fields import (
     Listen,
     Modules,
     RevokedKey,
-    SftpRoot,
     RootName,
     Scope,
+    SftpRoot,
     Switch,
 )
 from alknet.config.forwarding import Forwarding

@@ -80,6 +80,8 @@ class PeerSsh(Model):
     def _one_of(self) -> "PeerSsh":
         if self.force_command is not None and self.commands is not None:
             raise ValueError("force_command and commands exclude each other: remove one")
+        if self.force_command is not None and self.force_command.split()[0] == "internal-sftp":
+            raise ValueError("SFTP needs no force_command: grant sftp:read and sftp:write, not ssh:exec and ssh:shell")
         return self
 
 

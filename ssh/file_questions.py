@@ -7,6 +7,7 @@ side of :mod:`alknet.ssh.files.questions`; it works for the peer and may be as s
 import asyncio
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -36,6 +37,8 @@ def orders(plan: Plan, user: RunAs, caller: Identity, protected: Sequence[str]) 
     keys that would turn a narrower credential of owner's into owner itself."""
     sees_all = caller.id == OWNER and "*" in caller.scopes
     root = directory_of(plan.files or "", user)
+    if not os.path.isdir(root):  # the client is told by the process, which may see less
+        log.warning(event("this root is no directory", setting="sftp_root", peer=caller.id, path=root))
     return {
         "mode": "sftp" if plan.script is None else "scp",
         "command": plan.script,

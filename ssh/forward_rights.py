@@ -34,7 +34,7 @@ DENIAL_COST: Final = 0.1
 EVERY_ADDRESS: Final = ("", "*")
 """What a client says that wants to listen on all of this machine's."""
 MAX_LOOKUPS: Final = 4
-"""Names that are looked up for one client at the same time: all clients share the threads that do it."""
+"""Names that are looked up for one peer at the same time: all peers share the threads that do it."""
 
 
 class ForwardRights:
@@ -43,7 +43,6 @@ class ForwardRights:
     def __init__(self, connection: "SshConnection") -> None:
         self._connection = connection
         self._gate = connection.handler.gate
-        self._lookups = asyncio.Semaphore(MAX_LOOKUPS)
 
     def still(self, live: Forward) -> Decision:
         """Whether all of it is allowed now."""
@@ -77,8 +76,9 @@ class ForwardRights:
                     if not decision and decision.rule != UNRESOLVED:
                         self.ask(action, str(target))
             own = partial(self._connection.handler.is_own, any_address=action == REMOTE)
-            async with self._lookups:
-                return await resolve(host, port, own=own, listening=action == REMOTE)
+            lookups = self._connection.handler.lookups
+            slots = lookups.setdefault(self._connection.identity.id, asyncio.Semaphore(MAX_LOOKUPS))
+            return await resolve(host, port, own=own, listening=action == REMOTE, slots=slots)
         except (AlknetError, ValueError) as exc:
             raise NotForwarded(str(exc), code=asyncssh.OPEN_CONNECT_FAILED) from exc
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 from alknet.access import Identity
 from alknet.alpn.errors import ConnectionClosed
@@ -88,6 +89,8 @@ class SshHandler:
         self._waiting: set[Connection] = set()
         """Those that have not opened a stream yet."""
         self._hung_up: set[Child] = set()
+        self.lookups: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """By peer: the names that it may have looked up at the same time."""
 
     async def handle(self, connection: Connection) -> None:
         login_until = asyncio.get_running_loop().time() + self.settings.login_grace_s

@@ -57,6 +57,8 @@ class Login(FastConnection):
         self._probes = 0
         self._login_bytes = 0
         self._was_refused = False
+        self._unsafe = ""
+        """The algorithm that was agreed on and is not safe with this client."""
         self._last_key = ""
         self._fault = ""
         """Why that did not let anybody in, as long as nothing has been decided about it."""
@@ -74,7 +76,16 @@ class Login(FastConnection):
         return self._proven
 
     async def reload_config(self) -> None:
-        """asyncssh re-reads OpenSSH's configuration for each login name; here there is none."""
+        """asyncssh is about to hear a login; it would read OpenSSH's configuration for the name, and here there is
+        none."""
+        self._check_safe()
+
+    def _check_safe(self) -> None:
+        if self._unsafe:
+            raise asyncssh.KeyExchangeFailed(
+                f"{self._unsafe} needs the strict key exchange (CVE-2023-48795), which this client does not know;"
+                " update it, or choose aes128-gcm@openssh.com, or hmac-sha2-256 with aes128-ctr"
+            )
 
     def public_key_auth_supported(self) -> bool:
         return True
@@ -226,13 +237,13 @@ class Login(FastConnection):
         return [*super()._get_extra_kex_algs(), KEX_GUESS]
 
     def _choose_alg(self, alg_type: str, local_algs: Any, remote_algs: Any) -> bytes:
-        """Turn away a client whose choice is safe only with the strict key exchange, and that does not do that."""
+        """Remember a choice that is safe only with the strict key exchange, of a client that does not do that: before
+        it logs in it is turned away. Who only asks for the node's key (ssh-keyscan) may have that."""
         chosen = super()._choose_alg(alg_type, local_algs, remote_algs)
         if chosen in NEEDING_STRICT and not self._strict_kex:
-            raise asyncssh.KeyExchangeFailed(
-                f"{chosen.decode()} needs the strict key exchange (CVE-2023-48795), which this client does not know;"
-                " update it, or choose aes128-gcm@openssh.com, or hmac-sha2-256 with aes128-ctr"
-            )
+            self._unsafe = chosen.decode()
+            if self._auth_complete:
+                self._check_safe()
         return chosen
 
     def _stranger_left(self) -> None:

@@ -108,7 +108,9 @@ class Copier:
         if options.preserve:
             attributes = Info(Kind.FILE, 0, mode=mode, times=reader.info.times)
         elif old is not None:
-            attributes = Info(Kind.FILE, 0, mode=old.mode, owner=old.owner)
+            # Its rights as a program (set-uid) were for what it had in it, as the kernel has it of a file written to.
+            kept = None if old.mode is None else old.mode & 0o777
+            attributes = Info(Kind.FILE, 0, mode=kept, owner=old.owner)
         part = await target.part(
             name,
             _tag(reader),

@@ -27,6 +27,8 @@ GC_THRESHOLDS: Final = (10_000, 10, 10)
 """Python's own (700, 10, 10) cost a busy node a tenth of its time."""
 STUCK_S: Final = 0.5
 """What threads, and tasks that were cancelled, may take to end once the node has stopped."""
+LOOP_THREADS: Final = "32"
+"""Of libuv, which has four otherwise."""
 
 listen_option = click.option(
     "--listen",
@@ -163,6 +165,8 @@ def _run(home: "Home", addresses: "tuple[ListenAddress, ...]", invocation: Invoc
 
     import uvloop
 
+    # Half of libuv's threads look names up, which may take half a minute where a name server does not answer.
+    os.environ.setdefault("UV_THREADPOOL_SIZE", LOOP_THREADS)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         status = runner.run(main())
         _leave_stuck_tasks(runner, status)

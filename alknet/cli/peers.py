@@ -30,6 +30,13 @@ def peer() -> None:
 @click.option("--role", multiple=True, metavar="R", help="Role to grant, from [roles].")
 @click.option("--user", metavar="USER", help="Operating-system user that its sessions run as.")
 @click.option("--as-daemon", is_flag=True, help="Let its sessions run as the node's own user.")
+@click.option("--sftp-root", metavar="DIR", help="The directory that SFTP and scp show it as /.")
+@click.option(
+    "--forward",
+    multiple=True,
+    metavar="DIRECTION:TARGET",
+    help="What it may forward, such as local:db.corp:5432, remote:localhost:8080 or unix:/run/app.sock.",
+)
 @click.option("--address", multiple=True, metavar="HOST:PORT", help="Where to reach it.")
 @click.option(
     "--node-key",
@@ -51,6 +58,8 @@ def add(
     role: tuple[str, ...],
     user: str | None,
     as_daemon: bool,
+    sftp_root: str | None,
+    forward: tuple[str, ...],
     address: tuple[str, ...],
     node_key: str | None,
     host_key: str | None,
@@ -64,6 +73,7 @@ def add(
     \b
     alknet peer add ci --key ci.pub --scope 'ssh:exec' --user build
     alknet peer add alice --principal alice --scope 'ssh:*' --user alice    # with a certificate: see alknet ca
+    alknet peer add ann --key ann.pub --user ann --scope 'sftp:*' --sftp-root /srv/ann    # files and nothing else
     alknet peer add worker --key 'ssh-ed25519 …' --offers '*' --expose w    # a node that dials this one
     alknet peer add hub --key 'ssh-ed25519 …' --address hub:7022 --dial     # a node that this one dials
 
@@ -119,6 +129,13 @@ def add(
     ssh: dict[str, Any] = {"user": user} if user else {}
     if as_daemon:
         ssh["as_daemon"] = True
+    if sftp_root is not None:
+        ssh["sftp_root"] = sftp_root
+    if forward:
+        rules = [text.partition(":") for text in forward]
+        values["forward"] = [
+            {"action": "allow", "direction": direction, "target": target} for direction, _, target in rules
+        ]
     if ssh:
         values["ssh"] = ssh
     _write(invocation, name, peer_text(values), dialled=True if dial else None)

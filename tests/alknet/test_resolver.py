@@ -106,6 +106,27 @@ async def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch:
         await resolve("slow.example", 80, own=nobody, timeout_s=0.01)
 
 
+async def test_a_lookup_counts_until_it_really_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops waiting does not stop it, and may not begin any number of others."""
+    asked: list[str] = []
+    answered, slots = asyncio.Event(), asyncio.Semaphore(1)
+
+    async def slowly(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        await answered.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", slowly)
+    for host in ("first.example", "second.example"):
+        with pytest.raises(UnavailableError, match="within"):
+            await resolve(host, 80, own=nobody, timeout_s=0.01, slots=slots)
+    assert asked == ["first.example"]
+    answered.set()
+    assert [t.address for t in await resolve("third.example", 80, own=nobody, slots=slots)] == ["192.0.2.7"]
+    assert asked == ["first.example", "third.example"]
+    assert not slots.locked()
+
+
 @pytest.mark.parametrize("host", ["db.alk", "x.onion", "nothing.invalid"])
 async def test_names_that_are_not_in_dns_are_never_asked_for(host: str, answers: Any) -> None:
     asked = answers()

@@ -386,6 +386,13 @@ def test_a_socket_is_reached_by_a_rule_with_its_path(line: str, local: bool, rem
             "no rule allows local forwards to db.corp:80; the address is a port of the node itself, which only a rule"
             ' "self" allows',
         ),
+        (
+            ("allow local 10.0.0.0/8:1", "allow local 127.0.0.0/8:*"),
+            "local",
+            "127.0.0.1:7022@self",
+            "no rule allows local forwards to 127.0.0.1:7022; the address is a port of the node itself, which only a"
+            ' rule "self" allows',
+        ),
     ],
 )
 def test_a_refusal_says_why_and_gives_no_address_away(

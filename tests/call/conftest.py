@@ -1,4 +1,4 @@
-"""Every asynchronous test of calls runs on both event loops: asyncio's own, and uvloop, which a node runs on."""
+"""Asynchronous tests of calls run on both event loops: asyncio's own, and uvloop, which a node runs on."""
 
 import asyncio
 import gc
@@ -10,9 +10,25 @@ import uvloop
 
 from testkit.polling import eventually
 
+ABOVE_SESSIONS = [
+    "test_attacks",
+    "test_command",
+    "test_composition",
+    "test_discovery",
+    "test_dispatch",
+    "test_forwarding",
+    "test_from_call",
+    "test_mesh",
+    "test_mesh_attacks",
+    "test_prepared",
+]
+"""Modules about what is done with calls, or what many of them cost. Their bytes go through memory, and what sessions
+and channels ask of an event loop the other modules test on both."""
 
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop} if item.path.stem in ABOVE_SESSIONS else loops
 
 
 @pytest.fixture

@@ -186,6 +186,10 @@ def test_a_mistake_in_the_main_file_is_named_with_its_place(files: Files, text: 
             r"peers\.d/a\.toml:1: ssh: force_command and commands exclude each other: remove one",
         ),
         (
+            '[ssh]\nforce_command = "internal-sftp"\n',
+            r"peers\.d/a\.toml:1: ssh: SFTP needs no force_command: grant sftp:read and sftp:write, .*",
+        ),
+        (
             'id = "b"\n',
             r"peers\.d/a\.toml:1: id: found 'b', but the file's name makes it 'a'",
         ),

@@ -40,7 +40,7 @@ def bench(shared: CopyBench) -> Iterator[CopyBench]:
 def test_a_copy_that_is_killed_leaves_the_old_file_and_is_gone_on_with(
     bench: CopyBench, tmp_path: Path, direction: str
 ) -> None:
-    bench.killed_and_resumed(tmp_path, direction, size=96 * MIB, seen=4 * MIB)
+    bench.killed_and_resumed(tmp_path, direction, size=48 * MIB, seen=2 * MIB)
 
 
 def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(bench: CopyBench, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_20_streams_arrive_whole_through_loss_and_reordering() -> None:
         assert listener.stdout.readline() == b"ready\n"
         link.set(loss=0.05, delay_ms=25, reorder=0.05)
         sent = link.client.run(
-            [*quic_end("send", link), str(64 * MIB), "20"], capture_output=True, text=True, env=quic_env(), timeout=200
+            [*quic_end("send", link), str(16 * MIB), "20"], capture_output=True, text=True, env=quic_env(), timeout=200
         )
         assert sent.returncode == 0, sent.stderr
         counts = link.counts()

@@ -118,9 +118,10 @@ def test_options_may_stand_between_the_peer_and_the_command(node: NodeProcess) -
     assert node.alknet("ssh", ".", "--carrier", "quic", "-t", "tty").stdout.startswith("/dev/pts/")
 
 
-def test_64_mib_up_and_down_over_quic(node: NodeProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size_mib", [16, pytest.param(64, marks=pytest.mark.soak)])
+def test_much_goes_up_and_down_over_quic(node: NodeProcess, tmp_path: Path, size_mib: int) -> None:
     blob = tmp_path / "blob"
-    blob.write_bytes(os.urandom(64 * MIB))
+    blob.write_bytes(os.urandom(size_mib * MIB))
     digest = hashlib.sha256(blob.read_bytes()).hexdigest()
     with blob.open("rb") as stdin:
         up = subprocess.run(session(node, "quic", "sha256sum"), stdin=stdin, capture_output=True, cwd="/", check=True)

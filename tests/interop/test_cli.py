@@ -76,6 +76,22 @@ def test_peer_add_takes_effect_at_once_and_can_be_undone(node: NodeProcess) -> N
     assert b"Permission denied" in node.ssh("exit 5", key="bob").stderr
 
 
+def test_peer_add_grants_files_and_forwards_without_a_hand_in_the_file(node: NodeProcess) -> None:
+    key = ecdsa_key(node)
+    node.alknet(
+        "peer", "add", "bob", "--key", key, "--sftp-root", "/srv/bob",
+        "--forward", "local:db.corp:5432", "--forward", "unix:/run/app.sock",
+    )  # fmt: skip
+    shown = node.json("peer", "show", "bob")
+    assert shown["ssh"]["sftp_root"] == "/srv/bob"
+    rules = [(rule["action"], rule["direction"], rule["target"]) for rule in shown["forward"]]
+    assert rules == [("allow", "local", "db.corp:5432"), ("allow", "unix", "/run/app.sock")]
+    wrong = node.alknet("peer", "add", "eve", "--key", key, "--forward", "local:db.corp", check=False)
+    assert wrong.returncode == 6
+    assert "must say its ports too" in wrong.stderr
+    assert not (node.home / "peers.d" / "eve.toml").exists()
+
+
 def ecdsa_key(node: NodeProcess) -> str:
     path = node.keys / "ecdsa"
     subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-N", "", "-C", "", "-f", str(path)], check=True)
@@ -228,7 +244,7 @@ def test_alknet_ssh_gives_the_remote_exit_code_and_streams(node: NodeProcess) ->
 
 def test_alknet_ssh_moves_much_both_ways(node: NodeProcess, tmp_path: Path) -> None:
     blob = tmp_path / "blob"
-    blob.write_bytes(os.urandom(64 * 1024 * 1024))
+    blob.write_bytes(os.urandom(16 * 1024 * 1024))
     command = [sys.executable, "-m", "alknet", "--home", str(node.home), "ssh", ".", "cat"]
     for through_pipe in (False, True):
         back = tmp_path / "back"

@@ -214,9 +214,11 @@ async def test_a_replaced_file_keeps_its_owner(bench: Bench) -> None:
     (bench.source / "file").write_text("new")
     (bench.target / "file").write_text("old")
     os.chown(bench.target / "file", 1234, 1235)
+    (bench.target / "file").chmod(0o6751)
     await bench.copy()
     found = (bench.target / "file").stat()
     assert (found.st_uid, found.st_gid, (bench.target / "file").read_text()) == (1234, 1235, "new")
+    assert found.st_mode & 0o7777 == 0o751, "nobody runs the new one with the owner's rights"
 
 
 async def test_a_link_at_the_target_is_replaced_and_not_written_through(bench: Bench) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from alknet.guard import Barred, Guard
 from alknet.services import files_removal
 from alknet.services.files_errors import TooLarge, WrongKind
 from alknet.services.files_removal import MAX_DEPTH, remove_tree
-from alknet.guard import Barred, Guard
 from testkit.files_bench import descriptors
 from testkit.users import need_root
 
