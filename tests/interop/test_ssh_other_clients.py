@@ -109,3 +109,10 @@ def test_forwards_both_ways(client: str, echo: tuple[str, int], request: pytest.
 
 def test_dropbear_guesses_the_key_exchange_and_runs_commands(dropbear: list[str]) -> None:
     assert _run(*dropbear, f"bob@{HERE}", "id -un; cat", input=BLOB) == TEST_USER.encode() + b"\n" + BLOB
+
+
+def test_ssh_keyscan_reads_the_key_although_it_would_not_be_let_in(shared: NodeProcess) -> None:
+    """It agrees on a MAC that is safe only with the strict key exchange, which it does not know; it never logs in."""
+    read = _run("ssh-keyscan", "-p", str(shared.port), HERE).decode().split()
+    known = (shared.home / "keys" / "ssh_host_ed25519_key.pub").read_text().split()
+    assert read[1:] == known[:2]
