@@ -97,6 +97,7 @@ class Login(FastConnection):
         whatever it says; only who has *signed* is told that the peer is disabled, the certificate expired or the login
         name wrong. The identity is set by a verified signature and nothing else.
         """
+        self._check_safe()  # keys may have been exchanged once more meanwhile
         gate = self.handler.gate
         certificate = None
         if key_type(key_data).endswith(SUFFIX):

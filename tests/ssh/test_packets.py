@@ -181,6 +181,26 @@ async def test_data_of_a_channel_that_arrives_together_is_handed_on_together(
     await door.aclose()
 
 
+@pytest.mark.parametrize("cut", [1, 3, 17, 1000, 33_000, 70_000])
+async def test_packets_may_arrive_in_any_pieces(cut: int, handed_on: list[tuple[Session, bytes]]) -> None:
+    door, data = Door(), os.urandom(100_000 if cut > 20 else 3_000)
+    async with door.connect(Plain) as client:
+        (server,) = door.handler._connections
+        process = await client.create_process("cat", encoding=None)
+        client.gathered = []
+        for start in range(0, len(data), 999):
+            process.stdin.write(data[start : start + 999])
+        blob = b"".join(client.take())
+        for start in range(0, len(blob), cut):
+            server.data_received(blob[start : start + cut])
+            await asyncio.sleep(0)  # after so many packets it is another connection's turn
+        assert await process.stdout.readexactly(len(data)) == data
+        assert b"".join(piece for _, piece in handed_on) == data
+        process.stdin.write_eof()
+        await process.wait()
+    await door.aclose()
+
+
 async def test_what_came_before_a_changed_packet_is_handed_on(handed_on: list[tuple[Session, bytes]]) -> None:
     door = Door()
     async with door.connect(Plain) as client:
