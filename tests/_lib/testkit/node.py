@@ -33,12 +33,14 @@ def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float = DE
     """Poll `condition` until it gives something true, and return that."""
     deadline = time.monotonic() + timeout_s
     while True:
+        began = time.monotonic()
         result = condition()
         if result:
             return result
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}")
-        time.sleep(0.01)
+        # A question that takes long, such as a command, leaves the processor half of the time to what is waited for.
+        time.sleep(min(max(0.01, time.monotonic() - began), 0.1))
 
 
 def free_port() -> int:
