@@ -180,9 +180,7 @@ def _absolute(value: str) -> str:
 def _sftp_root(value: str) -> str:
     plain = value.replace("%%", "").replace("%u", "").removeprefix("%h")
     if value and (not value.startswith(("/", "%h")) or "%" in plain or "\0" in value or ".." in value.split("/")):
-        raise ValueError(
-            "must be an absolute path, which may begin with %h, the user's home, and hold %u, its name"
-        )
+        raise ValueError("must be an absolute path, which may begin with %h, the user's home, and hold %u, its name")
     return value
 
 

@@ -7,5 +7,7 @@ stream that :mod:`alknet.alpn` carries. May import :mod:`alknet.alpn` and leaf m
 :mod:`alknet.plan`, :mod:`alknet.runas` and :mod:`alknet.child` say what is run, as whom and how, here and elsewhere.
 
 Start with :mod:`alknet.ssh.handler` (the door), then :mod:`alknet.ssh.login` (who gets in),
-:mod:`alknet.ssh.connection` (limits), :mod:`alknet.ssh.session` (one channel), :mod:`alknet.ssh.client`.
+:mod:`alknet.ssh.connection` (limits), :mod:`alknet.ssh.session` (one channel) and :mod:`alknet.ssh.program` (what runs
+on it), :mod:`alknet.ssh.forwarding` (ports and sockets), :mod:`alknet.ssh.files` (the process that serves files). The
+client's side: :mod:`alknet.ssh.client`, :mod:`alknet.ssh.client_forwards`, :mod:`alknet.ssh.transfer`.
 """

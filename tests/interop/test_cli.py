@@ -341,7 +341,8 @@ def test_a_right_can_be_taken_from_a_node_that_does_not_answer(
     node: NodeProcess, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command runs in this process, where it loses its patience sooner."""
-    monkeypatch.setattr("alknet.call.client.HELLO_TIMEOUT_S", 0.5)
+    for part in ("dial", "tls", "quic_dial"):
+        monkeypatch.setattr(f"alknet.alpn.{part}.HANDSHAKE_TIMEOUT_S", 0.5)
     node.write_peer("bob", 'scopes = ["ssh:*"]')
     os.kill(node.pid, signal.SIGSTOP)
     try:
