@@ -21,7 +21,7 @@ from alknet.ssh.options import HostKey, server_options
 from alknet.targets import Target
 from alknet.tasks import Tasks
 
-__all__ = ["ALPN", "Command", "SshHandler", "SshSettings", "Subsystem"]
+__all__ = ["ALPN", "Command", "OwnPort", "SshHandler", "SshSettings", "Subsystem"]
 
 ALPN: Final = "alknet/ssh"
 SHUTDOWN_GRACE_S: Final = 0.5

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from alknet.ssh.client_forwards import Forwards
     from alknet.ssh.forward_specs import Forward
 
-__all__ = ["Keeper", "forward", "forward_options", "until_stopped", "why_lost"]
+__all__ = ["Keeper", "forward", "forward_options", "say", "until_stopped", "why_lost"]
 
 T = TypeVar("T")
 MOST_S: Final = 30.0

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
 import pytest
 
+from testkit.as_user import Launcher
 from testkit.node import NodeProcess, free_port, own_seconds, wait_until
 
 pytestmark = pytest.mark.interop
@@ -34,16 +36,18 @@ def _printed_ssh(up: "pexpect.spawn[str]") -> list[str]:
     return line
 
 
-def _fails(*arguments: str, **keywords: object) -> tuple[int, list[str]]:
-    result = subprocess.run(
-        [*ALKNET, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        cwd="/",
-        **keywords,  # type: ignore[call-overload]
-    )
-    return result.returncode, result.stderr.splitlines()
+Fails = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture
+def fails(launcher: Launcher) -> Fails:
+    """Runs ``alknet ARGUMENT…`` to its end; returns the exit code and what stands in stderr."""
+
+    def run(*arguments: str) -> tuple[int, list[str]]:
+        result = launcher.run(arguments, env=os.environ, timeout=20)
+        return result.returncode, result.stderr.splitlines()
+
+    return run
 
 
 def test_up_prints_a_line_that_works_and_ctrl_c_drains_and_exits_0(tmp_path: Path) -> None:
@@ -119,10 +123,8 @@ def test_several_addresses_are_served(tmp_path: Path) -> None:
     up.expect(pexpect.EOF)
 
 
-def test_a_taken_port_gives_two_clear_lines(node: NodeProcess, tmp_path: Path) -> None:
-    code, lines = _fails(
-        "up", "--home", str(tmp_path / "other"), "--no-user-keys", "--listen", f"127.0.0.1:{node.port}"
-    )
+def test_a_taken_port_gives_two_clear_lines(fails: Fails, node: NodeProcess, tmp_path: Path) -> None:
+    code, lines = fails("up", "--home", str(tmp_path / "other"), "--no-user-keys", "--listen", f"127.0.0.1:{node.port}")
     assert code == EXIT_START
     assert lines[-2:] == [
         f"alknet: cannot listen on 127.0.0.1:{node.port} (TCP): Address already in use",
@@ -131,32 +133,32 @@ def test_a_taken_port_gives_two_clear_lines(node: NodeProcess, tmp_path: Path) -
     ]
 
 
-def test_a_second_node_on_the_same_home_is_refused(node: NodeProcess) -> None:
-    code, lines = _fails("serve", "--home", str(node.home))
+def test_a_second_node_on_the_same_home_is_refused(fails: Fails, node: NodeProcess) -> None:
+    code, lines = fails("serve", "--home", str(node.home))
     assert code == EXIT_START
     assert lines[0] == f"alknet: {node.home}: a node already runs on this home (process {node.pid})"
 
 
-def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_made(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, lines = _fails("up", "--home", str(tmp_path / "file" / "home"))
+    code, lines = fails("up", "--home", str(tmp_path / "file" / "home"))
     assert code == EXIT_START
     assert "a home cannot be made here" in lines[0]
     assert lines[1].startswith("  hint: ")
 
 
-def test_a_loose_key_file(node: NodeProcess) -> None:
+def test_a_loose_key_file(fails: Fails, node: NodeProcess) -> None:
     node.stop()
     key = node.home / "keys" / "ssh_host_ed25519_key"
     key.chmod(0o644)
-    code, lines = _fails("serve", "--home", str(node.home))
+    code, lines = fails("serve", "--home", str(node.home))
     assert code == EXIT_START
     assert lines[0] == f"alknet: {key}: holds a secret but has mode 0644, so that others can open it"
     assert lines[1].startswith(f"  hint: chmod 600 {key}")
 
 
 @pytest.mark.parametrize("what", ["missing", "garbage", "encrypted"])
-def test_a_host_key_that_cannot_be_used(node: NodeProcess, what: str) -> None:
+def test_a_host_key_that_cannot_be_used(fails: Fails, node: NodeProcess, what: str) -> None:
     node.stop()
     key = node.home / "keys" / "ssh_host_ed25519_key"
     if what == "missing":
@@ -165,21 +167,21 @@ def test_a_host_key_that_cannot_be_used(node: NodeProcess, what: str) -> None:
         key.write_text("not a key\n")
     else:
         subprocess.run(["ssh-keygen", "-q", "-p", "-N", "passphrase", "-f", str(key)], check=True)
-    code, lines = _fails("serve", "--home", str(node.home))
+    code, lines = fails("serve", "--home", str(node.home))
     assert (code, str(key) in lines[0]) == (EXIT_START, True)
     assert "Traceback" not in "\n".join(lines)
 
 
-def test_a_broken_configuration(node: NodeProcess) -> None:
+def test_a_broken_configuration(fails: Fails, node: NodeProcess) -> None:
     node.stop()
     (node.home / "alknet.toml").write_text("[node]\nlisten = 7\n")
-    code, lines = _fails("serve", "--home", str(node.home))
+    code, lines = fails("serve", "--home", str(node.home))
     assert code == EXIT_START
     assert f"{node.home / 'alknet.toml'}:2: node.listen" in lines[0]
 
 
-def test_a_home_without_a_node(tmp_path: Path) -> None:
-    code, lines = _fails("serve", "--home", str(tmp_path))
+def test_a_home_without_a_node(fails: Fails, tmp_path: Path) -> None:
+    code, lines = fails("serve", "--home", str(tmp_path))
     assert (code, "there is no node here" in lines[0]) == (EXIT_START, True)
 
 

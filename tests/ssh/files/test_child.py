@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import pwd
 import shutil
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -25,7 +27,6 @@ from alknet.ssh.files.child import MAX_NOTES, Notes, PipeOutput
 from alknet.ssh.files.packets import MAX_PACKET_BYTES, MAX_READ_BYTES
 from testkit import file_child
 from testkit.file_child import FileChild, field, packet
-from testkit.users import need_root, os_user
 
 REALPATH, STAT, STATUS, NAME, ATTRS = 16, 17, 101, 104, 105
 SFTP_S = 20
@@ -270,10 +271,10 @@ def test_scp_and_how_it_ends(root: Path) -> None:
         assert child.end() == (3, "alknet: write is not for you (den_1)\n")
 
 
-def test_it_becomes_the_user_before_it_opens_anything() -> None:
-    need_root()
-    with os_user() as user:
-        root = Path(user.pw_dir)
+def test_it_becomes_the_user_before_it_opens_anything(test_user: pwd.struct_passwd) -> None:
+    user = test_user
+    with tempfile.TemporaryDirectory(dir=user.pw_dir) as directory:
+        root = Path(directory)
         root.chmod(0o777)
         (root / "roots").write_bytes(b"root's")
         (root / "roots").chmod(0o600)
