@@ -69,7 +69,7 @@ def reported(forwards: Iterable[Forward]) -> Iterator[None]:
             forward.act.done(f"failed: {outcome}")
         words = os.strerror(number) if number else str(exc) or outcome
         raise NotForwarded(words, code=asyncssh.OPEN_CONNECT_FAILED) from exc
-    except BaseException:
+    except BaseException as exc:
         for forward in forwards:
-            forward.act.done("hung up")
+            forward.act.done("refused" if isinstance(exc, NotForwarded) else "hung up")
         raise

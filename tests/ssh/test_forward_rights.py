@@ -230,3 +230,12 @@ async def test_what_was_allowed_is_asked_again_once_it_is_made(monkeypatch: pyte
             assert target.recv(1) == b""
     assert door.outcomes("forward/local") == ["revoked"]
     await door.aclose()
+
+
+async def test_a_port_of_the_nodes_choice_has_to_be_allowed_on_every_address_of_the_host() -> None:
+    door = Door(policy=allowing("remote 127.0.0.1/32:21000", "remote [::1]:21001"))
+    async with door.connect() as client:
+        with pytest.raises(asyncssh.ChannelListenError):
+            await client.start_server(lambda *_: reverse, "localhost", 0)
+    assert door.outcomes("forward/remote") == ["refused"]
+    await door.aclose()
