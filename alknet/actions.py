@@ -7,7 +7,7 @@ A rule is a function of the peer, the resource and the policy that says why not,
 
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,7 +16,7 @@ from alknet.globs import path_glob
 from alknet.targets import DEFAULT, Direction, judge, parse_target
 
 if TYPE_CHECKING:
-    from alknet.access import Identity, Peer, Policy
+    from alknet.access import DaemonUser, Identity, Peer, Policy
 
 __all__ = ["ACTIONS", "Action", "Grant", "command_matches", "permits"]
 
@@ -116,32 +116,34 @@ def _run_switch(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict
 
 def _runs_as(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | None:
     """Who runs things: a mapped user under root, else the daemon's own user where that was granted."""
-    daemon, user = policy.daemon, peer.ssh.user
-    if daemon.is_root:
-        if user is None:
-            return "ssh.user", f"peer {peer.id!r} has no ssh.user, and the node runs as root"
-        return None
-    if not peer.ssh.as_daemon:
+    daemon = policy.daemon
+    if not daemon.is_root and not peer.ssh.as_daemon:
         return (
             "ssh.as_daemon",
             f"peer {peer.id!r} may not run things as {daemon.name!r}, the user that the node runs as"
             " (as_daemon is false)",
         )
-    if user is not None and user != daemon.name:
-        return (
-            "ssh.user",
-            f"peer {peer.id!r} runs things as {user!r}, but the node runs as {daemon.name!r} and cannot"
-            " change to another user",
-        )
-    return None
+    return _has_user(peer, daemon)
 
 
 def _files_as(peer: "Peer", resource: str | None, policy: "Policy") -> Verdict | None:
     """Whose files: as `_runs_as`, but an ordinary node serves its own to whoever has been given a root."""
     if peer.ssh.sftp_root is None:
         return "ssh.sftp_root", f"peer {peer.id!r} has no sftp_root, and nor has [ssh] on this node"
-    if policy.daemon.is_root or peer.ssh.user is not None:
-        return _runs_as(replace(peer, ssh=replace(peer.ssh, as_daemon=True)), resource, policy)
+    return _has_user(peer, policy.daemon)
+
+
+def _has_user(peer: "Peer", daemon: "DaemonUser") -> Verdict | None:
+    """Whether the node can become the peer's user, or is it."""
+    user = peer.ssh.user
+    if daemon.is_root:
+        return None if user else ("ssh.user", f"peer {peer.id!r} has no ssh.user, and the node runs as root")
+    if user is not None and user != daemon.name:
+        return (
+            "ssh.user",
+            f"peer {peer.id!r} runs things as {user!r}, but the node runs as {daemon.name!r} and cannot"
+            " change to another user",
+        )
     return None
 
 

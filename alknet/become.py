@@ -17,7 +17,7 @@ __all__ = ["become", "helper_argv"]
 
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
-NOBODY_ELSE: Final = "-"
+UNCHANGED: Final = "-"
 """Stands for the ids where the helper stays who it is."""
 
 
@@ -26,7 +26,7 @@ def helper_argv(module: str, user: "RunAs", *arguments: str | int) -> list[str]:
 
     The interpreter takes nothing from the environment and nothing from the directory that it is started in.
     """
-    ids = [NOBODY_ELSE]
+    ids = [UNCHANGED]
     if user.change:
         ids = [str(user.uid), str(user.gid), ",".join(map(str, user.groups))]
     return [sys.executable, "-I", "-m", module, *map(str, arguments), *ids]
@@ -36,7 +36,7 @@ def become(ids: Sequence[str]) -> None:
     """Become the user whose `ids` the command line ends with, for good; no program that this process might start gets
     more rights, and no other process of that user may look into this one. Raises `OSError`, after which the process
     must end."""
-    if list(ids) != [NOBODY_ELSE]:
+    if list(ids) != [UNCHANGED]:
         uid, gid, groups = int(ids[0]), int(ids[1]), [int(group) for group in ids[2].split(",") if group]
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
