@@ -120,7 +120,8 @@ def test_a_digest_is_of_the_whole_file_and_can_be_given_up(tmp_path: Path) -> No
     data = os.urandom(3 * 1024 * 1024 + 7)
     (tmp_path / "file").write_bytes(data)
     with Roots([Root.of("r", str(tmp_path))]).reach("r/file") as spot:
-        assert digest_of(spot, _context(is_over=False)) == (blake3(data).hexdigest(), spot.info())
+        before = spot.info()  # reading may change the time of the last access
+        assert digest_of(spot, _context(is_over=False)) == (blake3(data).hexdigest(), before)
         assert digest_of(spot, _context(is_over=True))[0] == blake3(b"").hexdigest()
 
 
